@@ -1,0 +1,230 @@
+//! What commands print: tables for people, JSON for programs, failures on stderr.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde_json::{Value, json};
+
+use crate::cli::exit::{Exit, Failure, advice};
+use crate::cli::{Global, view};
+use crate::client::Client;
+use crate::outcome::Outcome;
+
+/// What every command works with.
+#[derive(Debug)]
+pub(crate) struct Ctx {
+    /// The gateway.
+    pub client: Client,
+    /// Whether to print for programs.
+    pub json: bool,
+    /// `--timeout`.
+    pub timeout: Duration,
+    /// The arguments that all commands share.
+    pub global: Global,
+}
+
+impl Ctx {
+    pub(crate) fn new(global: &Global) -> Result<Self, Failure> {
+        Ok(Self {
+            client: global.builder().build()?,
+            json: global.json,
+            timeout: global.timeout,
+            global: global.clone(),
+        })
+    }
+
+    /// Prints a result: `value` for programs, or `text` for people.
+    pub(crate) fn print(&self, value: &Value, text: impl FnOnce() -> String) -> Result<(), Failure> {
+        if self.json {
+            print_bytes(format!("{value:#}\n").as_bytes())
+        } else {
+            let mut text = text();
+            if !text.is_empty() && !text.ends_with('\n') {
+                text.push('\n');
+            }
+            print_bytes(text.as_bytes())
+        }
+    }
+
+    /// Tells a transaction's outcome, with `committed` for one that was committed, and turns every
+    /// other one into a failure. `what` is the deed, e.g. "the transfer".
+    pub(crate) async fn conclude<R>(
+        &self,
+        what: &str,
+        outcome: Outcome<R>,
+        committed: impl FnOnce(&R, &mut Value) -> String,
+    ) -> Result<(), Failure> {
+        let gtrid = outcome.gtrid().map(str::to_owned);
+        match outcome {
+            Outcome::Committed { gtrid, results, replayed } => {
+                let mut value = json!({
+                    "outcome": "committed", "gtrid": gtrid, "replayed": replayed,
+                });
+                let mut text = committed(&results, &mut value);
+                if replayed {
+                    text.push_str("\n(this is the outcome of an earlier attempt; \
+                                   nothing was done twice)");
+                }
+                self.print(&value, || text)
+            }
+            Outcome::Aborted { reason, .. } => {
+                let value = json!({
+                    "outcome": "aborted", "gtrid": gtrid, "reason": view::reason(&reason),
+                });
+                self.print(&value, String::new)?;
+                let failure = Failure::new(Exit::of(&reason), format!("{what} was not made"))
+                    .why(&reason)
+                    .why("nothing was changed on any server");
+                Err(match advice(&reason.code) {
+                    Some(next) => failure.next(next),
+                    None => failure,
+                })
+            }
+            Outcome::Unknown { request_id, message, .. } => {
+                let known = self.ask_again(gtrid.as_deref(), request_id.as_deref()).await;
+                if let Some(gtrid) = known {
+                    let value = json!({
+                        "outcome": "committed", "gtrid": gtrid, "replayed": false,
+                        "note": "the answer was lost; the coordinator says that it is committed",
+                    });
+                    return self.print(&value, || {
+                        format!("{what} is committed in {gtrid} (its answer was lost)")
+                    });
+                }
+                let value = json!({
+                    "outcome": "unknown", "gtrid": gtrid, "request_id": request_id,
+                    "message": message,
+                });
+                self.print(&value, String::new)?;
+                Err(unknown(what, gtrid.as_deref(), request_id.as_deref(), &message))
+            }
+        }
+    }
+
+    /// Asks the coordinator about an outcome that a call left open. Only a commit is believed: an
+    /// abort on record may be that of an earlier attempt than the one that is still on its way.
+    async fn ask_again(&self, gtrid: Option<&str>, request_id: Option<&str>) -> Option<String> {
+        let transaction = match (gtrid, request_id) {
+            (Some(gtrid), _) => self.client.transaction(gtrid).await.ok()?,
+            (None, Some(id)) => self.client.transaction_of_request(id).await.ok()?,
+            (None, None) => return None,
+        };
+        match Outcome::of(&transaction) {
+            Outcome::Committed { gtrid, .. } => Some(gtrid),
+            _ => None,
+        }
+    }
+}
+
+fn unknown(what: &str, gtrid: Option<&str>, request_id: Option<&str>, message: &str) -> Failure {
+    let failure = Failure::new(Exit::Unknown, format!("it is not known whether {what} was made"))
+        .why(message)
+        .why("it took effect on all servers, or on none; nothing is half done");
+    match (gtrid, request_id) {
+        (_, Some(id)) => failure.next(format!(
+            "repeat the same command with --request-id {id}: it takes effect at most once; or ask \
+             `concord tx get --request-id {id}`"
+        )),
+        (Some(gtrid), None) => failure.next(format!("ask `concord tx get {gtrid}`")),
+        (None, None) => failure.next("look at the data before you send it again"),
+    }
+}
+
+/// Writes to stdout. A reader that went away (`| head`) is not a failure.
+pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Err(Failure::silent(Exit::Done))
+        }
+        Err(error) => Err(Failure::new(Exit::Other, "cannot write to stdout").why(error)),
+    }
+}
+
+/// Tells a failure on stderr.
+pub(crate) fn complain(failure: &Failure) {
+    let mut stderr = io::stderr().lock();
+    let colour = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let (red, bold, plain) = if colour { ("\x1b[31m", "\x1b[1m", "\x1b[0m") } else { ("", "", "") };
+    let mut text = format!("{red}{bold}error:{plain} {}\n", clean(&failure.to_string()));
+    for (i, why) in failure.reasons().iter().enumerate() {
+        let label = if i == 0 { "why: " } else { "     " };
+        text.push_str(&format!("  {label} {}\n", clean(why)));
+    }
+    if let Some(next) = failure.advice() {
+        text.push_str(&format!("  next: {}\n", clean(next)));
+    }
+    // Nobody is left to tell when stderr is gone.
+    let _ = stderr.write_all(text.as_bytes());
+}
+
+/// Replaces control characters, so that data from a server cannot drive the terminal.
+pub(crate) fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// A table of `rows` under `header`; columns whose name ends in `>` are aligned right.
+pub(crate) fn table<R, C>(header: &[&str], rows: R) -> String
+where
+    R: IntoIterator<Item = Vec<C>>,
+    C: AsRef<str>,
+{
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(header.iter().map(|name| name.trim_end_matches('>')));
+    let mut count = 0;
+    for row in rows {
+        table.add_row(row.iter().map(|cell| clean(cell.as_ref())));
+        count += 1;
+    }
+    for (i, name) in header.iter().enumerate() {
+        if let (true, Some(column)) = (name.ends_with('>'), table.column_mut(i)) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    if count == 0 { "none".to_owned() } else { table.to_string() }
+}
+
+/// Lines of `name: value` for one thing.
+pub(crate) fn facts(lines: &[(&str, String)]) -> String {
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let shown: Vec<String> = lines
+        .iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| format!("{name:<width$}  {}", clean(value)))
+        .collect();
+    shown.join("\n")
+}
+
+/// A request id for a command whose user gave none, so that its retries are safe.
+pub(crate) fn request_id(given: Option<String>) -> String {
+    given.unwrap_or_else(|| format!("cli-{}", uuid::Uuid::now_v7()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_shows_data_and_never_terminal_commands() {
+        let text = table(&["id", "amount>"], [vec!["a\x1b[2J\nb", "5"]]);
+        assert!(text.contains("a\u{fffd}[2J\u{fffd}b"), "{text}");
+        assert_eq!(table(&["id"], Vec::<Vec<&str>>::new()), "none");
+    }
+
+    #[test]
+    fn facts_leave_out_what_is_empty() {
+        let text = facts(&[("id", "a".into()), ("memo", String::new()), ("price", "5".into())]);
+        assert_eq!(text, "id     a\nprice  5");
+    }
+
+    #[test]
+    fn an_unknown_outcome_says_how_to_ask_again() {
+        let failure = unknown("the transfer", None, Some("r-1"), "lost");
+        assert_eq!(failure.code(), Exit::Unknown);
+        assert!(failure.advice().unwrap().contains("--request-id r-1"));
+    }
+}

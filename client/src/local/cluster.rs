@@ -1,0 +1,532 @@
+//! What a local cluster consists of: its folder, its settings, and the list of its processes.
+//!
+//! ```text
+//! .concord/
+//!   cluster.json         settings of the first start; also the mark that makes this folder ours
+//!   lock                 held by the supervisor
+//!   state.json           what runs now
+//!   up.log               the supervisor's log when it is detached
+//!   config/*.toml        the daemons' configuration, written at every start
+//!   log/*.log            one log per process
+//!   servers/s1…          one private folder per server
+//!   coordinator/         the decision log
+//! ```
+//!
+//! This module starts nothing.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::binary::{BinaryError, ServerBinary, ServerKind};
+use super::config::{
+    self, CoordinatorConfig, ParticipantAddress, ParticipantConfig, private_folder,
+};
+use super::lock::{ClusterLock, LockError};
+use super::ports::{self, PortError, PortUse};
+use super::process::Launch;
+use super::server::{ServerError, ServerFolder, ServerSpec, Tcp};
+use super::state::{Role, replace};
+
+/// Most servers of a local cluster: what one machine can carry.
+pub const MAX_SERVERS: u16 = 16;
+
+/// Servers of a new cluster when nothing else is asked for.
+const DEFAULT_SERVERS: u16 = 2;
+const DEFAULT_GATEWAY_PORT: u16 = 7400;
+const DEFAULT_PARTICIPANT_PORT: u16 = 7411;
+const DEFAULT_SERVER_PORT: u16 = 7421;
+
+/// The cluster's name, which is part of every branch's xid.
+const CLUSTER_NAME: &str = "local";
+
+/// The settings file, which marks a folder as ours.
+const SETTINGS_FILE: &str = "cluster.json";
+
+/// The supervisor's log when nobody watches it.
+pub const UP_LOG: &str = "up.log";
+
+/// Why a cluster cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// A file or folder.
+    #[error("{what} {path}")]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The folder has other things in it.
+    #[error("{folder} is not empty and holds no cluster; choose another folder with --dir")]
+    ForeignFolder {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The cluster has another size.
+    #[error(
+        "the cluster in {folder} has {has} servers, and its data is spread over them; \
+         --servers {wanted} needs a new one: `concord down --wipe` removes this, --dir chooses \
+         another folder"
+    )]
+    OtherSize {
+        /// The folder.
+        folder: PathBuf,
+        /// Its servers.
+        has: u16,
+        /// What was asked for.
+        wanted: u16,
+    },
+    /// The cluster's data belongs to the other kind of server.
+    #[error(
+        "the data in {folder} was written by {has}, and {wanted} cannot read it; `concord down \
+         --wipe` removes it, --dir chooses another folder"
+    )]
+    OtherKind {
+        /// The folder.
+        folder: PathBuf,
+        /// Who wrote the data.
+        has: ServerKind,
+        /// What was asked for.
+        wanted: ServerKind,
+    },
+    /// A program of ours is missing.
+    #[error("{program} is not beside {own}; build all with `cargo build`")]
+    NoDaemon {
+        /// The program.
+        program: &'static str,
+        /// Where it was looked for.
+        own: PathBuf,
+    },
+    /// There is no usable server program.
+    #[error(transparent)]
+    Binary(#[from] BinaryError),
+    /// A server's folder.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The ports do not do.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// Another supervisor runs.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+}
+
+/// What the user asks for; `None` means what the cluster had, or the default for a new one.
+#[derive(Debug, Clone, Default)]
+pub struct Wishes {
+    /// The cluster's folder.
+    pub folder: PathBuf,
+    /// How many servers.
+    pub servers: Option<u16>,
+    /// `mysql`, `mariadb` or a path.
+    pub server: Option<String>,
+    /// The gateway's port.
+    pub gateway_port: Option<u16>,
+    /// The first participant's port.
+    pub participant_port: Option<u16>,
+    /// The first server's port.
+    pub server_port: Option<u16>,
+}
+
+/// What a cluster remembers between two starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Settings {
+    servers: u16,
+    server: PathBuf,
+    kind: ServerKind,
+    gateway_port: u16,
+    participant_port: u16,
+    server_port: u16,
+    seeded: bool,
+}
+
+/// One process and how to start it.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// `s1`…, `p1`… or `coordinator`.
+    pub name: String,
+    /// What it is there for.
+    pub role: Role,
+    /// Where it listens, `127.0.0.1:PORT`.
+    pub address: String,
+    /// Its log.
+    pub log: PathBuf,
+    /// How to start it.
+    pub program: Program,
+}
+
+/// How a process is started.
+#[derive(Debug, Clone)]
+pub enum Program {
+    /// A MySQL or MariaDB server.
+    Server(Box<ServerSpec>),
+    /// A daemon of ours, which answers gRPC health.
+    Daemon(Launch),
+}
+
+/// A cluster that is locked by us and ready to be started.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: PathBuf,
+    settings: Settings,
+    binary: ServerBinary,
+    daemons: PathBuf,
+    _lock: ClusterLock,
+}
+
+impl Cluster {
+    /// Takes the folder and decides on everything, without starting or changing anything but the
+    /// folder's settings. The ports are checked by [`Cluster::check_ports`], after strays of an
+    /// earlier supervisor have been stopped.
+    pub fn open(wishes: &Wishes) -> Result<Self, ClusterError> {
+        let daemons = daemon_folder()?;
+        let known = read_settings(&wishes.folder)?;
+        if known.is_none() && !is_free(&wishes.folder)? {
+            return Err(ClusterError::ForeignFolder { folder: wishes.folder.clone() });
+        }
+        let (settings, binary) = settle(wishes, known)?;
+        let folder = &wishes.folder;
+        private_folder(folder).map_err(io_error("cannot make the folder", folder))?;
+        let folder = folder.canonicalize().map_err(io_error("cannot find", folder))?;
+        let lock = ClusterLock::acquire(&folder)?;
+        for part in ["config", "log", "servers", "coordinator"] {
+            let part = folder.join(part);
+            private_folder(&part).map_err(io_error("cannot make the folder", &part))?;
+        }
+        let cluster = Self { folder, settings, binary, daemons, _lock: lock };
+        cluster.write_settings()?;
+        Ok(cluster)
+    }
+
+    /// Its folder, absolute.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        CLUSTER_NAME
+    }
+
+    /// The program of its servers.
+    pub fn binary(&self) -> &ServerBinary {
+        &self.binary
+    }
+
+    /// The gateway's URL.
+    pub fn gateway(&self) -> String {
+        format!("http://127.0.0.1:{}", self.settings.gateway_port)
+    }
+
+    /// True when the sample data was put in by an earlier start.
+    pub fn is_seeded(&self) -> bool {
+        self.settings.seeded
+    }
+
+    /// Remembers that the sample data is in.
+    pub fn set_seeded(&mut self) -> Result<(), ClusterError> {
+        self.settings.seeded = true;
+        self.write_settings()
+    }
+
+    /// Checks that every port can be had.
+    pub fn check_ports(&self) -> Result<(), ClusterError> {
+        let mut uses = vec![PortUse {
+            port: self.settings.gateway_port,
+            user: "the coordinator's gateway".into(),
+            flag: "--gateway-port",
+        }];
+        for index in 0..self.settings.servers {
+            uses.push(PortUse {
+                port: self.participant_port(index)?,
+                user: format!("participant p{}", index + 1),
+                flag: "--participant-port",
+            });
+            uses.push(PortUse {
+                port: self.server_port(index)?,
+                user: format!("server s{}", index + 1),
+                flag: "--server-port",
+            });
+        }
+        Ok(ports::check(&uses)?)
+    }
+
+    /// Writes the daemons' configuration files and lists all processes: servers, participants,
+    /// coordinator.
+    pub fn services(&self) -> Result<Vec<Service>, ClusterError> {
+        let mut servers = Vec::new();
+        let mut participants = Vec::new();
+        let mut addresses = Vec::new();
+        for index in 0..self.settings.servers {
+            let server = self.server(index)?;
+            let participant = self.participant(index)?;
+            let address = format!("http://{}", participant.address);
+            addresses.push(ParticipantAddress { name: participant.name.clone(), address });
+            servers.push(server);
+            participants.push(participant);
+        }
+        let coordinator = self.coordinator(addresses)?;
+        servers.append(&mut participants);
+        servers.push(coordinator);
+        Ok(servers)
+    }
+
+    fn server(&self, index: u16) -> Result<Service, ClusterError> {
+        let port = self.server_port(index)?;
+        let name = format!("s{}", index + 1);
+        let log = self.log(&name);
+        let folder = self.server_folder(index);
+        let mut spec = ServerSpec::new(self.binary.clone(), folder).tcp(Tcp::Port(port));
+        spec.log = Some(log.clone());
+        let address = format!("127.0.0.1:{port}");
+        let program = Program::Server(Box::new(spec));
+        Ok(Service { name, role: Role::Server, address, log, program })
+    }
+
+    fn participant(&self, index: u16) -> Result<Service, ClusterError> {
+        let name = format!("p{}", index + 1);
+        let address = format!("127.0.0.1:{}", self.participant_port(index)?);
+        let server = ServerFolder::open(&self.server_folder(index))?;
+        let config = ParticipantConfig::new(
+            &name,
+            CLUSTER_NAME,
+            address.clone(),
+            self.gateway(),
+            (server.socket().to_owned(), server.password_file().to_owned()),
+        );
+        let program = self.daemon("concord-participant", &name, &config)?;
+        let log = self.log(&name);
+        Ok(Service { name, role: Role::Participant, address, log, program })
+    }
+
+    fn coordinator(
+        &self,
+        participants: Vec<ParticipantAddress>,
+    ) -> Result<Service, ClusterError> {
+        let name = "coordinator".to_owned();
+        let address = format!("127.0.0.1:{}", self.settings.gateway_port);
+        let config = CoordinatorConfig {
+            cluster: CLUSTER_NAME.into(),
+            listen: address.clone(),
+            data_dir: self.folder.join("coordinator"),
+            participants,
+        };
+        let program = self.daemon("concord-coordinator", &name, &config)?;
+        let log = self.log(&name);
+        Ok(Service { name, role: Role::Coordinator, address, log, program })
+    }
+
+    fn daemon(
+        &self,
+        program: &str,
+        name: &str,
+        config: &impl Serialize,
+    ) -> Result<Program, ClusterError> {
+        let file = self.folder.join("config").join(format!("{name}.toml"));
+        config::write(&file, config).map_err(io_error("cannot write", &file))?;
+        Ok(Program::Daemon(Launch {
+            program: self.daemons.join(program),
+            args: vec!["--config".into(), file.into_os_string()],
+            env: Vec::new(),
+            output: self.log(name),
+        }))
+    }
+
+    fn server_folder(&self, index: u16) -> PathBuf {
+        self.folder.join("servers").join(format!("s{}", index + 1))
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.folder.join("log").join(format!("{name}.log"))
+    }
+
+    fn participant_port(&self, index: u16) -> Result<u16, PortError> {
+        let Settings { participant_port, servers, .. } = self.settings;
+        ports::in_row(participant_port, index, servers, "--participant-port")
+    }
+
+    fn server_port(&self, index: u16) -> Result<u16, PortError> {
+        let Settings { server_port, servers, .. } = self.settings;
+        ports::in_row(server_port, index, servers, "--server-port")
+    }
+
+    fn write_settings(&self) -> Result<(), ClusterError> {
+        let file = self.folder.join(SETTINGS_FILE);
+        let text = serde_json::to_string_pretty(&self.settings)
+            .map_err(|error| io_error("cannot write", &file)(error.into()))?;
+        replace(&file, &(text + "\n")).map_err(io_error("cannot write", &file))
+    }
+}
+
+/// Removes a cluster's folder with all data. The caller holds its lock.
+pub fn wipe(folder: &Path, lock: ClusterLock) -> Result<(), ClusterError> {
+    if read_settings(folder)?.is_none() {
+        return Err(ClusterError::ForeignFolder { folder: folder.to_owned() });
+    }
+    let servers = folder.join("servers");
+    for server in fs::read_dir(&servers).into_iter().flatten().flatten() {
+        ServerFolder::open(&server.path())?.forget_socket()?;
+    }
+    // The mark goes last, so that an interrupted removal can be taken up again.
+    for entry in fs::read_dir(folder).map_err(io_error("cannot read", folder))?.flatten() {
+        let path = entry.path();
+        if entry.file_name() == SETTINGS_FILE {
+            continue;
+        }
+        let removed = if path.is_dir() && !path.is_symlink() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
+        removed.map_err(io_error("cannot remove", &path))?;
+    }
+    fs::remove_dir_all(folder).map_err(io_error("cannot remove", folder))?;
+    drop(lock);
+    Ok(())
+}
+
+/// True when the folder is a cluster's.
+pub fn is_cluster(folder: &Path) -> bool {
+    folder.join(SETTINGS_FILE).is_file()
+}
+
+/// Fits the wishes to what is there.
+fn settle(
+    wishes: &Wishes,
+    known: Option<Settings>,
+) -> Result<(Settings, ServerBinary), ClusterError> {
+    let folder = || wishes.folder.clone();
+    let binary = match (&wishes.server, &known) {
+        (Some(server), _) => ServerBinary::discover(server)?,
+        (None, Some(known)) => ServerBinary::at(&known.server)?,
+        (None, None) => ServerBinary::of_kind(ServerKind::Mariadb)
+            .or_else(|_| ServerBinary::of_kind(ServerKind::Mysql))?,
+    };
+    let new = Settings {
+        servers: DEFAULT_SERVERS,
+        server: binary.path().to_owned(),
+        kind: binary.kind(),
+        gateway_port: DEFAULT_GATEWAY_PORT,
+        participant_port: DEFAULT_PARTICIPANT_PORT,
+        server_port: DEFAULT_SERVER_PORT,
+        seeded: false,
+    };
+    if let Some(known) = &known {
+        let wanted = wishes.servers.unwrap_or(known.servers);
+        if wanted != known.servers {
+            return Err(ClusterError::OtherSize { folder: folder(), has: known.servers, wanted });
+        }
+        if binary.kind() != known.kind {
+            let (has, wanted) = (known.kind, binary.kind());
+            return Err(ClusterError::OtherKind { folder: folder(), has, wanted });
+        }
+    }
+    let mut settings = known.unwrap_or(new);
+    binary.path().clone_into(&mut settings.server);
+    settings.servers = wishes.servers.unwrap_or(settings.servers);
+    settings.gateway_port = wishes.gateway_port.unwrap_or(settings.gateway_port);
+    settings.participant_port = wishes.participant_port.unwrap_or(settings.participant_port);
+    settings.server_port = wishes.server_port.unwrap_or(settings.server_port);
+    Ok((settings, binary))
+}
+
+fn read_settings(folder: &Path) -> Result<Option<Settings>, ClusterError> {
+    let file = folder.join(SETTINGS_FILE);
+    let text = match fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(io_error("cannot read", &file)(error)),
+    };
+    let settings = serde_json::from_str(&text)
+        .map_err(|error| io_error("cannot understand", &file)(error.into()))?;
+    Ok(Some(settings))
+}
+
+/// True when nothing of anyone else is in the folder.
+fn is_free(folder: &Path) -> Result<bool, ClusterError> {
+    let ours = ["lock", UP_LOG, "config", "log", "servers", "coordinator", "cluster.json.new"];
+    match fs::read_dir(folder) {
+        Ok(entries) => Ok(entries
+            .flatten()
+            .all(|entry| ours.iter().any(|name| entry.file_name() == *name))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(io_error("cannot read", folder)(error)),
+    }
+}
+
+/// Our daemons are installed, or built, beside this program.
+fn daemon_folder() -> Result<PathBuf, ClusterError> {
+    let own = env::current_exe()
+        .map_err(io_error("cannot find the own program", Path::new("/proc/self/exe")))?;
+    let folder = own.parent().unwrap_or(Path::new("/")).to_owned();
+    for program in ["concord-participant", "concord-coordinator"] {
+        if !folder.join(program).is_file() {
+            return Err(ClusterError::NoDaemon { program, own });
+        }
+    }
+    Ok(folder)
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ClusterError + use<> {
+    let path = path.to_owned();
+    move |source| ClusterError::Io { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        let binary = ServerBinary::under_test().unwrap().remove(0);
+        Settings {
+            servers: 3,
+            server: binary.path().to_owned(),
+            kind: binary.kind(),
+            gateway_port: 1,
+            participant_port: 2,
+            server_port: 5,
+            seeded: true,
+        }
+    }
+
+    #[test]
+    fn a_second_start_keeps_what_the_first_chose() {
+        let known = settings();
+        let (again, _) = settle(&Wishes::default(), Some(known.clone())).unwrap();
+        assert_eq!(again, known);
+        let wishes = Wishes { gateway_port: Some(9), ..Wishes::default() };
+        let (moved, _) = settle(&wishes, Some(known.clone())).unwrap();
+        assert_eq!((moved.gateway_port, moved.server_port), (9, 5));
+    }
+
+    #[test]
+    fn what_the_data_does_not_allow_is_refused() {
+        let known = settings();
+        let wishes = Wishes { servers: Some(2), ..Wishes::default() };
+        let error = settle(&wishes, Some(known.clone())).unwrap_err();
+        assert!(matches!(error, ClusterError::OtherSize { has: 3, wanted: 2, .. }));
+        let other = match known.kind {
+            ServerKind::Mysql => ServerKind::Mariadb,
+            ServerKind::Mariadb => ServerKind::Mysql,
+        };
+        let error = settle(&Wishes::default(), Some(Settings { kind: other, ..known }));
+        assert!(matches!(error.unwrap_err(), ClusterError::OtherKind { .. }));
+    }
+
+    #[test]
+    fn a_folder_of_someone_else_is_neither_used_nor_wiped() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("thesis.txt"), "").unwrap();
+        assert!(!is_free(folder.path()).unwrap());
+        let lock = ClusterLock::acquire(folder.path()).unwrap();
+        let error = wipe(folder.path(), lock).unwrap_err();
+        assert!(matches!(error, ClusterError::ForeignFolder { .. }));
+        assert!(folder.path().join("thesis.txt").exists());
+    }
+}

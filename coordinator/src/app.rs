@@ -1,0 +1,204 @@
+//! The coordinator put together: log, driver, links, services, listener.
+//!
+//! Everything is bound and recovered before anything is spawned, so that a coordinator that
+//! cannot work says so and ends.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use concord_daemon::{Loaded, Tasks, serve};
+use concord_proto::v1;
+use concord_proto::v1::admin_service_server::AdminServiceServer;
+use concord_proto::v1::bank_service_server::BankServiceServer;
+use concord_proto::v1::inventory_service_server::InventoryServiceServer;
+use concord_proto::v1::outcome_service_server::OutcomeServiceServer;
+use concord_proto::v1::transaction_service_server::TransactionServiceServer;
+use tokio::time::{Instant, interval};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+
+use crate::config::Config;
+use crate::counters::Counters;
+use crate::driver::{Driver, Parts};
+use crate::gateway::admin::{AdminGateway, Facts};
+use crate::gateway::bank::BankGateway;
+use crate::gateway::business::Business;
+use crate::gateway::inventory::InventoryGateway;
+use crate::gateway::outcome::OutcomeGateway;
+use crate::gateway::transactions::TransactionGateway;
+use crate::handle::Handle;
+use crate::history::History;
+use crate::log::EmbeddedLog;
+use crate::mint::Mint;
+use crate::participants::link::{Expected, run_link};
+use crate::participants::Participants;
+use crate::recovery;
+
+/// Largest request: 4 MiB of statements with their framing.
+const REQUEST_BYTES_MAX: usize = 8 << 20;
+/// Largest answer: results of 64 branches.
+const RESPONSE_BYTES_MAX: usize = 64 << 20;
+/// Time between two looks whether the last transaction has ended, while draining.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
+/// Time for the tasks to end after the drain.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A coordinator that is ready to run.
+#[derive(Debug)]
+pub struct App {
+    /// Where the gateway listens.
+    pub address: SocketAddr,
+    incoming: TcpIncoming,
+    driver: Driver,
+    handle: Handle,
+    routes: Routes,
+    links: Vec<(Arc<crate::participants::Peer>, Expected)>,
+    calls: tokio::sync::mpsc::Sender<crate::driver::Call>,
+    accepting: Arc<AtomicBool>,
+    drain_timeout: Duration,
+}
+
+impl App {
+    /// Opens the log, recovers, binds.
+    pub async fn build(loaded: Loaded<Config>) -> anyhow::Result<Self> {
+        let config = &loaded.config;
+        let participants = Participants::new(config.endpoints()?);
+        let (incoming, address) = serve::bind(config.listen, "listen (or --listen)").await?;
+        let mut log = EmbeddedLog::open(&config.data_dir, &config.cluster)?;
+        let start = recovery::start(&mut log, &participants.names())?;
+        let epoch = start.recovered.machine.epoch();
+        tracing::info!(%epoch, unfinished = start.unfinished, "recovered from the decision log");
+        let counters = Arc::new(Counters::default());
+        let history = History::new(config.limits.max_history, epoch);
+        let mint = Arc::new(Mint::above(start.recovered.machine.highest_gtrid()));
+        let (driver, calls) = Driver::new(Parts {
+            recovered: start.recovered,
+            log,
+            config: config.driver(),
+            history: history.clone(),
+            counters: Arc::clone(&counters),
+            participants: participants.names(),
+            accepted: config.accepted(),
+        })?;
+        let accepting = Arc::new(AtomicBool::new(true));
+        let handle =
+            Handle::new(calls.clone(), mint, participants.clone(), Arc::clone(&accepting));
+        let business = Business::new(handle.clone(), start.placement.clone());
+        let facts = Facts {
+            cluster: config.cluster.clone(),
+            epoch,
+            settings: loaded.settings.iter().map(setting).collect(),
+            placement: start.placement,
+        };
+        let transactions =
+            TransactionGateway::new(handle.clone(), history.clone(), Arc::clone(&counters), epoch);
+        let admin =
+            AdminGateway::new(handle.clone(), history, counters, facts, Arc::clone(&accepting));
+        let routes = routes(
+            transactions,
+            OutcomeGateway::new(handle.clone(), epoch),
+            BankGateway::new(business.clone()),
+            InventoryGateway::new(business),
+            admin,
+        )
+        .await?;
+        let expected = Expected { cluster: config.cluster.as_str().into(), epoch };
+        let links =
+            participants.all().iter().map(|peer| (Arc::clone(peer), expected.clone())).collect();
+        let drain_timeout = Duration::from_secs(config.drain_timeout_s);
+        Ok(Self { address, incoming, driver, handle, routes, links, calls, accepting, drain_timeout })
+    }
+
+    /// Runs until `signal`, then drains: no new transactions, an end for those that run.
+    pub async fn run(self, signal: CancellationToken) -> anyhow::Result<()> {
+        let stop = CancellationToken::new();
+        let mut tasks = Tasks::new(stop.clone());
+        let driver_stop = stop.clone();
+        let driver = self.driver;
+        tasks.spawn("driver", async move { Ok(driver.run(driver_stop).await?) });
+        for (peer, expected) in self.links {
+            let link = run_link(peer, expected, self.calls.clone(), stop.clone());
+            tasks.spawn("link", async move {
+                link.await;
+                Ok(())
+            });
+        }
+        let server = serve::server().add_routes(self.routes);
+        let serving = server.serve_with_incoming_shutdown(self.incoming, stop.clone().cancelled_owned());
+        tasks.spawn("gateway", async move { Ok(serving.await?) });
+        let (handle, accepting, bound) = (self.handle, self.accepting, self.drain_timeout);
+        let drained = stop.clone();
+        tasks.spawn("drain", async move {
+            tokio::select! {
+                () = drained.cancelled() => return Ok(()),
+                () = signal.cancelled() => {}
+            }
+            accepting.store(false, Ordering::Relaxed);
+            drain(&handle, bound).await;
+            drained.cancel();
+            Ok(())
+        });
+        tracing::info!(address = %self.address, "the gateway is open");
+        tasks.join(END_TIMEOUT).await
+    }
+}
+
+/// Waits until no transaction is undecided, no longer than `bound`.
+async fn drain(handle: &Handle, bound: Duration) {
+    let deadline = Instant::now() + bound;
+    let mut look = interval(DRAIN_INTERVAL);
+    while Instant::now() < deadline {
+        look.tick().await;
+        match handle.numbers().await {
+            Ok(numbers) if numbers.active == 0 => return,
+            Ok(_) => {}
+            Err(_) => return,
+        }
+    }
+    tracing::warn!("transactions are left undecided; they are aborted by presumption");
+}
+
+fn setting(setting: &concord_daemon::Setting) -> v1::Setting {
+    v1::Setting {
+        key: setting.key.clone(),
+        value: setting.value.clone(),
+        origin: setting.origin.clone(),
+        mutable: false,
+    }
+}
+
+async fn routes(
+    transactions: TransactionGateway,
+    outcome: OutcomeGateway,
+    bank: BankGateway<Handle>,
+    inventory: InventoryGateway<Handle>,
+    admin: AdminGateway,
+) -> anyhow::Result<Routes> {
+    macro_rules! limited {
+        ($service:expr) => {
+            $service
+                .max_decoding_message_size(REQUEST_BYTES_MAX)
+                .max_encoding_message_size(RESPONSE_BYTES_MAX)
+        };
+    }
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<TransactionServiceServer<TransactionGateway>>().await;
+    reporter.set_serving::<OutcomeServiceServer<OutcomeGateway>>().await;
+    reporter.set_serving::<BankServiceServer<BankGateway<Handle>>>().await;
+    reporter.set_serving::<InventoryServiceServer<InventoryGateway<Handle>>>().await;
+    reporter.set_serving::<AdminServiceServer<AdminGateway>>().await;
+    let mut routes = Routes::builder();
+    routes
+        .add_service(health)
+        .add_service(serve::reflection_v1(v1::FILE_DESCRIPTOR_SET)?)
+        .add_service(serve::reflection_v1alpha(v1::FILE_DESCRIPTOR_SET)?)
+        .add_service(limited!(TransactionServiceServer::new(transactions)))
+        .add_service(limited!(OutcomeServiceServer::new(outcome)))
+        .add_service(limited!(BankServiceServer::new(bank)))
+        .add_service(limited!(InventoryServiceServer::new(inventory)))
+        .add_service(limited!(AdminServiceServer::new(admin)));
+    Ok(routes.routes())
+}

@@ -1,0 +1,210 @@
+//! The coordinator's configuration.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use concord_core::id::ParticipantName;
+use concord_core::limits::NAME_LEN_MAX;
+use concord_daemon::telemetry::LogFormat;
+use concord_proto::convert::text::is_name;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tonic::transport::Endpoint;
+
+use crate::driver::DriverConfig;
+
+/// Prefix of environment variables, e.g. `CONCORD_COORDINATOR_LIMITS__MAX_IN_FLIGHT`.
+pub const ENV_PREFIX: &str = "CONCORD_COORDINATOR_";
+/// Port of the gateway.
+pub const DEFAULT_PORT: u16 = 7400;
+
+/// The whole configuration.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The cluster's name; part of every xid.
+    pub cluster: String,
+    /// Where the gateway listens.
+    pub listen: SocketAddr,
+    /// Where the decision log lives.
+    pub data_dir: PathBuf,
+    /// The participants; the order decides which hash slots they get in a new cluster.
+    pub participants: Vec<ParticipantConfig>,
+    /// Admission limits.
+    pub limits: Limits,
+    /// How long ended transactions are remembered.
+    pub retention: Retention,
+    /// Time that running transactions have to end after SIGTERM, in seconds.
+    pub drain_timeout_s: u64,
+    /// Form of log lines: "text" or "json".
+    pub log_format: LogFormat,
+}
+
+/// One participant.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParticipantConfig {
+    /// Its name.
+    pub name: String,
+    /// Its address, e.g. "http://127.0.0.1:7411".
+    pub address: String,
+    /// Accepts the data behind it although it is not what the cluster knows: the incarnation that
+    /// the coordinator complained about. To be set by hand, once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<String>,
+}
+
+/// Admission limits.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Transactions that are not over, at most.
+    pub max_in_flight: usize,
+    /// MiB of statements in all transactions in flight, at most.
+    pub max_in_flight_mib: usize,
+    /// Transactions that ListTransactions shows after their end, at most.
+    pub max_history: usize,
+}
+
+/// How long ended transactions are remembered by the log.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Time in seconds. A server that loses acknowledged work in a crash shows it within minutes.
+    pub seconds: u64,
+    /// Number of transactions, at most: bounds the log's size and the coordinator's memory.
+    pub max_transactions: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            cluster: "local".to_owned(),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            data_dir: PathBuf::from("coordinator-data"),
+            participants: Vec::new(),
+            limits: Limits::default(),
+            retention: Retention::default(),
+            drain_timeout_s: 10,
+            log_format: LogFormat::Text,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_in_flight: 20_000, max_in_flight_mib: 64, max_history: 10_000 }
+    }
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { seconds: 3_600, max_transactions: 200_000 }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum InvalidConfig {
+    /// A name is not one.
+    #[error(
+        "{setting} = {name:?} is not a name: 1 to {NAME_LEN_MAX} characters of a-z, 0-9 and '-'"
+    )]
+    Name { setting: &'static str, name: String },
+    /// There is nobody to coordinate.
+    #[error("no [[participants]] are configured; at least one is needed")]
+    NoParticipants,
+    /// Two of the same name.
+    #[error("two [[participants]] are called {0}")]
+    Twice(String),
+    /// An address is not one.
+    #[error("the address {address:?} of participant {name} is not one like http://127.0.0.1:7411")]
+    Address {
+        name: String,
+        address: String,
+        #[source]
+        source: tonic::transport::Error,
+    },
+}
+
+impl Config {
+    /// Checks what the types do not.
+    pub fn endpoints(&self) -> Result<Vec<(ParticipantName, Endpoint)>, InvalidConfig> {
+        if !is_name(&self.cluster) {
+            return Err(InvalidConfig::Name { setting: "cluster", name: self.cluster.clone() });
+        }
+        if self.participants.is_empty() {
+            return Err(InvalidConfig::NoParticipants);
+        }
+        let mut endpoints: Vec<(ParticipantName, Endpoint)> = Vec::new();
+        for participant in &self.participants {
+            let ParticipantConfig { name, address, .. } = participant.clone();
+            if !is_name(&name) {
+                return Err(InvalidConfig::Name { setting: "participants.name", name });
+            }
+            if endpoints.iter().any(|(known, _)| *known.as_str() == *name) {
+                return Err(InvalidConfig::Twice(name));
+            }
+            let endpoint = Endpoint::from_shared(address.clone()).map_err(|source| {
+                InvalidConfig::Address { name: name.clone(), address, source }
+            })?;
+            endpoints.push((ParticipantName::new(name), endpoint));
+        }
+        Ok(endpoints)
+    }
+
+    /// What the driver needs of it.
+    pub fn driver(&self) -> DriverConfig {
+        DriverConfig {
+            max_in_flight: self.limits.max_in_flight,
+            max_in_flight_bytes: self.limits.max_in_flight_mib << 20,
+            retention: Duration::from_secs(self.retention.seconds),
+            max_remembered: self.retention.max_transactions,
+        }
+    }
+
+    /// Participants whose data is replaced on purpose.
+    pub fn accepted(&self) -> std::collections::BTreeMap<ParticipantName, String> {
+        let accepted = |p: &ParticipantConfig| {
+            Some((ParticipantName::new(p.name.as_str()), p.incarnation.clone()?))
+        };
+        self.participants.iter().filter_map(accepted).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(participants: &[(&str, &str)]) -> Config {
+        let participants = participants
+            .iter()
+            .map(|(name, address)| ParticipantConfig {
+                name: (*name).to_owned(),
+                address: (*address).to_owned(),
+                incarnation: None,
+            })
+            .collect();
+        Config { participants, ..Config::default() }
+    }
+
+    #[test]
+    fn participants_are_checked() {
+        let http = "http://127.0.0.1:7411";
+        assert!(with(&[("p1", http), ("p2", http)]).endpoints().is_ok());
+        assert!(matches!(with(&[]).endpoints(), Err(InvalidConfig::NoParticipants)));
+        assert!(matches!(
+            with(&[("p1", http), ("p1", http)]).endpoints(),
+            Err(InvalidConfig::Twice(_))
+        ));
+        assert!(matches!(
+            with(&[("p 1", http)]).endpoints(),
+            Err(InvalidConfig::Name { .. })
+        ));
+        assert!(matches!(
+            with(&[("p1", "::not an address::")]).endpoints(),
+            Err(InvalidConfig::Address { .. })
+        ));
+    }
+}

@@ -1,0 +1,438 @@
+//! The driver: one task that owns the machine and has the one place that appends and then
+//! releases.
+//!
+//! Calls come in and become inputs; the steps that come out put their records in line for the log
+//! and their effects in line behind those records. While the log writes, more steps pile up behind
+//! it. Statements and results, which the machine ignores, are kept beside it by transaction.
+
+mod calls;
+mod context;
+mod release;
+mod writer;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use concord_core::coordinator::{ApplyError, Coordinator, CoordinatorStep, Effect, Input, Seen};
+use concord_core::id::{BranchId, Epoch, Gtrid, ParticipantName};
+use concord_core::message::Decision;
+use concord_core::reason::{Reason, code};
+use concord_core::record::Record;
+use futures::StreamExt;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tokio_util::time::DelayQueue;
+
+pub use calls::{Call, Ended, Enlisted, Numbers, Ordered, Outbound, Refuser, Told};
+use context::Context;
+use writer::{Batch, Writer};
+
+use crate::counters::Counters;
+use crate::history::History;
+use crate::log::{DecisionLog, LogError};
+use crate::mint::{lowest_at, unix_ms};
+
+/// Time between two sweeps: the unit of all back-off in the second phase.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
+/// Records that nobody waits for reach the disk after this long, when nothing else does earlier.
+const LAZY_FLUSH: Duration = Duration::from_millis(500);
+/// Time between two looks for what can be forgotten.
+const FORGET_INTERVAL: Duration = Duration::from_secs(10);
+/// Calls that wait for the driver; beyond it, callers wait.
+const CALLS_MAX: usize = 16_384;
+/// Calls taken before the log gets the next batch.
+const DRAIN_MAX: usize = 1_024;
+
+/// Why the driver ended.
+#[derive(Debug, Error)]
+pub enum DriverError {
+    /// The log failed: what is on the disk is unknown, so nothing may be said any more.
+    #[error("the decision log failed; the coordinator stops at once")]
+    Log(#[from] LogError),
+    /// The log's thread is gone.
+    #[error("the decision log's thread has ended")]
+    LogThread,
+    /// The machine refused its own record.
+    #[error("the protocol machine is broken; the coordinator stops at once")]
+    Machine(#[from] ApplyError),
+    /// Another coordinator took over.
+    #[error("superseded: a coordinator of a higher epoch than {own} has taken over")]
+    Superseded { own: Epoch },
+    /// The log's thread could not be started.
+    #[error("cannot start the decision log's thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Limits and times of the driver.
+#[derive(Clone, Copy, Debug)]
+pub struct DriverConfig {
+    /// Transactions that are not over, at most.
+    pub max_in_flight: usize,
+    /// Bytes of statements of all transactions in flight, at most.
+    pub max_in_flight_bytes: usize,
+    /// How long an ended transaction is remembered.
+    pub retention: Duration,
+    /// How many ended transactions are remembered, at most.
+    pub max_remembered: usize,
+}
+
+/// What recovery hands to the driver.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The machine, with its own epoch applied.
+    pub machine: Coordinator,
+    /// The data that each participant had at the first contact.
+    pub incarnations: BTreeMap<ParticipantName, String>,
+}
+
+/// A link, as the driver uses it.
+#[derive(Debug)]
+struct Link {
+    generation: u64,
+    sender: mpsc::UnboundedSender<Outbound>,
+    since: Instant,
+}
+
+/// The driver's task.
+#[derive(Debug)]
+pub struct Driver {
+    machine: Coordinator,
+    config: DriverConfig,
+    calls: mpsc::Receiver<Call>,
+    writer: Writer,
+    history: History,
+    counters: Arc<Counters>,
+    /// Participants, in the configuration's order.
+    participants: Vec<ParticipantName>,
+    /// Participants whose data is replaced on purpose.
+    accepted: BTreeMap<ParticipantName, String>,
+    incarnations: BTreeMap<ParticipantName, String>,
+    links: HashMap<ParticipantName, Link>,
+    contexts: HashMap<Gtrid, Context>,
+    bytes_in_flight: usize,
+    deadlines: DelayQueue<Gtrid>,
+    looks: HashMap<u64, oneshot::Sender<Seen>>,
+    inquiries: HashMap<u64, oneshot::Sender<Decision>>,
+    orders: HashMap<u64, oneshot::Sender<Ordered>>,
+    next_token: u64,
+    /// Records in line for the log.
+    pending: Vec<Record>,
+    forget: Option<(Vec<Gtrid>, Gtrid)>,
+    pending_forced: bool,
+    /// Position of the last forced record in line or with the writer.
+    appended: u64,
+    durable: u64,
+    writing: bool,
+    /// Effects that wait for a position to become durable.
+    waiting: BTreeMap<u64, Vec<Effect>>,
+    log_bytes: u64,
+    superseded: bool,
+}
+
+/// The parts that a driver is made of.
+#[derive(Debug)]
+pub struct Parts<L> {
+    /// What recovery found.
+    pub recovered: Recovered,
+    /// The open log.
+    pub log: L,
+    /// Limits and times.
+    pub config: DriverConfig,
+    /// Where changes are shown.
+    pub history: History,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+    /// Participants, in the configuration's order.
+    pub participants: Vec<ParticipantName>,
+    /// Incarnations that the configuration accepts instead of the known ones.
+    pub accepted: BTreeMap<ParticipantName, String>,
+}
+
+impl Driver {
+    /// A driver, and the way to call it.
+    pub fn new<L: DecisionLog>(
+        parts: Parts<L>,
+    ) -> Result<(Self, mpsc::Sender<Call>), DriverError> {
+        let (sender, calls) = mpsc::channel(CALLS_MAX);
+        let log_bytes = parts.log.stats().bytes;
+        let writer = Writer::start(parts.log).map_err(DriverError::Thread)?;
+        for tx in parts.recovered.machine.transactions() {
+            parts.history.recovered(tx);
+        }
+        let driver = Self {
+            machine: parts.recovered.machine,
+            config: parts.config,
+            calls,
+            writer,
+            history: parts.history,
+            counters: parts.counters,
+            participants: parts.participants,
+            accepted: parts.accepted,
+            incarnations: parts.recovered.incarnations,
+            links: HashMap::new(),
+            contexts: HashMap::new(),
+            bytes_in_flight: 0,
+            deadlines: DelayQueue::new(),
+            looks: HashMap::new(),
+            inquiries: HashMap::new(),
+            orders: HashMap::new(),
+            next_token: 0,
+            pending: Vec::new(),
+            forget: None,
+            pending_forced: false,
+            appended: 0,
+            durable: 0,
+            writing: false,
+            waiting: BTreeMap::new(),
+            log_bytes,
+            superseded: false,
+        };
+        Ok((driver, sender))
+    }
+
+    /// Runs until stopped, or until something makes it unsafe to go on.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), DriverError> {
+        let mut sweep = interval(SWEEP_INTERVAL);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut flush = interval(LAZY_FLUSH);
+        flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut forget = interval(FORGET_INTERVAL);
+        forget.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut calls = Vec::with_capacity(DRAIN_MAX);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                written = self.writer.written() => {
+                    let written = written.ok_or(DriverError::LogThread)??;
+                    self.writing = false;
+                    self.durable = written.upto;
+                    self.log_bytes = written.stats.bytes;
+                    self.release_durable();
+                }
+                count = self.calls.recv_many(&mut calls, DRAIN_MAX) => {
+                    if count == 0 {
+                        break;
+                    }
+                    for call in calls.drain(..) {
+                        self.call(call)?;
+                    }
+                }
+                Some(expired) = self.deadlines.next(), if !self.deadlines.is_empty() => {
+                    self.expired(expired.into_inner())?;
+                }
+                _ = sweep.tick() => self.input(Input::Sweep)?,
+                _ = flush.tick() => {
+                    if !self.writing && (!self.pending.is_empty() || self.forget.is_some()) {
+                        self.hand_over()?;
+                    }
+                }
+                _ = forget.tick() => self.forget()?,
+            }
+            if self.superseded {
+                return Err(DriverError::Superseded { own: self.machine.epoch() });
+            }
+            if self.pending_forced && !self.writing {
+                self.hand_over()?;
+            }
+        }
+        self.drain_log().await
+    }
+
+    /// What is in line for the log reaches it before a stop; nobody is promised anything by it.
+    async fn drain_log(mut self) -> Result<(), DriverError> {
+        if self.writing {
+            self.writer.written().await.ok_or(DriverError::LogThread)??;
+        }
+        if !self.pending.is_empty() {
+            self.hand_over()?;
+            self.writer.written().await.ok_or(DriverError::LogThread)??;
+        }
+        Ok(())
+    }
+
+    /// Gives the machine one input and puts its steps in line.
+    fn input(&mut self, input: Input) -> Result<(), DriverError> {
+        for step in self.machine.step(input)? {
+            self.take(step);
+        }
+        Ok(())
+    }
+
+    /// The one place that appends and then releases: records get in line for the log, effects
+    /// behind the position that they must wait for.
+    fn take(&mut self, step: CoordinatorStep) {
+        for record in step.append {
+            if record.is_forced() {
+                self.appended += 1;
+                self.pending_forced = true;
+            }
+            self.pending.push(record);
+        }
+        if step.after <= self.durable {
+            self.release(step.release);
+        } else {
+            self.waiting.entry(step.after).or_default().extend(step.release);
+        }
+    }
+
+    fn release_durable(&mut self) {
+        let still = self.waiting.split_off(&(self.durable + 1));
+        for effects in std::mem::replace(&mut self.waiting, still).into_values() {
+            self.release(effects);
+        }
+    }
+
+    /// Gives the writer everything in line.
+    fn hand_over(&mut self) -> Result<(), DriverError> {
+        let batch = Batch {
+            records: std::mem::take(&mut self.pending),
+            forget: self.forget.take(),
+            upto: self.appended,
+        };
+        if self.pending_forced {
+            crate::counters::count(&self.counters.log_forces);
+        }
+        let records = batch.records.len() as u64;
+        self.counters.log_records.fetch_add(records, std::sync::atomic::Ordering::Relaxed);
+        self.pending_forced = false;
+        self.writing = true;
+        if self.writer.write(batch) { Ok(()) } else { Err(DriverError::LogThread) }
+    }
+
+    fn token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    fn call(&mut self, call: Call) -> Result<(), DriverError> {
+        match call {
+            Call::Run { tx, answer } => self.run_transaction(*tx, answer),
+            Call::Begin { gtrid, isolation, timeout, answer } => {
+                self.begin(gtrid, isolation, timeout, answer)
+            }
+            Call::Enlist { gtrid, participant, answer } => {
+                self.enlist(gtrid, participant, answer)
+            }
+            Call::StatementDone { gtrid, failed } => self.statement_done(gtrid, failed),
+            Call::Commit { gtrid, ack, answer } => self.commit(gtrid, ack, answer),
+            Call::Rollback { gtrid, reason, answer } => self.rollback(gtrid, reason, answer),
+            Call::Look { gtrid, answer } => {
+                let token = self.token();
+                self.looks.insert(token, answer);
+                self.input(Input::Look { gtrid, token })
+            }
+            Call::LookUp { request, answer } => {
+                let token = self.token();
+                self.looks.insert(token, answer);
+                self.input(Input::LookUp { request, token })
+            }
+            Call::Inquire { from, branch, answer } => {
+                let token = self.token();
+                self.inquiries.insert(token, answer);
+                self.input(Input::Inquire { from, branch, token })
+            }
+            Call::Resolve { mut resolve, answer } => {
+                resolve.token = self.token();
+                self.orders.insert(resolve.token, answer);
+                self.input(Input::Resolve(resolve))
+            }
+            Call::LinkUp { participant, incarnation, generation, sender, answer } => {
+                let link = Link { generation, sender, since: Instant::now() };
+                self.link_up(participant, incarnation, link, answer)
+            }
+            Call::LinkDown { participant, generation } => self.link_down(participant, generation),
+            Call::Received { from, message, results, failed_statement } => {
+                self.keep_results(&from, &message, results, failed_statement);
+                self.input(Input::Received { from, message })
+            }
+            Call::Numbers { answer } => {
+                // A caller that left needs no answer.
+                let _ = answer.send(self.numbers());
+                Ok(())
+            }
+        }
+    }
+
+    fn link_up(
+        &mut self,
+        participant: ParticipantName,
+        incarnation: String,
+        link: Link,
+        answer: oneshot::Sender<Result<(), Reason>>,
+    ) -> Result<(), DriverError> {
+        let known = self.incarnations.get(&participant);
+        let accepted = self.accepted.get(&participant) == Some(&incarnation);
+        if let Some(known) = known.filter(|known| **known != incarnation && !accepted) {
+            let text = format!(
+                "participant {participant} has other data than before ({incarnation}, was \
+                 {known}): a restored backup, another server or a new ledger schema. If that is \
+                 on purpose, set incarnation = \"{incarnation}\" for it in the coordinator's \
+                 configuration"
+            );
+            let _ = answer.send(Err(Reason::new(code::INCARNATION_CHANGED, text)));
+            return Ok(());
+        }
+        if known != Some(&incarnation) {
+            // Beside the machine's own records: nothing waits for it.
+            let record =
+                Record::Incarnation { participant: participant.clone(), incarnation: incarnation.clone() };
+            self.pending.push(record);
+            self.incarnations.insert(participant.clone(), incarnation);
+        }
+        if self.links.insert(participant.clone(), link).is_some() {
+            self.input(Input::LinkDown { participant: participant.clone() })?;
+        }
+        let _ = answer.send(Ok(()));
+        self.input(Input::LinkUp { participant })
+    }
+
+    fn link_down(
+        &mut self,
+        participant: ParticipantName,
+        generation: u64,
+    ) -> Result<(), DriverError> {
+        if self.links.get(&participant).is_none_or(|link| link.generation != generation) {
+            return Ok(());
+        }
+        self.links.remove(&participant);
+        self.input(Input::LinkDown { participant })
+    }
+
+    /// Forgets what is past its retention, but only while every participant has been connected
+    /// for a while: one that was away may still have branches in doubt, and "never heard of it"
+    /// must go on meaning "aborted" until it has asked.
+    fn forget(&mut self) -> Result<(), DriverError> {
+        let settled = |link: &Link| link.since.elapsed() >= 3 * FORGET_INTERVAL;
+        if !self.participants.iter().all(|name| self.links.get(name).is_some_and(settled)) {
+            return Ok(());
+        }
+        let retention = u64::try_from(self.config.retention.as_millis()).unwrap_or(u64::MAX);
+        let mut below = lowest_at(unix_ms().saturating_sub(retention));
+        let surplus = self.machine.remembered().saturating_sub(self.config.max_remembered);
+        if surplus > 0 {
+            below = below.max(self.machine.ended_at(surplus).unwrap_or(below));
+        }
+        self.input(Input::Forget { below })
+    }
+
+    fn numbers(&self) -> Numbers {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let undecided = self.machine.transactions().filter(|tx| tx.is_undecided()).count();
+        Numbers {
+            active: count(undecided),
+            committing: count(self.machine.live() - undecided),
+            stuck: count(self.machine.transactions().filter(|tx| tx.is_stuck()).count()),
+            remembered: self.machine.remembered() as u64,
+            log_bytes: self.log_bytes,
+        }
+    }
+
+    fn branch_work(&mut self, branch: BranchId) -> Option<concord_proto::model::Work> {
+        let index = usize::try_from(branch.bqual.0).ok()?.checked_sub(1)?;
+        self.contexts.get_mut(&branch.gtrid)?.work.get_mut(index)?.take()
+    }
+}

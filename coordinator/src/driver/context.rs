@@ -1,0 +1,286 @@
+//! What the driver keeps of a running transaction beside the machine: its statements, the results
+//! so far, and who waits for its end.
+
+use std::time::Duration;
+
+use concord_core::coordinator::Input;
+use concord_core::id::{Gtrid, ParticipantName};
+use concord_core::message::{Finish, FromParticipant, Vote};
+use concord_core::reason::{Reason, code};
+use concord_core::transaction::Ack;
+use concord_proto::convert::work::statement_size;
+use concord_proto::model::{Isolation, Work};
+use concord_proto::v1;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+use tokio_util::time::delay_queue::Key;
+
+use super::calls::{Ended, Enlisted, Refuser, Told};
+use super::{Driver, DriverError};
+use crate::engine::{AckMode, OneShot};
+
+/// A running transaction.
+#[derive(Debug)]
+pub(super) struct Context {
+    /// Work of its branches that was not sent yet.
+    pub work: Vec<Option<Work>>,
+    /// Results of its branches.
+    pub results: Vec<Vec<v1::StatementResult>>,
+    /// The vote that aborted it.
+    pub refused_by: Option<Refuser>,
+    /// Who waits for its end.
+    pub waiters: Vec<oneshot::Sender<Told>>,
+    /// Who waits for its beginning.
+    pub beginning: Option<oneshot::Sender<Result<(), Reason>>>,
+    /// Who waits for a branch.
+    pub enlisting: Option<oneshot::Sender<Result<Enlisted, Reason>>>,
+    /// Whether a statement of it is running.
+    pub executing: bool,
+    pub isolation: Option<Isolation>,
+    pub deadline: Instant,
+    pub key: Key,
+    bytes: usize,
+}
+
+impl Context {
+    fn new(isolation: Option<Isolation>, deadline: Instant, key: Key) -> Self {
+        Self {
+            work: Vec::new(),
+            results: Vec::new(),
+            refused_by: None,
+            waiters: Vec::new(),
+            beginning: None,
+            enlisting: None,
+            executing: false,
+            isolation,
+            deadline,
+            key,
+            bytes: 0,
+        }
+    }
+}
+
+impl Driver {
+    fn limit_reached(&self, bytes: usize) -> Option<Reason> {
+        let live = self.machine.live();
+        let text = if live >= self.config.max_in_flight {
+            format!("{live} transactions are in flight, which is the limit; try again later")
+        } else if self.bytes_in_flight + bytes > self.config.max_in_flight_bytes {
+            let limit = self.config.max_in_flight_bytes;
+            format!("transactions in flight hold {limit} bytes, which is the limit")
+        } else {
+            return None;
+        };
+        Some(Reason::new(code::LIMIT_REACHED, text))
+    }
+
+    fn unknown_participant(&self, name: &ParticipantName) -> Option<Reason> {
+        (!self.participants.contains(name)).then(|| {
+            let known: Vec<_> = self.participants.iter().map(ParticipantName::as_str).collect();
+            let text = format!("no participant is called {name}; there are {}", known.join(", "));
+            Reason::new(code::PARTICIPANT_NOT_FOUND, text)
+        })
+    }
+
+    fn open(&mut self, gtrid: Gtrid, isolation: Option<Isolation>, timeout: Duration) -> Context {
+        let key = self.deadlines.insert(gtrid, timeout);
+        Context::new(isolation, Instant::now() + timeout, key)
+    }
+
+    /// Closes the books of a transaction that was answered or refused.
+    pub(super) fn close(&mut self, gtrid: Gtrid) -> Option<Context> {
+        let context = self.contexts.remove(&gtrid)?;
+        self.bytes_in_flight -= context.bytes;
+        self.deadlines.try_remove(&context.key);
+        Some(context)
+    }
+
+    pub(super) fn run_transaction(
+        &mut self,
+        tx: OneShot,
+        answer: oneshot::Sender<Told>,
+    ) -> Result<(), DriverError> {
+        let statements = tx.branches.iter().flat_map(|branch| &branch.statements);
+        let bytes = statements.map(statement_size).sum();
+        let unknown = tx.branches.iter().find_map(|b| self.unknown_participant(&b.participant));
+        if let Some(reason) = unknown.or_else(|| self.limit_reached(bytes)) {
+            // A caller that left needs no answer; here and below.
+            let _ = answer.send(Told::Refused(reason));
+            return Ok(());
+        }
+        let may_leave = tx.isolation != Some(Isolation::Serializable);
+        let mut context = self.open(tx.gtrid, tx.isolation, tx.timeout);
+        let mut request_id = tx.request.as_ref().map(|request| request.id.clone());
+        let mut branches = Vec::with_capacity(tx.branches.len());
+        for branch in tx.branches {
+            branches.push(branch.participant);
+            context.results.push(Vec::new());
+            context.work.push(Some(Work {
+                statements: branch.statements,
+                isolation: tx.isolation,
+                allow_read_only: may_leave,
+                timeout: tx.timeout,
+                request_id: request_id.take(),
+            }));
+        }
+        context.bytes = bytes;
+        context.waiters.push(answer);
+        self.bytes_in_flight += bytes;
+        self.contexts.insert(tx.gtrid, context);
+        let ack = match tx.ack {
+            AckMode::Applied => Ack::Applied,
+            AckMode::Decided => Ack::Decided,
+        };
+        let (gtrid, request) = (tx.gtrid, tx.request);
+        self.input(Input::Run { gtrid, branches, request, ack, may_leave })
+    }
+
+    pub(super) fn begin(
+        &mut self,
+        gtrid: Gtrid,
+        isolation: Option<Isolation>,
+        timeout: Duration,
+        answer: oneshot::Sender<Result<(), Reason>>,
+    ) -> Result<(), DriverError> {
+        if let Some(reason) = self.limit_reached(0) {
+            let _ = answer.send(Err(reason));
+            return Ok(());
+        }
+        let mut context = self.open(gtrid, isolation, timeout);
+        context.beginning = Some(answer);
+        self.contexts.insert(gtrid, context);
+        self.input(Input::Begin { gtrid })
+    }
+
+    pub(super) fn enlist(
+        &mut self,
+        gtrid: Gtrid,
+        participant: ParticipantName,
+        answer: oneshot::Sender<Result<Enlisted, Reason>>,
+    ) -> Result<(), DriverError> {
+        let unknown = self.unknown_participant(&participant);
+        let refusal = match self.contexts.get_mut(&gtrid) {
+            None => Some(not_running(gtrid)),
+            Some(_) if unknown.is_some() => unknown,
+            Some(context) if context.executing => Some(busy(gtrid)),
+            Some(context) => {
+                context.executing = true;
+                context.enlisting = Some(answer);
+                return self.input(Input::Enlist { gtrid, participant });
+            }
+        };
+        let _ = answer.send(Err(refusal.unwrap_or_else(|| not_running(gtrid))));
+        Ok(())
+    }
+
+    pub(super) fn statement_done(
+        &mut self,
+        gtrid: Gtrid,
+        failed: Option<Reason>,
+    ) -> Result<(), DriverError> {
+        let Some(context) = self.contexts.get_mut(&gtrid) else { return Ok(()) };
+        context.executing = false;
+        match failed {
+            Some(reason) => self.input(Input::Abort { gtrid, reason }),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        gtrid: Gtrid,
+        ack: Ack,
+        answer: oneshot::Sender<Told>,
+    ) -> Result<(), DriverError> {
+        let refusal = match self.contexts.get_mut(&gtrid) {
+            None => not_running(gtrid),
+            Some(context) if context.executing => busy(gtrid),
+            Some(context) => {
+                context.waiters.push(answer);
+                return self.input(Input::Commit { gtrid, ack });
+            }
+        };
+        let _ = answer.send(Told::Refused(refusal));
+        Ok(())
+    }
+
+    pub(super) fn rollback(
+        &mut self,
+        gtrid: Gtrid,
+        reason: Reason,
+        answer: oneshot::Sender<Told>,
+    ) -> Result<(), DriverError> {
+        let Some(context) = self.contexts.get_mut(&gtrid) else {
+            let _ = answer.send(Told::Refused(not_running(gtrid)));
+            return Ok(());
+        };
+        context.waiters.push(answer);
+        self.input(Input::Abort { gtrid, reason })
+    }
+
+    pub(super) fn expired(&mut self, gtrid: Gtrid) -> Result<(), DriverError> {
+        self.input(Input::Deadline { gtrid })?;
+        // Nobody waits for an interactive transaction that was never committed.
+        if self.contexts.get(&gtrid).is_some_and(|context| context.waiters.is_empty()) {
+            self.close(gtrid);
+        }
+        Ok(())
+    }
+
+    /// Keeps what came beside a participant's answer, until the client is answered.
+    pub(super) fn keep_results(
+        &mut self,
+        from: &ParticipantName,
+        message: &FromParticipant,
+        results: Vec<v1::StatementResult>,
+        failed_statement: Option<u32>,
+    ) {
+        let (branch, refused) = match message {
+            FromParticipant::Voted { branch, vote, .. } => {
+                (branch, matches!(vote, Vote::Abort(_)))
+            }
+            FromParticipant::Finished { branch, finish, .. } => {
+                (branch, matches!(finish, Finish::Aborted(_)))
+            }
+            FromParticipant::Begun { .. } | FromParticipant::Stale { .. } => return,
+        };
+        let Some(context) = self.contexts.get_mut(&branch.gtrid) else { return };
+        let Some(index) = usize::try_from(branch.bqual.0).ok().and_then(|n| n.checked_sub(1))
+        else {
+            return;
+        };
+        if refused && context.refused_by.is_none() {
+            context.refused_by = Some(Refuser {
+                participant: from.clone(),
+                branch_index: index,
+                failed_statement: failed_statement.and_then(|n| usize::try_from(n).ok()),
+            });
+        }
+        if let Some(kept) = context.results.get_mut(index)
+            && kept.is_empty()
+        {
+            *kept = results;
+        }
+    }
+}
+
+impl Context {
+    /// Tells everybody who waits how it ended.
+    pub(super) fn tell(self, gtrid: Gtrid, outcome: &concord_core::message::Outcome) {
+        let Self { waiters, results, refused_by, .. } = self;
+        let ended = Ended { gtrid, outcome: outcome.clone(), results, refused_by };
+        for waiter in waiters {
+            let _ = waiter.send(Told::Ended(ended.clone()));
+        }
+    }
+}
+
+fn not_running(gtrid: Gtrid) -> Reason {
+    let text = format!("transaction {gtrid} is not running; GetTransaction tells how it ended");
+    Reason::new(code::TRANSACTION_NOT_FOUND, text)
+}
+
+fn busy(gtrid: Gtrid) -> Reason {
+    let text = format!("a statement of transaction {gtrid} is still running");
+    Reason::new(code::WRONG_STATE, text)
+}

@@ -1,0 +1,165 @@
+//! Effects leave: over links, to waiting callers, into the history.
+
+use concord_core::coordinator::Effect;
+use concord_core::id::{Gtrid, ParticipantName};
+use concord_core::message::{Outcome, ToParticipant};
+use concord_core::transaction::TransactionState;
+use concord_proto::convert::link::{abort_request, commit_request, prepare_request};
+use concord_proto::v1::link_command::Command;
+use concord_core::reason::Reason;
+
+use super::calls::{Enlisted, Ordered, Outbound, Told};
+use super::Driver;
+use crate::counters::count;
+
+impl Driver {
+    pub(super) fn release(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            self.history.note(&effect);
+            self.release_one(effect);
+        }
+    }
+
+    fn release_one(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { to, message } => self.send(&to, &message),
+            Effect::Began { gtrid, .. } => {
+                count(&self.counters.begun);
+                let context = self.contexts.get_mut(&gtrid);
+                if let Some(answer) = context.and_then(|context| context.beginning.take()) {
+                    // A caller that left needs no answer; here and below.
+                    let _ = answer.send(Ok(()));
+                }
+            }
+            Effect::Enlisted { branch, new, .. } => {
+                let Some(context) = self.contexts.get_mut(&branch.gtrid) else { return };
+                let (isolation, deadline) = (context.isolation, context.deadline);
+                if let Some(answer) = context.enlisting.take() {
+                    let _ = answer.send(Ok(Enlisted { branch, new, isolation, deadline }));
+                }
+            }
+            Effect::Reply { gtrid, outcome } => {
+                if let Some(context) = self.close(gtrid) {
+                    context.tell(gtrid, &outcome);
+                }
+            }
+            Effect::Join { gtrid, first } => self.join(gtrid, first),
+            Effect::Replay { gtrid, first, outcome } => self.replay(gtrid, first, &outcome),
+            Effect::Rejected { gtrid, reason } => self.rejected(gtrid, reason),
+            Effect::Answer { token, decision } => {
+                if let Some(answer) = self.inquiries.remove(&token) {
+                    let _ = answer.send(decision);
+                }
+            }
+            Effect::Seen { token, seen } => {
+                if let Some(answer) = self.looks.remove(&token) {
+                    let _ = answer.send(seen);
+                }
+            }
+            Effect::Order { resolve, heuristic } => {
+                if let Some(answer) = self.orders.remove(&resolve.token) {
+                    let _ = answer.send(Ordered::Go { resolve, heuristic });
+                }
+            }
+            Effect::OrderRefused { token, reason } => {
+                if let Some(answer) = self.orders.remove(&token) {
+                    let _ = answer.send(Ordered::Refused(reason));
+                }
+            }
+            Effect::Changed { gtrid, state, reason } => self.counted(gtrid, state, reason.as_ref()),
+            Effect::BranchChanged { branch, participant, state, reason, .. } => {
+                if state == concord_core::transaction::BranchState::Heuristic {
+                    count(&self.counters.heuristic);
+                    let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();
+                    tracing::error!(%branch, %participant, reason, "heuristic outcome");
+                }
+            }
+            Effect::Forgotten { gtrids, horizon } => {
+                for link in self.links.values() {
+                    let _ = link.sender.send(Outbound::ForgetBelow(horizon));
+                }
+                match &mut self.forget {
+                    Some((former, below)) => {
+                        former.extend(gtrids);
+                        *below = horizon;
+                    }
+                    none => *none = Some((gtrids, horizon)),
+                }
+            }
+            Effect::Superseded { by } => {
+                tracing::error!(own = %self.machine.epoch(), %by, "superseded");
+                self.superseded = true;
+            }
+        }
+    }
+
+    fn send(&mut self, to: &ParticipantName, message: &ToParticipant) {
+        let command = match *message {
+            ToParticipant::Prepare { branch, epoch, work, .. } => {
+                let payload = if work { self.branch_work(branch) } else { None };
+                Command::Prepare(prepare_request(branch, epoch, payload))
+            }
+            ToParticipant::Commit { branch, epoch, one_phase, work } => {
+                let payload = if work { self.branch_work(branch) } else { None };
+                Command::Commit(commit_request(branch, epoch, one_phase, payload))
+            }
+            ToParticipant::Abort { branch, epoch } => Command::Abort(abort_request(branch, epoch)),
+            // The call that enlisted the branch begins it, and waits for the answer.
+            ToParticipant::Begin { .. } => return,
+        };
+        // A link that is down loses it; the machine sends it again when the link is up.
+        if let Some(link) = self.links.get(to) {
+            let _ = link.sender.send(Outbound::Command { branch: message.branch(), command });
+        }
+    }
+
+    fn join(&mut self, gtrid: Gtrid, first: Gtrid) {
+        let Some(joining) = self.close(gtrid) else { return };
+        match self.contexts.get_mut(&first) {
+            Some(context) => context.waiters.extend(joining.waiters),
+            None => joining.tell(first, &Outcome::Unknown(first)),
+        }
+    }
+
+    fn replay(&mut self, gtrid: Gtrid, first: Gtrid, outcome: &Outcome) {
+        let Some(context) = self.close(gtrid) else { return };
+        for waiter in context.waiters {
+            let _ = waiter.send(Told::Replayed { first, outcome: outcome.clone() });
+        }
+    }
+
+    /// The last call about this transaction had no effect.
+    fn rejected(&mut self, gtrid: Gtrid, reason: Reason) {
+        let Some(context) = self.contexts.get_mut(&gtrid) else { return };
+        if let Some(answer) = context.enlisting.take() {
+            context.executing = false;
+            let _ = answer.send(Err(reason));
+        } else if let Some(answer) = context.beginning.take() {
+            self.close(gtrid);
+            let _ = answer.send(Err(reason));
+        } else if let Some(answer) = context.waiters.pop() {
+            let over = context.waiters.is_empty();
+            if over {
+                self.close(gtrid);
+            }
+            let _ = answer.send(Told::Refused(reason));
+        }
+    }
+
+    fn counted(&self, gtrid: Gtrid, state: TransactionState, reason: Option<&Reason>) {
+        match state {
+            TransactionState::Committed => count(&self.counters.committed),
+            TransactionState::Aborted => {
+                let code = reason.map_or("", |reason| &*reason.code);
+                self.counters.aborted_for(code);
+                tracing::debug!(%gtrid, code, "transaction aborted");
+            }
+            TransactionState::Init
+            | TransactionState::Active
+            | TransactionState::Preparing
+            | TransactionState::Prepared
+            | TransactionState::Committing
+            | TransactionState::Aborting => {}
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The thread that owns the log: takes batches, makes each durable, says so.
+//!
+//! One batch is under way at a time; what comes in meanwhile is the next one. That is group commit.
+
+use concord_core::id::Gtrid;
+use concord_core::record::Record;
+use tokio::sync::mpsc;
+
+use crate::log::{DecisionLog, LogError, LogStats};
+
+/// Records that become durable together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// In order.
+    pub records: Vec<Record>,
+    /// Ended transactions to delete, and the horizon that they are below.
+    pub forget: Option<(Vec<Gtrid>, Gtrid)>,
+    /// Position of the last forced record in it.
+    pub upto: u64,
+}
+
+/// What came of a batch.
+#[derive(Debug)]
+pub struct Written {
+    /// Everything up to this position is durable.
+    pub upto: u64,
+    /// The log's size now.
+    pub stats: LogStats,
+}
+
+/// The driver's end of the thread.
+#[derive(Debug)]
+pub struct Writer {
+    batches: mpsc::UnboundedSender<Batch>,
+    results: mpsc::UnboundedReceiver<Result<Written, LogError>>,
+}
+
+impl Writer {
+    /// Starts the thread. It ends when the writer is dropped, or at the first failure.
+    pub fn start(mut log: impl DecisionLog) -> std::io::Result<Self> {
+        let (batches, mut inbox) = mpsc::unbounded_channel::<Batch>();
+        let (outbox, results) = mpsc::unbounded_channel();
+        std::thread::Builder::new().name("decision-log".to_owned()).spawn(move || {
+            while let Some(batch) = inbox.blocking_recv() {
+                let result = write(&mut log, &batch);
+                let failed = result.is_err();
+                if outbox.send(result).is_err() || failed {
+                    // After a failed write or fsync nothing says what is on the disk: a retried
+                    // fsync proves nothing (the kernel may have dropped the dirty pages and
+                    // cleared the error). The log is not touched again.
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { batches, results })
+    }
+
+    /// Hands a batch over; its result comes from [`Writer::written`]. False when the thread ended.
+    pub fn write(&self, batch: Batch) -> bool {
+        self.batches.send(batch).is_ok()
+    }
+
+    /// The next result; None when the thread has ended.
+    pub async fn written(&mut self) -> Option<Result<Written, LogError>> {
+        self.results.recv().await
+    }
+}
+
+fn write(log: &mut impl DecisionLog, batch: &Batch) -> Result<Written, LogError> {
+    log.append(&batch.records)?;
+    // After the append: the ends of these transactions may be in this very batch.
+    if let Some((gtrids, horizon)) = &batch.forget {
+        log.forget(gtrids, *horizon)?;
+    }
+    Ok(Written { upto: batch.upto, stats: log.stats() })
+}

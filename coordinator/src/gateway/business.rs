@@ -1,0 +1,405 @@
+//! What bank and inventory share: the engine, the placement, the tables, and what is known.
+//!
+//! It owns the way of a planned transaction to the engine and back. It refuses to know money from
+//! stock.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use concord_core::id::{Gtrid, ParticipantName, Request};
+use concord_core::limits::TIMEOUT_DEFAULT_MS;
+use concord_core::reason::{Reason, code};
+use concord_proto::convert::{AccountId, Currency, ProductId};
+use concord_proto::model::Statement;
+use concord_proto::v1;
+use futures::future::{try_join, try_join_all};
+
+use super::bank::read_account;
+use super::inventory::read_product;
+use super::known::Known;
+use super::migrations::Migrations;
+use super::placement::Placement;
+use super::plan::{Plan, Roles};
+use crate::engine::{AckMode, Engine, Executed, Failure, OneShot};
+
+/// Time for one read outside a transaction: it waits for no row lock, so a server that needs
+/// longer is in trouble.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time-out of a call that has no field for one.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_millis(TIMEOUT_DEFAULT_MS as u64);
+/// A currency's bytes where no account or product was found that has one: it equals none, because
+/// all have capitals.
+pub const NO_CURRENCY: &str = "---";
+
+/// What never changes about a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Price {
+    /// Of one piece, in minor units.
+    pub price: i64,
+    /// Its currency.
+    pub currency: Currency,
+}
+
+/// What bank and inventory share. Clones are cheap and share everything.
+#[derive(Clone)]
+pub struct Business<E>(Arc<Shared<E>>);
+
+struct Shared<E> {
+    engine: E,
+    placement: Placement,
+    migrations: Migrations,
+    accounts: Known<Currency>,
+    products: Known<Price>,
+}
+
+impl<E> fmt::Debug for Business<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Business")
+            .field("migrations", &self.0.migrations)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a call of the gateway has no good answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallError {
+    /// Nothing was begun.
+    Reason(Reason),
+    /// A transaction was.
+    Failure(Failure),
+}
+
+impl From<Reason> for CallError {
+    fn from(reason: Reason) -> Self {
+        Self::Reason(reason)
+    }
+}
+
+/// How a transaction is run, beside what it does.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The client's request.
+    pub request: Option<Request>,
+    /// When the whole call must be decided.
+    pub deadline: Instant,
+}
+
+impl Terms {
+    /// From now on.
+    pub fn new(request: Option<Request>, timeout: Duration) -> Self {
+        Self {
+            request,
+            deadline: Instant::now() + timeout,
+        }
+    }
+
+    /// Time for a read before the transaction.
+    pub fn read_timeout(&self) -> Duration {
+        self.deadline
+            .saturating_duration_since(Instant::now())
+            .min(READ_TIMEOUT)
+    }
+
+    fn remaining(&self) -> Result<Duration, Reason> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left < Duration::from_millis(1) {
+            let message = "the time-out passed before the transaction was begun";
+            return Err(Reason::new(code::DEADLINE_EXCEEDED, message));
+        }
+        Ok(left)
+    }
+}
+
+impl<E: Engine> Business<E> {
+    /// Around a driver, with the cluster's slot map.
+    pub fn new(engine: E, placement: Placement) -> Self {
+        let migrations = Migrations::new(&engine.participants());
+        Self(Arc::new(Shared {
+            engine,
+            placement,
+            migrations,
+            accounts: Known::default(),
+            products: Known::default(),
+        }))
+    }
+
+    /// Where things live.
+    pub fn placement(&self) -> &Placement {
+        &self.0.placement
+    }
+
+    /// Which servers have the tables. The links call its `forget` when they reconnect.
+    pub fn migrations(&self) -> &Migrations {
+        &self.0.migrations
+    }
+
+    /// Known currencies of accounts.
+    pub fn accounts(&self) -> &Known<Currency> {
+        &self.0.accounts
+    }
+
+    /// Known prices of products.
+    pub fn products(&self) -> &Known<Price> {
+        &self.0.products
+    }
+
+    /// A new transaction id.
+    pub fn mint(&self) -> Gtrid {
+        self.0.engine.mint()
+    }
+
+    /// Reads rows of the gateway's own tables on one participant.
+    pub async fn read(
+        &self,
+        participant: &ParticipantName,
+        statement: Statement,
+        timeout: Duration,
+    ) -> Result<Vec<v1::Row>, Reason> {
+        self.ensure_tables(std::iter::once(participant), timeout)
+            .await?;
+        match self.0.engine.query(participant, statement, timeout).await {
+            Ok(result) => Ok(result.result),
+            Err(reason) => {
+                self.doubt_tables(&reason, participant);
+                Err(reason)
+            }
+        }
+    }
+
+    /// Reads the same on every participant that has slots, and maps the rows.
+    pub async fn read_all<T: Send>(
+        &self,
+        statement: &Statement,
+        map: impl Fn(&ParticipantName, &v1::Row) -> Result<T, Reason> + Sync,
+    ) -> Result<Vec<Vec<T>>, Reason> {
+        let map = &map;
+        try_join_all(
+            self.placement()
+                .participants()
+                .iter()
+                .map(|participant| async move {
+                    let rows = self
+                        .read(participant, statement.clone(), READ_TIMEOUT)
+                        .await?;
+                    rows.iter().map(|row| map(participant, row)).collect()
+                }),
+        )
+        .await
+    }
+
+    /// The currencies of two accounts; none for an account that does not exist.
+    pub async fn currencies(
+        &self,
+        [first, second]: [&AccountId; 2],
+        timeout: Duration,
+    ) -> Result<[Option<Currency>; 2], Reason> {
+        let (first, second) = try_join(
+            self.currency(first, timeout),
+            self.currency(second, timeout),
+        )
+        .await?;
+        Ok([first, second])
+    }
+
+    async fn currency(
+        &self,
+        account: &AccountId,
+        timeout: Duration,
+    ) -> Result<Option<Currency>, Reason> {
+        if let Some(currency) = self.accounts().get(account.as_str()) {
+            return Ok(Some(currency));
+        }
+        let row = read_account(self, account, timeout).await?;
+        Ok(row.map(|row| row.state.currency))
+    }
+
+    /// The products' prices, in order; none for a product that does not exist.
+    pub async fn prices(
+        &self,
+        products: impl Iterator<Item = &ProductId>,
+        timeout: Duration,
+    ) -> Result<Vec<Option<Price>>, Reason> {
+        try_join_all(products.map(|product| async move {
+            if let Some(price) = self.products().get(product.as_str()) {
+                return Ok(Some(price));
+            }
+            let row = read_product(self, product, timeout).await?;
+            Ok(row.map(|row| row.state.price))
+        }))
+        .await
+    }
+
+    /// Runs a planned transaction. A request that had taken effect before, however that was found
+    /// out, is a success.
+    pub async fn run<R: Copy + Send>(
+        &self,
+        gtrid: Gtrid,
+        plan: Plan<R>,
+        terms: &Terms,
+    ) -> Result<Executed, (CallError, Option<R>)> {
+        let refused = |reason: Reason| (CallError::Reason(reason), None);
+        let timeout = terms.remaining().map_err(refused)?;
+        self.ensure_tables(plan.participants(), timeout)
+            .await
+            .map_err(refused)?;
+        let timeout = terms.remaining().map_err(refused)?;
+        let (branches, roles) = plan.split();
+        let request = terms.request.clone();
+        let ack = AckMode::Applied;
+        let tx = OneShot {
+            gtrid,
+            branches,
+            request,
+            isolation: None,
+            ack,
+            timeout,
+        };
+        let failure = match self.0.engine.execute(tx).await {
+            Ok(executed) => return Ok(executed),
+            Err(failure) => failure,
+        };
+        if let Some(gtrid) = replayed(&failure) {
+            return Ok(Executed {
+                gtrid,
+                results: Vec::new(),
+                replayed: true,
+            });
+        }
+        if let Failure::Aborted {
+            reason,
+            participant: Some(participant),
+            ..
+        } = &failure
+        {
+            self.doubt_tables(reason, participant);
+        }
+        let role = failed_role(&failure, &roles);
+        Err((CallError::Failure(failure), role))
+    }
+
+    /// Brings the tables to these servers, if that can be done in time. Who gives up leaves nothing
+    /// that the next call cannot repeat.
+    async fn ensure_tables(
+        &self,
+        participants: impl Iterator<Item = &ParticipantName>,
+        timeout: Duration,
+    ) -> Result<(), Reason> {
+        let ensured = self.0.migrations.ensure(&self.0.engine, participants);
+        tokio::time::timeout(timeout, ensured)
+            .await
+            .unwrap_or_else(|_| {
+                let message = "a server's tables were not brought up to date in time; try again";
+                Err(Reason::new(code::DEADLINE_EXCEEDED, message))
+            })
+    }
+
+    /// A statement of the gateway's own that the server does not understand means that its tables
+    /// are gone: another server, or a restored backup.
+    fn doubt_tables(&self, reason: &Reason, participant: &ParticipantName) {
+        if matches!(
+            &*reason.code,
+            code::STATEMENT_FAILED | code::INCARNATION_CHANGED
+        ) {
+            self.0.migrations.forget(participant);
+        }
+    }
+}
+
+/// The transaction of the first attempt, when a participant's ledger had to say that the request
+/// had taken effect, because the coordinator has forgotten it.
+fn replayed(failure: &Failure) -> Option<Gtrid> {
+    match failure {
+        Failure::Aborted { reason, .. } if &*reason.code == code::REQUEST_ALREADY_COMMITTED => {
+            concord_proto::convert::text::parse_gtrid(&reason.message)
+        }
+        Failure::Aborted { .. } | Failure::Unknown { .. } | Failure::Refused(_) => None,
+    }
+}
+
+fn failed_role<R: Copy>(failure: &Failure, roles: &Roles<R>) -> Option<R> {
+    match failure {
+        Failure::Aborted {
+            branch_index,
+            failed_statement,
+            ..
+        } => roles.at(*branch_index, *failed_statement),
+        Failure::Unknown { .. } | Failure::Refused(_) => None,
+    }
+}
+
+/// The same failure for a more precise reason.
+pub fn because(error: CallError, reason: Reason) -> CallError {
+    match error {
+        CallError::Failure(Failure::Aborted {
+            gtrid,
+            participant,
+            branch_index,
+            failed_statement,
+            ..
+        }) => CallError::Failure(Failure::Aborted {
+            gtrid,
+            reason,
+            participant,
+            branch_index,
+            failed_statement,
+        }),
+        other => other,
+    }
+}
+
+/// The reason for which a transaction was aborted.
+pub fn reason_of(error: &CallError) -> Option<&Reason> {
+    match error {
+        CallError::Failure(Failure::Aborted { reason, .. }) => Some(reason),
+        CallError::Failure(Failure::Unknown { .. } | Failure::Refused(_))
+        | CallError::Reason(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn aborted(code: &str, message: &str) -> Failure {
+        Failure::Aborted {
+            gtrid: Gtrid::MIN,
+            reason: Reason::new(code, message),
+            participant: None,
+            branch_index: Some(1),
+            failed_statement: Some(0),
+        }
+    }
+
+    #[test]
+    fn a_request_that_the_ledger_knows_has_succeeded() {
+        let text = "01920000-0000-7000-8000-000000000001";
+        let gtrid = replayed(&aborted(code::REQUEST_ALREADY_COMMITTED, text));
+        assert_eq!(gtrid.map(|gtrid| gtrid.to_string()).as_deref(), Some(text));
+        assert_eq!(
+            replayed(&aborted(code::REQUEST_ALREADY_COMMITTED, "?")),
+            None
+        );
+        assert_eq!(replayed(&aborted(code::DEADLOCK, text)), None);
+        assert_eq!(replayed(&Failure::Unknown { gtrid: Gtrid::MIN }), None);
+    }
+
+    #[test]
+    fn a_more_precise_reason_keeps_the_rest() {
+        let error = CallError::Failure(aborted("INSUFFICIENT_FUNDS", "0 rows"));
+        let precise = because(error, Reason::new("ACCOUNT_NOT_FOUND", "gone"));
+        assert_eq!(
+            reason_of(&precise).map(|r| &*r.code),
+            Some("ACCOUNT_NOT_FOUND")
+        );
+        let unknown = CallError::Failure(Failure::Unknown { gtrid: Gtrid::MIN });
+        assert_eq!(because(unknown.clone(), Reason::new("X", "")), unknown);
+    }
+
+    #[test]
+    fn time_that_has_passed_begins_nothing() {
+        let terms = Terms::new(None, Duration::ZERO);
+        let reason = terms.remaining().map_err(|reason| reason.code);
+        assert_eq!(reason, Err(code::DEADLINE_EXCEEDED.into()));
+    }
+}

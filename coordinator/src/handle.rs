@@ -1,0 +1,235 @@
+//! The way to the driver for everybody else: the gateway's [`Engine`], and the calls of the
+//! transaction, outcome and administration services.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use concord_core::coordinator::{Resolve, Seen};
+use concord_core::id::{BranchId, Gtrid, ParticipantName, RequestId};
+use concord_core::message::{Decision, Outcome};
+use concord_core::reason::{Reason, code};
+use concord_core::transaction::Ack;
+use concord_proto::convert::common::timeout_ms;
+use concord_proto::model::{Isolation, Statement};
+use concord_proto::v1;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::driver::{Call, Ended, Enlisted, Numbers, Ordered, Told};
+use crate::engine::{Engine, Executed, Failure, Migration, OneShot};
+use crate::mint::Mint;
+use crate::participants::{Participants, reason_of};
+
+/// What a read or migration may take longer than its own time-out on its way.
+const RPC_GRACE: Duration = Duration::from_secs(2);
+/// Time for the migrations of one schema on one server.
+const MIGRATE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The way to the driver. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    calls: mpsc::Sender<Call>,
+    mint: Arc<Mint>,
+    participants: Participants,
+    accepting: Arc<AtomicBool>,
+}
+
+fn stopped() -> Reason {
+    Reason::new(code::SHUTTING_DOWN, "the coordinator stops; try again with the next one")
+}
+
+impl Handle {
+    /// A handle on a driver. No transaction begins while `accepting` is false.
+    pub fn new(
+        calls: mpsc::Sender<Call>,
+        mint: Arc<Mint>,
+        participants: Participants,
+        accepting: Arc<AtomicBool>,
+    ) -> Self {
+        Self { calls, mint, participants, accepting }
+    }
+
+    fn admit(&self) -> Result<(), Reason> {
+        if self.accepting.load(Ordering::Relaxed) { Ok(()) } else { Err(stopped()) }
+    }
+
+    /// The participants and their health.
+    pub fn peers(&self) -> &Participants {
+        &self.participants
+    }
+
+    /// Calls the driver and waits for the answer. None: the driver ended, and whether the call
+    /// had an effect is not known.
+    async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Option<T> {
+        let (answer, wait) = oneshot::channel();
+        self.calls.send(call(answer)).await.ok()?;
+        wait.await.ok()
+    }
+
+    /// Begins an interactive transaction.
+    pub async fn begin(
+        &self,
+        isolation: Option<Isolation>,
+        timeout: Duration,
+    ) -> Result<Gtrid, Reason> {
+        self.admit()?;
+        let gtrid = self.mint.mint();
+        let begun = self.ask(|answer| Call::Begin { gtrid, isolation, timeout, answer }).await;
+        begun.unwrap_or_else(|| Err(stopped())).map(|()| gtrid)
+    }
+
+    /// The branch in which a statement of an interactive transaction may run.
+    pub async fn enlist(
+        &self,
+        gtrid: Gtrid,
+        participant: ParticipantName,
+    ) -> Result<Enlisted, Reason> {
+        let enlisted = self.ask(|answer| Call::Enlist { gtrid, participant, answer }).await;
+        enlisted.unwrap_or_else(|| Err(stopped()))
+    }
+
+    /// Says that the statement has ended.
+    pub async fn statement_done(&self, gtrid: Gtrid, failed: Option<Reason>) {
+        // A driver that ended has aborted it.
+        let _ = self.calls.send(Call::StatementDone { gtrid, failed }).await;
+    }
+
+    /// Commits an interactive transaction.
+    pub async fn commit(&self, gtrid: Gtrid, ack: Ack) -> Result<Executed, Failure> {
+        let told = self.ask(|answer| Call::Commit { gtrid, ack, answer }).await;
+        told.map_or(Err(Failure::Unknown { gtrid }), executed)
+    }
+
+    /// Rolls an interactive transaction back.
+    pub async fn rollback(&self, gtrid: Gtrid, reason: Reason) -> Result<Executed, Failure> {
+        let told = self.ask(|answer| Call::Rollback { gtrid, reason, answer }).await;
+        told.map_or_else(|| Err(Failure::Refused(stopped())), executed)
+    }
+
+    /// What became of a transaction.
+    pub async fn look(&self, gtrid: Gtrid) -> Result<Seen, Reason> {
+        self.ask(|answer| Call::Look { gtrid, answer }).await.ok_or_else(stopped)
+    }
+
+    /// What became of a request.
+    pub async fn look_up(&self, request: RequestId) -> Result<Seen, Reason> {
+        self.ask(|answer| Call::LookUp { request, answer }).await.ok_or_else(stopped)
+    }
+
+    /// The answer to a participant in doubt.
+    pub async fn inquire(
+        &self,
+        from: ParticipantName,
+        branch: BranchId,
+    ) -> Result<Decision, Reason> {
+        let decision = self.ask(|answer| Call::Inquire { from, branch, answer }).await;
+        decision.ok_or_else(stopped)
+    }
+
+    /// Checks and records an operator's order.
+    pub async fn resolve(&self, resolve: Resolve) -> Result<Ordered, Reason> {
+        self.ask(|answer| Call::Resolve { resolve, answer }).await.ok_or_else(stopped)
+    }
+
+    /// Numbers for the status page.
+    pub async fn numbers(&self) -> Result<Numbers, Reason> {
+        self.ask(|answer| Call::Numbers { answer }).await.ok_or_else(stopped)
+    }
+}
+
+fn executed(told: Told) -> Result<Executed, Failure> {
+    match told {
+        Told::Refused(reason) => Err(Failure::Refused(reason)),
+        Told::Replayed { first, outcome } => {
+            outcome_of(first, outcome, None, Vec::new(), true)
+        }
+        Told::Ended(Ended { gtrid, outcome, results, refused_by }) => {
+            outcome_of(gtrid, outcome, refused_by, results, false)
+        }
+    }
+}
+
+fn outcome_of(
+    gtrid: Gtrid,
+    outcome: Outcome,
+    refused_by: Option<crate::driver::Refuser>,
+    results: Vec<Vec<v1::StatementResult>>,
+    replayed: bool,
+) -> Result<Executed, Failure> {
+    match outcome {
+        Outcome::Committed => Ok(Executed { gtrid, results, replayed }),
+        Outcome::Unknown(gtrid) => Err(Failure::Unknown { gtrid }),
+        Outcome::Aborted(reason) | Outcome::Damaged(reason) => {
+            let (participant, branch_index, failed_statement) = match refused_by {
+                Some(by) => (Some(by.participant), Some(by.branch_index), by.failed_statement),
+                None => (None, None, None),
+            };
+            Err(Failure::Aborted { gtrid, reason, participant, branch_index, failed_statement })
+        }
+    }
+}
+
+impl Engine for Handle {
+    fn mint(&self) -> Gtrid {
+        self.mint.mint()
+    }
+
+    async fn execute(&self, tx: OneShot) -> Result<Executed, Failure> {
+        self.admit().map_err(Failure::Refused)?;
+        let gtrid = tx.gtrid;
+        let (answer, wait) = oneshot::channel();
+        let run = Call::Run { tx: Box::new(tx), answer };
+        if self.calls.send(run).await.is_err() {
+            return Err(Failure::Refused(stopped()));
+        }
+        wait.await.map_or(Err(Failure::Unknown { gtrid }), executed)
+    }
+
+    async fn query(
+        &self,
+        participant: &ParticipantName,
+        statement: Statement,
+        time: Duration,
+    ) -> Result<v1::StatementResult, Reason> {
+        let peer = self.participants.get(participant)?;
+        let request =
+            v1::QueryRequest { statement: Some(statement.into()), timeout_ms: timeout_ms(time) };
+        match timeout(time + RPC_GRACE, peer.client().query(request)).await {
+            Ok(Ok(response)) => Ok(response.into_inner().result.unwrap_or_default()),
+            Ok(Err(status)) => Err(reason_of(participant, &status)),
+            Err(_) => Err(silent(participant, time)),
+        }
+    }
+
+    async fn migrate(
+        &self,
+        participant: &ParticipantName,
+        schema: &str,
+        migrations: &[Migration],
+    ) -> Result<(), Reason> {
+        let peer = self.participants.get(participant)?;
+        let migrations = migrations
+            .iter()
+            .map(|migration| v1::Migration {
+                version: migration.version,
+                statements: migration.statements.iter().map(ToString::to_string).collect(),
+            })
+            .collect();
+        let request = v1::MigrateRequest { schema: schema.to_owned(), migrations };
+        match timeout(MIGRATE_TIMEOUT, peer.client().migrate(request)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(status)) => Err(reason_of(participant, &status)),
+            Err(_) => Err(silent(participant, MIGRATE_TIMEOUT)),
+        }
+    }
+
+    fn participants(&self) -> Vec<ParticipantName> {
+        self.participants.names()
+    }
+}
+
+fn silent(participant: &ParticipantName, time: Duration) -> Reason {
+    let text = format!("participant {participant} did not answer in {time:?}");
+    Reason::new(code::PARTICIPANT_DOWN, text)
+}

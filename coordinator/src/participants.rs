@@ -1,0 +1,137 @@
+//! The participants as the coordinator reaches them: one link each, kept up for ever.
+//!
+//! A link is connected, checked (is it who it should be?), announced to the driver, pumped, and
+//! when it breaks announced as lost and connected again with capped back-off and jitter. It decides
+//! nothing: what was on a broken link is the machine's business.
+
+pub mod link;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use concord_core::id::ParticipantName;
+use concord_core::reason::{Reason, code};
+use concord_proto::v1;
+use concord_proto::v1::participant_client::ParticipantClient;
+use tonic::transport::{Channel, Endpoint};
+
+/// Time to establish a connection, and for the first answers on it.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Silence on a connection after which it is probed.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// Time for the answer to a probe: a partition is noticed after both.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Largest message of a participant: the results of a branch may have 4 MiB and more.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// What is known of one participant now.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    /// Whether its link is up.
+    pub connected: bool,
+    /// What it said of itself last.
+    pub status: Option<v1::GetStatusResponse>,
+    /// Messages sent and not answered.
+    pub outstanding: usize,
+    /// Why the link is down.
+    pub reason: Option<Reason>,
+}
+
+/// One participant.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its name.
+    pub name: ParticipantName,
+    /// Its address, for people.
+    pub address: String,
+    channel: Channel,
+    health: Mutex<Health>,
+}
+
+impl Peer {
+    /// What is known of it now.
+    pub fn health(&self) -> Health {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Health)) {
+        change(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// A client on its connection.
+    pub fn client(&self) -> ParticipantClient<Channel> {
+        ParticipantClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+}
+
+/// All participants, in the configuration's order.
+#[derive(Clone, Debug)]
+pub struct Participants {
+    peers: Arc<[Arc<Peer>]>,
+    by_name: Arc<HashMap<ParticipantName, usize>>,
+}
+
+impl Participants {
+    /// Prepares a lazy connection to each.
+    pub fn new(endpoints: impl IntoIterator<Item = (ParticipantName, Endpoint)>) -> Self {
+        Self::from_channels(endpoints.into_iter().map(|(name, endpoint)| {
+            let address = endpoint.uri().to_string();
+            (name, address, tuned(endpoint).connect_lazy())
+        }))
+    }
+
+    /// The same on connections of any kind.
+    pub fn from_channels(
+        channels: impl IntoIterator<Item = (ParticipantName, String, Channel)>,
+    ) -> Self {
+        let peers: Vec<_> = channels
+            .into_iter()
+            .map(|(name, address, channel)| {
+                Arc::new(Peer { name, address, channel, health: Mutex::default() })
+            })
+            .collect();
+        let by_name =
+            peers.iter().enumerate().map(|(index, peer)| (peer.name.clone(), index)).collect();
+        Self { peers: peers.into(), by_name: Arc::new(by_name) }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[Arc<Peer>] {
+        &self.peers
+    }
+
+    /// Their names, in the configuration's order.
+    pub fn names(&self) -> Vec<ParticipantName> {
+        self.peers.iter().map(|peer| peer.name.clone()).collect()
+    }
+
+    /// One of them.
+    pub fn get(&self, name: &ParticipantName) -> Result<&Arc<Peer>, Reason> {
+        self.by_name.get(name).and_then(|index| self.peers.get(*index)).ok_or_else(|| {
+            let text = format!("no participant is called {name}");
+            Reason::new(code::PARTICIPANT_NOT_FOUND, text)
+        })
+    }
+}
+
+/// Sets what every connection to a participant needs.
+pub fn tuned(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+}
+
+/// The reason behind a failed call of a participant; one that carries none of ours comes from the
+/// transport.
+pub fn reason_of(peer: &ParticipantName, status: &tonic::Status) -> Reason {
+    concord_proto::status::reason_of(status).unwrap_or_else(|| {
+        let text = format!("participant {peer}: {} ({:?})", status.message(), status.code());
+        Reason::new(code::PARTICIPANT_DOWN, text)
+    })
+}

@@ -1,0 +1,291 @@
+//! One link: connect, check, announce, pump; and again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use concord_core::id::{BranchId, Epoch};
+use concord_core::limits::LINK_BATCH_MAX;
+use concord_core::message::{Finish, FromParticipant, Vote};
+use concord_core::reason::{Reason, code};
+use concord_proto::convert::link::{Reply, reply};
+use concord_proto::v1;
+use concord_proto::v1::link_command::Command;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+
+use super::{CONNECT_TIMEOUT, Peer, reason_of};
+use crate::driver::{Call, Outbound};
+
+/// First wait before connecting again.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// Longest wait: what a participant that is back waits for at most.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Time between two looks at a participant's own status.
+const STATUS_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What a coordinator expects of a participant.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// The cluster's name.
+    pub cluster: Arc<str>,
+    /// The coordinator's epoch.
+    pub epoch: Epoch,
+}
+
+/// Numbers links, so that news of an old one is not taken for news of its successor.
+static GENERATION: AtomicU64 = AtomicU64::new(1);
+
+/// Keeps the link to one participant up until stopped.
+pub async fn run_link(
+    peer: Arc<Peer>,
+    expected: Expected,
+    driver: mpsc::Sender<Call>,
+    stop: CancellationToken,
+) {
+    let backoff = ExponentialBuilder::default()
+        .with_min_delay(BACKOFF_MIN)
+        .with_max_delay(BACKOFF_MAX)
+        .with_jitter()
+        .without_max_times();
+    let mut delays = backoff.build();
+    loop {
+        let mut was_up = false;
+        let ended = tokio::select! {
+            () = stop.cancelled() => return,
+            ended = one_link(&peer, &expected, &driver, &mut was_up) => ended,
+        };
+        if was_up {
+            delays = backoff.build();
+            tracing::warn!(participant = %peer.name, reason = %ended, "link lost");
+        } else {
+            tracing::debug!(participant = %peer.name, reason = %ended, "link not established");
+        }
+        peer.note(|health| {
+            health.connected = false;
+            health.outstanding = 0;
+            health.reason = Some(ended);
+        });
+        let delay = delays.next().unwrap_or(BACKOFF_MAX);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(delay) => {}
+        }
+    }
+}
+
+/// One life of a link; why it ended.
+async fn one_link(
+    peer: &Arc<Peer>,
+    expected: &Expected,
+    driver: &mpsc::Sender<Call>,
+    was_up: &mut bool,
+) -> Reason {
+    let status = match timeout(CONNECT_TIMEOUT, peer.client().get_status(v1::GetStatusRequest {}))
+        .await
+    {
+        Err(_) => return late("its status"),
+        Ok(Err(status)) => return reason_of(&peer.name, &status),
+        Ok(Ok(status)) => status.into_inner(),
+    };
+    if let Some(reason) = mismatch(peer, expected, &status) {
+        return reason;
+    }
+    let incarnation = status.incarnation.clone();
+    peer.note(|health| health.status = Some(status));
+    if incarnation.is_empty() {
+        let text = format!("participant {} has not seen its MySQL server yet", peer.name);
+        return Reason::new(code::SERVER_DOWN, text);
+    }
+    let (frames, outbound) = mpsc::unbounded_channel();
+    let stream = UnboundedReceiverStream::new(outbound);
+    let inbound = match timeout(CONNECT_TIMEOUT, peer.client().link(stream)).await {
+        Err(_) => return late("the link"),
+        Ok(Err(status)) => return reason_of(&peer.name, &status),
+        Ok(Ok(response)) => response.into_inner(),
+    };
+    let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
+    let (sender, commands) = mpsc::unbounded_channel();
+    let (answer, accepted) = oneshot::channel();
+    let participant = peer.name.clone();
+    let up =
+        Call::LinkUp { participant: participant.clone(), incarnation, generation, sender, answer };
+    if driver.send(up).await.is_err() {
+        return Reason::new(code::SHUTTING_DOWN, "the driver has ended");
+    }
+    match accepted.await {
+        Ok(Ok(())) => {}
+        Ok(Err(reason)) => return reason,
+        Err(_) => return Reason::new(code::SHUTTING_DOWN, "the driver has ended"),
+    }
+    *was_up = true;
+    tracing::info!(participant = %peer.name, address = peer.address, "link up");
+    peer.note(|health| {
+        health.connected = true;
+        health.reason = None;
+    });
+    let pump = Pump {
+        peer: Arc::clone(peer),
+        epoch: expected.epoch,
+        driver: driver.clone(),
+        sent: HashMap::new(),
+        next_seq: 1,
+    };
+    let reason = pump.run(commands, frames, inbound).await;
+    let _ = driver.send(Call::LinkDown { participant, generation }).await;
+    reason
+}
+
+fn late(what: &str) -> Reason {
+    Reason::new(code::PARTICIPANT_DOWN, format!("{what} did not come in {CONNECT_TIMEOUT:?}"))
+}
+
+/// Why this is not the participant that it should be.
+fn mismatch(peer: &Peer, expected: &Expected, status: &v1::GetStatusResponse) -> Option<Reason> {
+    let text = if status.name != peer.name.as_str() {
+        format!("at {} answers {:?}, not {:?}", peer.address, status.name, peer.name)
+    } else if status.cluster != *expected.cluster {
+        let (theirs, ours) = (&status.cluster, &expected.cluster);
+        format!("participant {} belongs to cluster {theirs:?}, not {ours:?}", peer.name)
+    } else {
+        return None;
+    };
+    Some(Reason::new(code::INCARNATION_CHANGED, text))
+}
+
+/// A command that was sent and not answered.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Vote(BranchId),
+    Finish(BranchId),
+}
+
+struct Pump {
+    peer: Arc<Peer>,
+    epoch: Epoch,
+    driver: mpsc::Sender<Call>,
+    sent: HashMap<u64, Asked>,
+    next_seq: u64,
+}
+
+impl Pump {
+    async fn run(
+        mut self,
+        mut commands: mpsc::UnboundedReceiver<Outbound>,
+        frames: mpsc::UnboundedSender<v1::LinkRequest>,
+        mut inbound: tonic::Streaming<v1::LinkResponse>,
+    ) -> Reason {
+        let mut batch = Vec::with_capacity(LINK_BATCH_MAX);
+        let mut look = tokio::time::interval(STATUS_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                count = commands.recv_many(&mut batch, LINK_BATCH_MAX) => {
+                    if count == 0 {
+                        return Reason::new(code::SHUTTING_DOWN, "the driver let the link go");
+                    }
+                    let commands = batch.drain(..).map(|out| self.number(out)).collect();
+                    if frames.send(v1::LinkRequest { commands }).is_err() {
+                        return Reason::new(code::PARTICIPANT_DOWN, "the link's stream has ended");
+                    }
+                }
+                frame = inbound.message() => match frame {
+                    Ok(Some(frame)) => {
+                        for raw in frame.replies {
+                            let (seq, reply) = reply(raw);
+                            if let Err(reason) = self.answered(seq, reply).await {
+                                return reason;
+                            }
+                        }
+                    }
+                    Ok(None) => {
+                        return Reason::new(code::PARTICIPANT_DOWN, "the participant closed the link");
+                    }
+                    Err(status) => return reason_of(&self.peer.name, &status),
+                },
+                _ = look.tick() => self.look(),
+            }
+        }
+    }
+
+    fn number(&mut self, out: Outbound) -> v1::LinkCommand {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        let command = match out {
+            Outbound::Command { branch, command } => {
+                let asked = match command {
+                    Command::Prepare(_) => Some(Asked::Vote(branch)),
+                    Command::Commit(_) | Command::Abort(_) => Some(Asked::Finish(branch)),
+                    Command::ForgetBelow(_) => None,
+                };
+                self.sent.extend(asked.map(|asked| (seq, asked)));
+                command
+            }
+            Outbound::ForgetBelow(gtrid) => Command::ForgetBelow(gtrid.0.to_vec()),
+        };
+        v1::LinkCommand { seq, command: Some(command) }
+    }
+
+    /// Hands an answer to the driver. An error ends the link.
+    async fn answered(
+        &mut self,
+        seq: u64,
+        reply: Result<Reply, Reason>,
+    ) -> Result<(), Reason> {
+        if let Ok(Reply::Unavailable(reason)) = reply {
+            return Err(reason);
+        }
+        let Some(asked) = self.sent.remove(&seq) else { return Ok(()) };
+        let epoch = self.epoch;
+        let refused = |reason: Reason| match asked {
+            // Its epoch is higher than ours; how high does not matter any more.
+            Asked::Vote(branch) | Asked::Finish(branch) if &*reason.code == code::STALE_EPOCH => {
+                FromParticipant::Stale { branch, epoch, highest: Epoch(epoch.0 + 1) }
+            }
+            Asked::Vote(branch) => {
+                FromParticipant::Voted { branch, epoch, vote: Vote::Abort(reason) }
+            }
+            Asked::Finish(branch) => {
+                FromParticipant::Finished { branch, epoch, finish: Finish::Retry(reason) }
+            }
+        };
+        let (message, results, failed_statement) = match (asked, reply) {
+            (Asked::Vote(branch), Ok(Reply::Voted(voted))) => {
+                let message = FromParticipant::Voted { branch, epoch, vote: voted.vote };
+                (message, voted.results, voted.failed_statement)
+            }
+            (Asked::Finish(branch), Ok(Reply::Committed(done))) => {
+                let message = FromParticipant::Finished { branch, epoch, finish: done.finish };
+                (message, done.results, done.failed_statement)
+            }
+            (Asked::Finish(branch), Ok(Reply::Aborted(finish))) => {
+                (FromParticipant::Finished { branch, epoch, finish }, Vec::new(), None)
+            }
+            (_, Ok(Reply::Refused(reason)) | Err(reason)) => (refused(reason), Vec::new(), None),
+            // An answer of the wrong kind says nothing; the outcome is sent again.
+            (_, Ok(_)) => return Ok(()),
+        };
+        let from = self.peer.name.clone();
+        let call = Call::Received { from, message, results, failed_statement };
+        let gone = || Reason::new(code::SHUTTING_DOWN, "the driver has ended");
+        self.driver.send(call).await.map_err(|_| gone())
+    }
+
+    /// Asks how the participant is, without holding up the link.
+    fn look(&self) {
+        let peer = Arc::clone(&self.peer);
+        let outstanding = self.sent.len();
+        peer.note(|health| health.outstanding = outstanding);
+        tokio::spawn(async move {
+            let mut client = peer.client();
+            let status = client.get_status(v1::GetStatusRequest {});
+            if let Ok(Ok(status)) = timeout(CONNECT_TIMEOUT, status).await {
+                peer.note(|health| health.status = Some(status.into_inner()));
+            }
+        });
+    }
+}

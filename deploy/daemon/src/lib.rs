@@ -1,0 +1,13 @@
+//! What every daemon of Concord needs and none of them owns: configuration in layers, telemetry,
+//! signals and a bounded end, listeners with health and reflection, secrets from files.
+//!
+//! It refuses to know the protocol, and to hold state: there is no global configuration here.
+
+pub mod config;
+pub mod secret;
+pub mod serve;
+pub mod tasks;
+pub mod telemetry;
+
+pub use config::{ConfigError, Loaded, Setting, load};
+pub use tasks::{Tasks, stop_on_signal};

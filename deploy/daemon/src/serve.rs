@@ -1,0 +1,87 @@
+//! Listeners, and what every gRPC server of Concord has: health, reflection, limits.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+/// Silence on a connection after which it is probed, and time for the answer: a client that
+/// vanished without a word is noticed after both.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams of one connection at a time. Ten thousand waiting calls may share one.
+const STREAMS_MAX: u32 = 20_000;
+/// Bytes of headers of one request.
+const HEADERS_BYTES_MAX: u32 = 16 << 10;
+
+/// Why a server cannot be offered.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The address is taken, or not ours.
+    #[error("cannot listen on {address}; another process may have it. Change {setting}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The setting that chooses it.
+        setting: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The descriptors are not descriptors.
+    #[error("the reflection service cannot be built")]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+/// Binds a listener. Port 0 takes a free one; the bound address is the second part.
+pub async fn bind(
+    address: SocketAddr,
+    setting: &'static str,
+) -> Result<(TcpIncoming, SocketAddr), ServeError> {
+    let failed = |source| ServeError::Bind { address, setting, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((TcpIncoming::from(listener).with_nodelay(Some(true)), bound))
+}
+
+/// A server with the limits that all have.
+pub fn server() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .max_concurrent_streams(Some(STREAMS_MAX))
+        .http2_max_header_list_size(Some(HEADERS_BYTES_MAX))
+}
+
+/// The reflection service in the version that current clients ask for.
+pub fn reflection_v1(
+    descriptors: &'static [u8],
+) -> Result<
+    tonic_reflection::server::v1::ServerReflectionServer<
+        impl tonic_reflection::server::v1::ServerReflection,
+    >,
+    ServeError,
+> {
+    Ok(reflection(descriptors).build_v1()?)
+}
+
+/// The reflection service in the version that older clients ask for.
+pub fn reflection_v1alpha(
+    descriptors: &'static [u8],
+) -> Result<
+    tonic_reflection::server::v1alpha::ServerReflectionServer<
+        impl tonic_reflection::server::v1alpha::ServerReflection,
+    >,
+    ServeError,
+> {
+    Ok(reflection(descriptors).build_v1alpha()?)
+}
+
+fn reflection(descriptors: &'static [u8]) -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(descriptors)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}

@@ -1,0 +1,237 @@
+//! The participant put together: driver, background tasks, gRPC server, readiness, and a bounded
+//! end.
+//!
+//! It owns the order in which things start and stop. It refuses to choose: the resource manager,
+//! the way to the coordinator and the listener are given to it, so that a test or a simulated
+//! network can give others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use concord_daemon::serve;
+use concord_proto::v1::participant_server::ParticipantServer;
+use concord_proto::v1::{self, participant_server};
+use futures::Stream;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::Channel;
+use tonic::transport::server::Connected;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::driver::{Driver, Handle, Settings, Wishes};
+use crate::link::Links;
+use crate::resource::ResourceManager;
+use crate::rpc::{Identity, Service};
+use crate::{inquiry, prune};
+
+/// Largest message of a coordinator: a frame may hold the work of many branches.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Time for connections to end once everything is answered, in ms.
+const LINGER_MS: u64 = 2_000;
+
+/// Why a participant ended on its own.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// The server cannot be offered.
+    #[error("the gRPC services cannot be offered")]
+    Serve(#[from] serve::ServeError),
+    /// The listener or the transport failed.
+    #[error("the gRPC server ended")]
+    Transport(#[from] tonic::transport::Error),
+    /// A part panicked.
+    #[error("a part of the participant failed")]
+    Part(#[from] JoinError),
+    /// A part ended that must not.
+    #[error("a part of the participant ended before it was asked to")]
+    Ended,
+}
+
+/// A participant that is ready to be served.
+#[derive(Debug)]
+pub struct App<R> {
+    identity: Identity,
+    rm: Arc<R>,
+    driver: Driver<R>,
+    handle: Handle,
+    wishes: Wishes,
+    coordinator: Channel,
+}
+
+impl<R: ResourceManager> App<R> {
+    /// Puts a participant together. `coordinator` is where it inquires.
+    pub fn new(identity: Identity, settings: Settings, rm: Arc<R>, coordinator: Channel) -> Self {
+        let (driver, handle, wishes) = Driver::new(rm.clone(), settings);
+        Self {
+            identity,
+            rm,
+            driver,
+            handle,
+            wishes,
+            coordinator,
+        }
+    }
+
+    /// Serves until `stop`, or until a part fails. After `stop` no new branch is taken, and what
+    /// runs may end within `drain`.
+    pub async fn serve<I, IO, E>(
+        self,
+        incoming: I,
+        stop: CancellationToken,
+        drain: Duration,
+    ) -> Result<(), AppError>
+    where
+        I: Stream<Item = Result<IO, E>> + Send + 'static,
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        IO::ConnectInfo: Clone + Send + Sync + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
+        let Self {
+            identity,
+            rm,
+            driver,
+            handle,
+            wishes,
+            coordinator,
+        } = self;
+        let (reporter, health) = tonic_health::server::health_reporter();
+        report(&reporter, false).await;
+        let (open, is_open) = watch::channel(false);
+        let links = Links::default();
+        let service = Service {
+            identity: identity.clone(),
+            handle: handle.clone(),
+            rm: rm.clone(),
+            links: links.clone(),
+            open: is_open,
+        };
+        let routes = Routes::new(health)
+            .add_service(participant_server(service))
+            .add_service(serve::reflection_v1(v1::FILE_DESCRIPTOR_SET)?)
+            .add_service(serve::reflection_v1alpha(v1::FILE_DESCRIPTOR_SET)?);
+
+        let (closed, cut) = (CancellationToken::new(), CancellationToken::new());
+        let mut driver = tokio::spawn(driver.run(cut.clone()));
+        let mut background = JoinSet::new();
+        let (name, from) = (identity.name, handle.clone());
+        background.spawn(inquiry::run(
+            coordinator,
+            name,
+            from,
+            wishes.inquire,
+            cut.clone(),
+        ));
+        background.spawn(prune::run(rm.clone(), wishes.prune, cut.clone()));
+        background.spawn(readiness(
+            rm.clone(),
+            handle.clone(),
+            reporter,
+            open,
+            stop.clone(),
+        ));
+        let server = serve::server()
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(incoming, closed.clone().cancelled_owned());
+        let mut server = tokio::spawn(server);
+
+        let ended = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            ended = &mut driver => Err(ended.map_or_else(AppError::from, |()| AppError::Ended)),
+            ended = &mut server => Err(match ended {
+                Ok(Ok(())) => AppError::Ended,
+                Ok(Err(error)) => error.into(),
+                Err(error) => error.into(),
+            }),
+        };
+        stop.cancel();
+        if tokio::time::timeout(drain, handle.drain()).await.is_err() {
+            tracing::warn!(?drain, "not everything ended in time; what is left is cut off");
+        }
+        cut.cancel();
+        if ended.is_ok() {
+            driver.await?;
+        }
+        while let Some(part) = background.join_next().await {
+            part?;
+        }
+        links.stop().await;
+        closed.cancel();
+        let linger = Duration::from_millis(LINGER_MS);
+        if !server.is_finished() && tokio::time::timeout(linger, &mut server).await.is_err() {
+            server.abort();
+        }
+        rm.stop().await;
+        ended
+    }
+}
+
+fn participant_server<R: ResourceManager>(
+    service: Service<R>,
+) -> ParticipantServer<Service<R>> {
+    ParticipantServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+async fn report(reporter: &HealthReporter, serving: bool) {
+    let status = if serving {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
+    for service in ["", participant_server::SERVICE_NAME] {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+/// Says SERVING exactly while votes can be given.
+async fn readiness<R: ResourceManager>(
+    rm: Arc<R>,
+    handle: Handle,
+    reporter: HealthReporter,
+    open: watch::Sender<bool>,
+    stop: CancellationToken,
+) {
+    let (mut health, mut loaded) = (rm.health(), handle.loaded());
+    let mut before = None;
+    while !stop.is_cancelled() {
+        let now = health.borrow_and_update().clone();
+        let ready = *loaded.borrow_and_update();
+        open.send_replace(ready);
+        let can_vote = now.can_vote() && ready;
+        report(&reporter, can_vote).await;
+        let state = (can_vote, now.reachable, now.problems);
+        if before.as_ref() != Some(&state) {
+            tell(&state.2, can_vote, now.reachable, &now.server_version);
+            before = Some(state);
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            Ok(()) = health.changed() => {}
+            Ok(()) = loaded.changed() => {}
+        }
+    }
+    open.send_replace(false);
+    report(&reporter, false).await;
+}
+
+fn tell(
+    problems: &[concord_core::reason::Reason],
+    can_vote: bool,
+    reachable: bool,
+    version: &str,
+) {
+    if can_vote {
+        tracing::info!(server = version, "ready to vote");
+    } else if reachable {
+        for problem in problems {
+            tracing::error!(%problem, "no vote can be given until this is mended");
+        }
+    } else {
+        tracing::warn!("the server cannot be reached");
+    }
+}

@@ -1,0 +1,4 @@
+//! The participant: the daemon in front of one MySQL or MariaDB server.
+
+pub mod driver;
+pub mod resource;

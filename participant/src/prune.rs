@@ -1,0 +1,48 @@
+//! Deleting ledger rows that nobody can ask for any more.
+//!
+//! One task deletes, in the resource manager's small batches, up to the horizon that the machine
+//! made durable. Rows that stay a while longer cost a little space and nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use concord_core::id::Gtrid;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::resource::ResourceManager;
+
+/// Pause after a failure, in ms: pruning is never urgent.
+const PAUSE_MS: u64 = 30_000;
+
+/// Deletes up to each new horizon until the driver ends, or until `stop`.
+pub async fn run<R: ResourceManager>(
+    rm: Arc<R>,
+    mut horizon: watch::Receiver<Gtrid>,
+    stop: CancellationToken,
+) {
+    while let Some(Ok(())) = stop.run_until_cancelled(horizon.changed()).await {
+        let below = *horizon.borrow_and_update();
+        if below == Gtrid::MIN {
+            continue;
+        }
+        let pruned = stop.run_until_cancelled(prune(&*rm, below)).await;
+        if let Some(rows @ 1..) = pruned {
+            tracing::debug!(rows, %below, "deleted ledger rows");
+        }
+    }
+}
+
+async fn prune<R: ResourceManager>(rm: &R, below: Gtrid) -> u64 {
+    let mut deleted = 0;
+    loop {
+        match rm.prune(below).await {
+            Ok(0) => return deleted,
+            Ok(rows) => deleted += rows,
+            Err(reason) => {
+                tracing::debug!(%reason, "ledger rows could not be deleted; later");
+                tokio::time::sleep(Duration::from_millis(PAUSE_MS)).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The schema `concord`: its versions, and the texts that read and write it.
+//!
+//! A ledger row is written inside every branch, so it is visible exactly when the branch is
+//! committed: the one proof that survives every crash. A tombstone stands under the same key, so
+//! the unique key is where a late Prepare and an Abort meet.
+
+use std::fmt::Write as _;
+
+use concord_core::id::{BranchId, Gtrid};
+use concord_core::record::ParticipantRecord;
+
+use super::xa::{hex, push_hex};
+
+/// `ledger.state` of a branch's own row.
+pub const STATE_BRANCH: u8 = 1;
+/// `ledger.state` of an abort's tombstone.
+pub const STATE_TOMBSTONE: u8 = 2;
+/// Name of the unique key over request ids, as it stands in the server's message.
+pub const REQUEST_KEY: &str = "request_id";
+/// Longest message of a damage report, in characters.
+const DAMAGE_MESSAGE_MAX: usize = 2_000;
+/// User-level lock under which one participant at a time migrates.
+pub const MIGRATION_LOCK: &str = "concord.migrate";
+
+/// Statements that bring the schema from version `index` to `index + 1`. Each may be repeated:
+/// DDL is not transactional, so a crash may leave a version half done.
+pub const MIGRATIONS: &[&[&str]] = &[&[
+    "CREATE TABLE IF NOT EXISTS concord.ledger (\
+        gtrid BINARY(16) NOT NULL, \
+        bqual INT UNSIGNED NOT NULL, \
+        state TINYINT UNSIGNED NOT NULL COMMENT '1 branch (committed when visible), 2 tombstone', \
+        connection_id BIGINT UNSIGNED NOT NULL COMMENT 'that wrote the row', \
+        request_id VARBINARY(512) NULL, \
+        created TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, \
+        PRIMARY KEY (gtrid, bqual), \
+        UNIQUE KEY request_id (request_id)\
+     ) ENGINE=InnoDB",
+    "CREATE TABLE IF NOT EXISTS concord.epoch (\
+        one TINYINT UNSIGNED NOT NULL PRIMARY KEY, \
+        epoch BIGINT UNSIGNED NOT NULL\
+     ) ENGINE=InnoDB COMMENT='the highest epoch of a coordinator that was seen'",
+    "INSERT IGNORE INTO concord.epoch (one, epoch) VALUES (1, 0)",
+    "CREATE TABLE IF NOT EXISTS concord.forget (\
+        one TINYINT UNSIGNED NOT NULL PRIMARY KEY, \
+        below BINARY(16) NOT NULL\
+     ) ENGINE=InnoDB COMMENT='transactions below this gtrid are refused'",
+    "INSERT IGNORE INTO concord.forget (one, below) \
+        VALUES (1, x'00000000000000000000000000000000')",
+    "CREATE TABLE IF NOT EXISTS concord.damage (\
+        id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, \
+        gtrid BINARY(16) NOT NULL, \
+        bqual INT UNSIGNED NOT NULL, \
+        code VARCHAR(63) CHARACTER SET ascii NOT NULL, \
+        message VARCHAR(2000) CHARACTER SET utf8mb4 NOT NULL, \
+        found BIGINT NOT NULL COMMENT 'Unix milliseconds', \
+        acknowledged BIGINT NULL COMMENT 'Unix milliseconds', \
+        UNIQUE KEY finding (gtrid, bqual, code)\
+     ) ENGINE=InnoDB COMMENT='heuristic outcomes, kept for ever'",
+    "CREATE TABLE IF NOT EXISTS concord.identity (\
+        one TINYINT UNSIGNED NOT NULL PRIMARY KEY, \
+        id BINARY(16) NOT NULL, \
+        cluster VARBINARY(32) NOT NULL, \
+        participant VARBINARY(32) NOT NULL\
+     ) ENGINE=InnoDB COMMENT='whose data this is'",
+]];
+
+/// The first statements of a migration: whatever the version.
+pub const CREATE_SCHEMA: &[&str] = &[
+    "CREATE DATABASE IF NOT EXISTS concord",
+    "CREATE TABLE IF NOT EXISTS concord.schema_version (\
+        version INT UNSIGNED NOT NULL PRIMARY KEY, \
+        applied TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP\
+     ) ENGINE=InnoDB",
+];
+
+/// The version that this program works with.
+pub fn current_version() -> u32 {
+    u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX)
+}
+
+/// Says whose data this is, unless somebody said so before.
+pub fn insert_identity(id: [u8; 16], cluster: &str, participant: &str) -> String {
+    format!(
+        "INSERT IGNORE INTO concord.identity (one, id, cluster, participant) \
+         VALUES (1, x'{}', x'{}', x'{}')",
+        hex(&id),
+        hex(cluster.as_bytes()),
+        hex(participant.as_bytes()),
+    )
+}
+
+/// The row of a branch, as part of its work.
+pub fn push_branch_row(sql: &mut String, branch: BranchId, connection: u64, request: Option<&str>) {
+    sql.push_str(
+        "INSERT INTO concord.ledger (gtrid,bqual,state,connection_id,request_id) VALUES (x'",
+    );
+    push_hex(sql, &branch.gtrid.0);
+    let _ = write!(sql, "',{},{STATE_BRANCH},{connection},", branch.bqual);
+    match request {
+        Some(request) => {
+            sql.push_str("x'");
+            push_hex(sql, request.as_bytes());
+            sql.push_str("')");
+        }
+        None => sql.push_str("NULL)"),
+    }
+}
+
+fn key(branch: BranchId) -> String {
+    format!("gtrid=x'{}' AND bqual={}", hex(&branch.gtrid.0), branch.bqual)
+}
+
+/// The committed row of a branch.
+pub fn select_row(branch: BranchId) -> String {
+    format!(
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+         SELECT state FROM concord.ledger WHERE {}",
+        key(branch)
+    )
+}
+
+/// The same with a lock that is refused at once while anybody works on the row.
+pub fn select_row_locked(branch: BranchId) -> String {
+    format!(
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+         SELECT state FROM concord.ledger WHERE {} FOR UPDATE NOWAIT",
+        key(branch)
+    )
+}
+
+/// The connection that wrote a branch's row, committed or not.
+pub fn select_connection(branch: BranchId) -> String {
+    format!(
+        "SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED; \
+         SELECT connection_id FROM concord.ledger WHERE {}",
+        key(branch)
+    )
+}
+
+/// Leaves a tombstone, waiting only a little for whoever holds the row; then restores the wait.
+pub fn insert_tombstone(branch: BranchId, connection: u64, lock_wait_s: u64) -> String {
+    let mut sql = String::from("SET SESSION innodb_lock_wait_timeout=1; ");
+    sql.push_str("INSERT INTO concord.ledger (gtrid,bqual,state,connection_id) VALUES (x'");
+    push_hex(&mut sql, &branch.gtrid.0);
+    let _ = write!(
+        sql,
+        "',{},{STATE_TOMBSTONE},{connection}); SET SESSION innodb_lock_wait_timeout={lock_wait_s}",
+        branch.bqual
+    );
+    sql
+}
+
+/// The transaction that a request id took effect in.
+pub fn select_request(request: &str) -> String {
+    format!(
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid FROM concord.ledger \
+         WHERE request_id=x'{}' AND state={STATE_BRANCH}",
+        hex(request.as_bytes())
+    )
+}
+
+/// Makes records durable, in one transaction.
+pub fn append(records: &[ParticipantRecord], unix_ms: u64) -> String {
+    let mut sql = String::from("START TRANSACTION; ");
+    for record in records {
+        match record {
+            ParticipantRecord::Epoch(epoch) => {
+                let _ = write!(
+                    sql,
+                    "UPDATE concord.epoch SET epoch=GREATEST(epoch,{epoch}) WHERE one=1; "
+                );
+            }
+            ParticipantRecord::ForgetBelow(gtrid) => {
+                let gtrid = hex(&gtrid.0);
+                let _ = write!(
+                    sql,
+                    "UPDATE concord.forget SET below=x'{gtrid}' WHERE one=1 AND below<x'{gtrid}'; "
+                );
+            }
+            ParticipantRecord::Damage { gtrid, bqual, reason } => {
+                let message: String = reason.message.chars().take(DAMAGE_MESSAGE_MAX).collect();
+                let code: String = reason.code.chars().take(63).collect();
+                let _ = write!(
+                    sql,
+                    "INSERT IGNORE INTO concord.damage (gtrid,bqual,code,message,found) VALUES \
+                     (x'{}',{bqual},_ascii x'{}',_utf8mb4 x'{}',{unix_ms}); ",
+                    hex(&gtrid.0),
+                    hex(code.as_bytes()),
+                    hex(message.as_bytes()),
+                );
+            }
+        }
+    }
+    sql.push_str("COMMIT");
+    sql
+}
+
+/// The highest epoch and the horizon.
+pub const SELECT_DURABLE: &str =
+    "SELECT e.epoch, f.below FROM concord.epoch e JOIN concord.forget f ON f.one = e.one";
+
+/// Reports of damage, newest first; those that nobody acknowledged when `open` is set.
+pub fn select_damage(open: bool, limit: u32) -> String {
+    let filter = if open { "WHERE acknowledged IS NULL" } else { "" };
+    format!(
+        "SELECT id,gtrid,bqual,code,message,found,acknowledged IS NOT NULL FROM concord.damage \
+         {filter} ORDER BY id DESC LIMIT {limit}"
+    )
+}
+
+/// Marks a report as read.
+pub fn acknowledge(id: u64, unix_ms: u64) -> String {
+    format!(
+        "UPDATE concord.damage SET acknowledged=COALESCE(acknowledged,{unix_ms}) WHERE id={id}"
+    )
+}
+
+/// Keys of rows that may be forgotten.
+pub fn select_forgotten(below: Gtrid, limit: usize) -> String {
+    format!(
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,bqual FROM concord.ledger \
+         WHERE gtrid<x'{}' ORDER BY gtrid,bqual LIMIT {limit}",
+        hex(&below.0)
+    )
+}
+
+/// Deletes rows by their keys: no range of the ledger is locked.
+pub fn delete_rows(keys: &[(Gtrid, u32)]) -> String {
+    let keys: Vec<_> =
+        keys.iter().map(|(gtrid, bqual)| format!("gtrid=x'{}' AND bqual={bqual}", hex(&gtrid.0)))
+            .collect();
+    format!(
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; DELETE FROM concord.ledger WHERE {}",
+        keys.join(" OR ")
+    )
+}

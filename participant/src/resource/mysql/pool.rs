@@ -1,0 +1,471 @@
+//! Connections to one server: bounded, never reused after an error, and with a reserve for the
+//! second phase.
+//!
+//! `sqlx::Pool` is not used: a branch keeps its connection from XA START to its outcome and beyond
+//! the life of a call, a connection that saw an error must never come back, and commits must not
+//! queue behind votes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use concord_core::reason::{Reason, code};
+use futures::TryStreamExt as _;
+use sqlx::mysql::{MySqlConnection, MySqlQueryResult, MySqlRow};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Either, Executor as _, Row as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{Instant as Deadline, timeout, timeout_at};
+
+use super::error::Failure;
+use super::options::Options;
+
+/// Longest time for a new connection with its session settings.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// First pause after a failed connect; doubled up to the next one, with jitter.
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+/// Longest pause: how much later than the server a participant may be back.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// An idle connection is closed after this time.
+const IDLE_MAX: Duration = Duration::from_secs(300);
+
+/// Which connections a caller may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// For the work of a branch.
+    Work,
+    /// For finishing branches and for housekeeping: an idle work connection, else the reserve.
+    Finish,
+}
+
+/// What the pool counts and keeps.
+#[derive(Debug)]
+pub struct Pool {
+    options: Options,
+    work: Arc<Semaphore>,
+    reserve: Arc<Semaphore>,
+    idle: Mutex<Vec<Idle>>,
+    open: AtomicU32,
+    backoff: Mutex<Backoff>,
+    /// Connections of an older generation are closed instead of reused.
+    generation: AtomicU64,
+    /// `SET` for new sessions that depends on what preflight found.
+    extra_session: Mutex<String>,
+    /// The server may have been restarted since preflight looked.
+    suspect: AtomicBool,
+    /// Connections that are in somebody's hands, so that none of them is killed for another's.
+    held: Mutex<HashMap<u64, ()>>,
+    kill: mpsc::UnboundedSender<u64>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    raw: MySqlConnection,
+    id: u64,
+    generation: u64,
+    since: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Backoff {
+    pauses: Option<ExponentialBackoff>,
+    until: Option<Instant>,
+    last: String,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// A pool, and the ids of connections that somebody must kill for it.
+    pub fn new(options: Options) -> (Arc<Self>, mpsc::UnboundedReceiver<u64>) {
+        let (kill, kills) = mpsc::unbounded_channel();
+        let pool = Self {
+            work: Arc::new(Semaphore::new(options.max_connections.max(1) as usize)),
+            reserve: Arc::new(Semaphore::new(options.reserve_connections.max(2) as usize)),
+            idle: Mutex::default(),
+            open: AtomicU32::new(0),
+            backoff: Mutex::default(),
+            generation: AtomicU64::new(0),
+            extra_session: Mutex::default(),
+            suspect: AtomicBool::new(true),
+            held: Mutex::default(),
+            kill,
+            options,
+        };
+        (Arc::new(pool), kills)
+    }
+
+    /// Its options.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Connections that are open.
+    pub fn open(&self) -> u32 {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server may have been restarted since this was last asked with `clear`.
+    pub fn take_suspicion(&self) -> bool {
+        self.suspect.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether the server may have been restarted.
+    pub fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Acquire)
+    }
+
+    /// Remembers that the server may have been restarted.
+    pub fn raise_suspicion(&self) {
+        self.suspect.store(true, Ordering::Release);
+    }
+
+    /// From now on new sessions get `statement` too, and older ones are not reused.
+    pub fn set_extra_session(&self, statement: &str) {
+        let mut extra = lock(&self.extra_session);
+        if *extra != statement {
+            *extra = statement.to_owned();
+            self.generation.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether a connection of this id is in somebody's hands here.
+    pub fn holds(&self, id: u64) -> bool {
+        lock(&self.held).contains_key(&id)
+    }
+
+    /// Asks for the end of a connection. Returns at once.
+    pub fn kill(&self, id: u64) {
+        // Without a receiver the process is stopping, and closes every connection anyway.
+        let _ = self.kill.send(id);
+    }
+
+    /// Closes connections that were idle for long, or all.
+    pub fn close_idle(&self, all: bool) {
+        let generation = self.generation.load(Ordering::Acquire);
+        let closed = {
+            let mut idle = lock(&self.idle);
+            let before = idle.len();
+            idle.retain(|idle| {
+                !all && idle.generation == generation && idle.since.elapsed() < IDLE_MAX
+            });
+            before - idle.len()
+        };
+        self.open.fetch_sub(u32::try_from(closed).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// A connection, new or idle, within the acquire time-out.
+    pub async fn acquire(self: &Arc<Self>, class: Class) -> Result<Conn, Reason> {
+        let deadline = Deadline::now() + self.options.acquire_timeout;
+        self.acquire_by(class, deadline).await
+    }
+
+    /// A connection by `deadline`, or by the acquire time-out when that is earlier.
+    pub async fn acquire_by(
+        self: &Arc<Self>,
+        class: Class,
+        deadline: Deadline,
+    ) -> Result<Conn, Reason> {
+        let deadline = deadline.min(Deadline::now() + self.options.acquire_timeout);
+        let permit = self.permit(class, deadline).await?;
+        let generation = self.generation.load(Ordering::Acquire);
+        loop {
+            let Some(idle) = lock(&self.idle).pop() else { break };
+            if idle.generation == generation {
+                return Ok(self.conn(idle.raw, idle.id, generation, permit));
+            }
+            self.open.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.connect(permit, generation, deadline).await
+    }
+
+    async fn permit(
+        self: &Arc<Self>,
+        class: Class,
+        deadline: Deadline,
+    ) -> Result<OwnedSemaphorePermit, Reason> {
+        let semaphore = match class {
+            Class::Work => &self.work,
+            Class::Finish => match Arc::clone(&self.work).try_acquire_owned() {
+                Ok(permit) => return Ok(permit),
+                Err(_) => &self.reserve,
+            },
+        };
+        match timeout_at(deadline, Arc::clone(semaphore).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(Reason::new(code::SHUTTING_DOWN, "the participant is stopping")),
+            Err(_) => Err(Reason::new(
+                code::POOL_EXHAUSTED,
+                format!(
+                    "no connection to the server became free in time (max_connections = {})",
+                    self.options.max_connections
+                ),
+            )),
+        }
+    }
+
+    async fn connect(
+        self: &Arc<Self>,
+        permit: OwnedSemaphorePermit,
+        generation: u64,
+        deadline: Deadline,
+    ) -> Result<Conn, Reason> {
+        self.check_backoff()?;
+        let attempt = timeout_at(deadline.min(Deadline::now() + CONNECT_TIMEOUT), self.open_raw());
+        let outcome = match attempt.await {
+            Ok(Ok(opened)) => Ok(opened),
+            Ok(Err(Failure::Refused { number, reason })) => Err((Some(number), reason)),
+            Ok(Err(Failure::Broken(reason))) => Err((None, reason)),
+            Err(_) => Err((None, Reason::new(code::SERVER_DOWN, "connecting took too long"))),
+        };
+        match outcome {
+            Ok((raw, id)) => {
+                *lock(&self.backoff) = Backoff::default();
+                self.open.fetch_add(1, Ordering::Relaxed);
+                Ok(self.conn(raw, id, generation, permit))
+            }
+            Err((number, reason)) => {
+                self.raise_suspicion();
+                let reason = self.down(number, &reason);
+                self.begin_backoff(&reason);
+                Err(reason)
+            }
+        }
+    }
+
+    async fn open_raw(&self) -> Result<(MySqlConnection, u64), Failure> {
+        let mut raw = self.options.driver().connect().await?;
+        let extra = lock(&self.extra_session).clone();
+        let text = format!("{extra}{}", self.options.session());
+        let mut id = None;
+        {
+            let mut stream = raw.fetch_many(sqlx::raw_sql(AssertSqlSafe(text)));
+            while let Some(item) = stream.try_next().await? {
+                if let Either::Right(row) = item {
+                    id = row.try_get_unchecked::<String, _>(0)?.parse().ok();
+                }
+            }
+        }
+        let id = id.ok_or_else(|| Failure::out_of_step("CONNECTION_ID() is not a number"))?;
+        if let Some(database) = &self.options.database {
+            let name = database.replace('`', "``");
+            raw.execute(sqlx::raw_sql(AssertSqlSafe(format!("USE `{name}`")))).await?;
+        }
+        Ok((raw, id))
+    }
+
+    fn down(&self, number: Option<u16>, reason: &Reason) -> Reason {
+        match number {
+            Some(1040 | 1203 | 1226) => reason.clone(),
+            Some(_) => Reason::new(
+                code::SERVER_DOWN,
+                format!("the server does not let {} in: {}", self.options.user, reason.message),
+            ),
+            None => Reason::new(
+                code::SERVER_DOWN,
+                format!("the server cannot be reached: {}", reason.message),
+            ),
+        }
+    }
+
+    fn check_backoff(&self) -> Result<(), Reason> {
+        let backoff = lock(&self.backoff);
+        match backoff.until {
+            Some(until) if Instant::now() < until => {
+                Err(Reason::new(code::SERVER_DOWN, backoff.last.as_str()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn begin_backoff(&self, reason: &Reason) {
+        let mut backoff = lock(&self.backoff);
+        let pauses = backoff.pauses.get_or_insert_with(|| {
+            ExponentialBuilder::default()
+                .with_min_delay(BACKOFF_MIN)
+                .with_max_delay(BACKOFF_MAX)
+                .without_max_times()
+                .with_jitter()
+                .build()
+        });
+        let pause = pauses.next().unwrap_or(BACKOFF_MAX);
+        backoff.until = Some(Instant::now() + pause);
+        backoff.last = reason.message.to_string();
+    }
+
+    fn conn(
+        self: &Arc<Self>,
+        raw: MySqlConnection,
+        id: u64,
+        generation: u64,
+        permit: OwnedSemaphorePermit,
+    ) -> Conn {
+        lock(&self.held).insert(id, ());
+        let pool = Arc::clone(self);
+        Conn { raw: Some(raw), id, generation, busy: false, tainted: false, pool, _permit: permit }
+    }
+}
+
+/// What one statement of a text gave.
+#[derive(Debug)]
+pub enum Item {
+    /// A row.
+    Row(MySqlRow),
+    /// The end of a statement.
+    Done(MySqlQueryResult),
+}
+
+/// A connection in somebody's hands. Dropping it closes it, and kills what still runs in it;
+/// only [`Conn::release`] gives it back, and only if it never saw an error.
+#[derive(Debug)]
+pub struct Conn {
+    raw: Option<MySqlConnection>,
+    id: u64,
+    generation: u64,
+    /// A text was sent and its last answer has not come.
+    busy: bool,
+    /// It saw an error.
+    tainted: bool,
+    pool: Arc<Pool>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Conn {
+    /// The server's id of it.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Sends a text of one or more statements and hands each row and each end to `take`.
+    ///
+    /// At the first error the server stops the text; that error is returned.
+    pub async fn run(
+        &mut self,
+        text: String,
+        deadline: Deadline,
+        what: &str,
+        mut take: impl FnMut(Item) + Send,
+    ) -> Result<(), Failure> {
+        let Some(raw) = &mut self.raw else {
+            return Err(Failure::out_of_step("a closed connection"));
+        };
+        self.busy = true;
+        let outcome = timeout_at(deadline, async {
+            let mut stream = raw.fetch_many(sqlx::raw_sql(AssertSqlSafe(text)));
+            while let Some(item) = stream.try_next().await? {
+                take(match item {
+                    Either::Left(done) => Item::Done(done),
+                    Either::Right(row) => Item::Row(row),
+                });
+            }
+            Ok::<(), sqlx::Error>(())
+        })
+        .await;
+        let failure = match outcome {
+            Ok(Ok(())) => {
+                self.busy = false;
+                return Ok(());
+            }
+            Ok(Err(error)) => Failure::from(error),
+            Err(_) => Failure::timed_out(what),
+        };
+        self.tainted = true;
+        match &failure {
+            Failure::Refused { .. } => self.busy = false,
+            Failure::Broken(_) => self.pool.raise_suspicion(),
+        }
+        Err(failure)
+    }
+
+    /// Runs a text whose rows do not matter.
+    pub async fn execute(
+        &mut self,
+        text: String,
+        deadline: Deadline,
+        what: &str,
+    ) -> Result<u64, Failure> {
+        let mut affected = 0;
+        self.run(text, deadline, what, |item| {
+            if let Item::Done(done) = item {
+                affected = done.rows_affected();
+            }
+        })
+        .await?;
+        Ok(affected)
+    }
+
+    /// Runs a text and keeps its rows, as texts. For housekeeping only: nothing bounds them.
+    pub async fn rows(
+        &mut self,
+        text: String,
+        deadline: Deadline,
+        what: &str,
+    ) -> Result<Vec<Vec<Option<Vec<u8>>>>, Failure> {
+        let mut rows = Vec::new();
+        self.run(text, deadline, what, |item| {
+            if let Item::Row(row) = item {
+                rows.push(
+                    (0..row.len())
+                        .map(|at| row.try_get_unchecked::<Option<Vec<u8>>, _>(at).ok().flatten())
+                        .collect(),
+                );
+            }
+        })
+        .await?;
+        Ok(rows)
+    }
+
+    /// Marks it as unfit for reuse.
+    pub fn taint(&mut self) {
+        self.tainted = true;
+    }
+
+    /// Gives it back, or closes it when it saw an error.
+    pub fn release(mut self) {
+        if self.tainted || self.busy || self.generation != self.pool.generation() {
+            return;
+        }
+        if let Some(raw) = self.raw.take() {
+            let (id, generation) = (self.id, self.generation);
+            // Not held any more before somebody else can hold it.
+            lock(&self.pool.held).remove(&id);
+            lock(&self.pool.idle).push(Idle { raw, id, generation, since: Instant::now() });
+        }
+    }
+
+    /// Ends it on the server too, whatever runs in it.
+    pub fn kill(self) {
+        self.pool.kill(self.id);
+    }
+
+    /// Closes it the polite way, so that the server ends the session at once.
+    pub async fn close(mut self) {
+        if let (Some(raw), false) = (self.raw.take(), self.busy) {
+            self.pool.open.fetch_sub(1, Ordering::Relaxed);
+            lock(&self.pool.held).remove(&self.id);
+            // A server that does not take the good-bye sees the socket close.
+            let _ = timeout(CONNECT_TIMEOUT, raw.close()).await;
+        }
+    }
+}
+
+impl Pool {
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        if self.raw.take().is_some() {
+            if self.busy {
+                self.pool.kill(self.id);
+            }
+            lock(&self.pool.held).remove(&self.id);
+            self.pool.open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

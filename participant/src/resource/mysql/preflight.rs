@@ -1,0 +1,387 @@
+//! What a server must be before votes are given, and the short form of it that every vote checks.
+//!
+//! Settings can be changed while the server runs and a primary can be demoted, so the same checks
+//! run twice: here, on a connection of their own at each (re)connect and every few seconds; and as
+//! the *guard*, one SELECT inside every branch, right before it is prepared. An unsafe server
+//! still commits and rolls back what is prepared: only votes stop.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use concord_core::reason::{Reason, code};
+use concord_proto::model::Isolation;
+use tokio::time::Instant as Deadline;
+
+use super::error::Failure;
+use super::pool::Conn;
+
+/// Which family of servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavor {
+    /// MySQL and its builds.
+    MySql,
+    /// MariaDB.
+    MariaDb,
+}
+
+/// What is known of the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Which family.
+    pub flavor: Flavor,
+    /// E.g. "MariaDB 10.11.19".
+    pub version: String,
+    /// The server's own id; empty when it has none.
+    pub server_id: String,
+    /// Whether a prepared branch leaves its connection (MySQL), or keeps it (MariaDB).
+    pub detaches: bool,
+    /// The isolation level of a branch that names none.
+    pub isolation: Option<Isolation>,
+    /// Statement that pins that level in a new session.
+    pub session: String,
+    /// What the guard selects, after the nonce.
+    guard: Vec<Check>,
+    /// What stands in the way of votes.
+    pub problems: Vec<Reason>,
+}
+
+/// One setting and its legal values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Check {
+    variable: &'static str,
+    legal: Vec<String>,
+    code: &'static str,
+    why: &'static str,
+    mend: &'static str,
+}
+
+impl Check {
+    fn verdict(&self, value: &str) -> Option<Reason> {
+        if self.legal.iter().any(|legal| legal.eq_ignore_ascii_case(value)) {
+            return None;
+        }
+        let Self { variable, why, mend, .. } = self;
+        Some(Reason::new(self.code, format!("{variable} is {value}: {why}; {mend}")))
+    }
+}
+
+const VARIABLES: &[&str] = &[
+    "feedback_server_uid", "innodb_flush_log_at_trx_commit", "innodb_read_only", "log_bin",
+    "read_only", "server_uid", "server_uuid", "super_read_only", "sync_binlog",
+    "transaction_isolation", "tx_isolation", "version", "wsrep_on", "xa_detach_on_prepare",
+];
+
+impl Facts {
+    /// The guard: one SELECT of a number that nobody can guess and of the settings.
+    pub fn push_guard(&self, sql: &mut String, nonce: u64) {
+        let _ = write!(sql, "SELECT {nonce}");
+        for check in &self.guard {
+            let _ = write!(sql, ",@@GLOBAL.{}", check.variable);
+        }
+    }
+
+    /// What the guard's row says: `Err` when it is not the guard's row at all, which means that
+    /// the answers before it were not what they seemed; else the first problem.
+    pub fn judge_guard(&self, nonce: u64, row: &[Option<Vec<u8>>]) -> Result<Option<Reason>, ()> {
+        let text = |value: &Option<Vec<u8>>| {
+            value.as_deref().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        };
+        if row.len() != self.guard.len() + 1 || text(&row[0]) != Some(nonce.to_string()) {
+            return Err(());
+        }
+        let verdicts = self.guard.iter().zip(&row[1..]);
+        Ok(verdicts
+            .filter_map(|(check, value)| check.verdict(&text(value).unwrap_or_default()))
+            .next())
+    }
+
+    fn new(variables: &BTreeMap<String, String>) -> Self {
+        let get = |name: &str| variables.get(name).map(String::as_str);
+        let version = get("version").unwrap_or_default();
+        let flavor = if version.to_ascii_lowercase().contains("mariadb") {
+            Flavor::MariaDb
+        } else {
+            Flavor::MySql
+        };
+        let number = version.split('-').next().unwrap_or_default();
+        let name = match flavor {
+            Flavor::MySql => "MySQL",
+            Flavor::MariaDb => "MariaDB",
+        };
+        let level = get("transaction_isolation").or_else(|| get("tx_isolation"));
+        let id = ["server_uuid", "server_uid", "feedback_server_uid"].into_iter().find_map(get);
+        let mut facts = Self {
+            flavor,
+            version: format!("{name} {number}"),
+            server_id: id.unwrap_or_default().to_owned(),
+            detaches: get("xa_detach_on_prepare").is_some_and(is_on),
+            isolation: level.and_then(isolation),
+            session: session(level),
+            guard: checks(flavor, variables),
+            problems: Vec::new(),
+        };
+        facts.problems.extend(facts.guard.iter().filter_map(|check| {
+            check.verdict(get(check.variable).unwrap_or_default())
+        }));
+        facts.problems.extend(version_problem(flavor, number));
+        if get("wsrep_on").is_some_and(is_on) {
+            facts.problems.push(unsafe_server(
+                "wsrep_on is ON: Galera does not replicate prepared branches; use a server \
+                 without Galera, or start it with --wsrep-on=OFF",
+            ));
+        }
+        if get("innodb_read_only").is_some_and(is_on) {
+            facts.problems.push(Reason::new(
+                code::READ_ONLY_SERVER,
+                "innodb_read_only is ON: restart the server with --innodb-read-only=OFF",
+            ));
+        }
+        if flavor == Flavor::MySql && get("xa_detach_on_prepare").is_none() {
+            facts.problems.push(unsafe_server(
+                "xa_detach_on_prepare is not known to the server: use MySQL 8.0.30 or newer",
+            ));
+        }
+        facts
+    }
+}
+
+fn unsafe_server(message: impl Into<String>) -> Reason {
+    Reason::new(code::UNSAFE_SERVER, message.into())
+}
+
+fn is_on(value: &str) -> bool {
+    value == "1" || value.eq_ignore_ascii_case("on")
+}
+
+fn isolation(level: &str) -> Option<Isolation> {
+    match level.to_ascii_uppercase().as_str() {
+        "READ-COMMITTED" => Some(Isolation::ReadCommitted),
+        "REPEATABLE-READ" => Some(Isolation::RepeatableRead),
+        "SERIALIZABLE" => Some(Isolation::Serializable),
+        _ => None,
+    }
+}
+
+/// Sessions get the server's level explicitly, so that what is known of it stays true for them.
+fn session(level: Option<&str>) -> String {
+    let level = match level {
+        Some("READ-UNCOMMITTED") => "READ UNCOMMITTED",
+        Some("READ-COMMITTED") => "READ COMMITTED",
+        Some("SERIALIZABLE") => "SERIALIZABLE",
+        _ => "REPEATABLE READ",
+    };
+    format!("SET SESSION TRANSACTION ISOLATION LEVEL {level}; ")
+}
+
+fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
+    let texts = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect();
+    let mut checks = vec![Check {
+        variable: "innodb_flush_log_at_trx_commit",
+        // MariaDB's 3 flushes at prepare and at commit as well.
+        legal: texts(if flavor == Flavor::MariaDb { &["1", "3"] } else { &["1"] }),
+        code: code::UNSAFE_SERVER,
+        why: "a crash of the server would lose branches that it acknowledged as prepared",
+        mend: "run SET GLOBAL innodb_flush_log_at_trx_commit = 1 and set it in the option file",
+    }];
+    if variables.get("log_bin").is_some_and(|value| is_on(value)) {
+        checks.push(Check {
+            variable: "sync_binlog",
+            legal: texts(&["1"]),
+            code: code::UNSAFE_SERVER,
+            why: "a crash of the host would lose transactions of the binary log that were \
+                  acknowledged",
+            mend: "run SET GLOBAL sync_binlog = 1 and set it in the option file",
+        });
+    }
+    for (variable, mend) in [
+        ("read_only", "run SET GLOBAL read_only = OFF on the server that shall take writes"),
+        (
+            "super_read_only",
+            "run SET GLOBAL super_read_only = OFF on the server that shall take writes",
+        ),
+    ] {
+        if variables.contains_key(variable) {
+            checks.push(Check {
+                variable,
+                legal: texts(&["0", "OFF"]),
+                code: code::READ_ONLY_SERVER,
+                why: "the server is a replica, or was demoted to one",
+                mend,
+            });
+        }
+    }
+    for variable in ["server_uuid", "server_uid"] {
+        if let Some(value) = variables.get(variable) {
+            checks.push(Check {
+                variable,
+                legal: vec![value.clone()],
+                code: code::INCARNATION_CHANGED,
+                why: "another server answers at this address",
+                mend: "check where the participant's address leads",
+            });
+        }
+    }
+    checks
+}
+
+fn version_problem(flavor: Flavor, number: &str) -> Option<Reason> {
+    let mut parts = number.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = [(); 3].map(|()| parts.next().unwrap_or(0));
+    let (oldest, name) = match flavor {
+        Flavor::MySql => ([8, 0, 30], "MySQL 8.0.30"),
+        Flavor::MariaDb => ([10, 5, 0], "MariaDB 10.5"),
+    };
+    (version < oldest).then(|| {
+        unsafe_server(format!(
+            "the server is of version {number}, and {name} is the oldest whose XA is safe: \
+             upgrade it"
+        ))
+    })
+}
+
+/// Asks the server.
+pub async fn examine(conn: &mut Conn, deadline: Deadline) -> Result<Facts, Failure> {
+    let names = VARIABLES.join("','");
+    let text = format!("SHOW GLOBAL VARIABLES WHERE Variable_name IN ('{names}')");
+    let variables: BTreeMap<String, String> = conn
+        .rows(text, deadline, "SHOW VARIABLES")
+        .await?
+        .iter()
+        .filter_map(|row| Some((column(row, 0)?.to_ascii_lowercase(), column(row, 1)?)))
+        .collect();
+    let mut facts = Facts::new(&variables);
+    let engines = "SELECT SUPPORT FROM information_schema.ENGINES WHERE ENGINE = 'InnoDB'";
+    let engines = conn.rows(engines.into(), deadline, "information_schema.ENGINES").await?;
+    let support = engines.first().and_then(|row| column(row, 0)).unwrap_or_default();
+    if !matches!(support.as_str(), "YES" | "DEFAULT") {
+        facts.problems.push(unsafe_server(
+            "the InnoDB engine is missing or disabled: start the server with InnoDB",
+        ));
+    }
+    if facts.flavor == Flavor::MySql {
+        let text = "SHOW GLOBAL STATUS LIKE 'Innodb_redo_log_enabled'";
+        let rows = conn.rows(text.into(), deadline, "SHOW STATUS").await?;
+        if rows.first().and_then(|row| column(row, 1)).is_some_and(|value| !is_on(&value)) {
+            facts.problems.push(unsafe_server(
+                "InnoDB's redo log is disabled: run ALTER INSTANCE ENABLE INNODB REDO_LOG",
+            ));
+        }
+    }
+    Ok(facts)
+}
+
+fn column(row: &[Option<Vec<u8>>], at: usize) -> Option<String> {
+    row.get(at)?.as_deref().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+}
+
+/// The problem when `XA RECOVER` is refused.
+pub fn recover_refused(failure: &Failure, user: &str) -> Reason {
+    unsafe_server(format!(
+        "XA RECOVER is refused, so branches could not be found again after a crash; run GRANT \
+         XA_RECOVER_ADMIN ON *.* TO the account of {user} ({})",
+        failure.reason().message
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(changes: &[(&str, &str)]) -> Facts {
+        let mut variables: BTreeMap<String, String> = [
+            ("version", "9.7.4"),
+            ("innodb_flush_log_at_trx_commit", "1"),
+            ("log_bin", "ON"),
+            ("sync_binlog", "1"),
+            ("read_only", "OFF"),
+            ("super_read_only", "OFF"),
+            ("server_uuid", "u-1"),
+            ("xa_detach_on_prepare", "ON"),
+            ("transaction_isolation", "REPEATABLE-READ"),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+        for (name, value) in changes {
+            if value.is_empty() {
+                variables.remove(*name);
+            } else {
+                variables.insert((*name).to_owned(), (*value).to_owned());
+            }
+        }
+        Facts::new(&variables)
+    }
+
+    #[test]
+    fn a_safe_server_has_no_problem() {
+        let facts = facts(&[]);
+        assert_eq!(facts.problems, []);
+        assert!(facts.detaches);
+        assert_eq!(facts.version, "MySQL 9.7.4");
+    }
+
+    #[test]
+    fn every_unsafe_setting_is_a_problem_that_names_it_and_what_mends_it() {
+        for (name, value, expected, mend) in [
+            ("innodb_flush_log_at_trx_commit", "2", code::UNSAFE_SERVER, "SET GLOBAL"),
+            ("innodb_flush_log_at_trx_commit", "3", code::UNSAFE_SERVER, "SET GLOBAL"),
+            ("sync_binlog", "0", code::UNSAFE_SERVER, "SET GLOBAL"),
+            ("read_only", "ON", code::READ_ONLY_SERVER, "SET GLOBAL"),
+            ("super_read_only", "1", code::READ_ONLY_SERVER, "SET GLOBAL"),
+            ("wsrep_on", "ON", code::UNSAFE_SERVER, "--wsrep-on"),
+            ("innodb_read_only", "ON", code::READ_ONLY_SERVER, "restart"),
+            ("xa_detach_on_prepare", "", code::UNSAFE_SERVER, "8.0.30"),
+        ] {
+            let problems = facts(&[(name, value)]).problems;
+            assert_eq!(problems.len(), 1, "{name}={value}: {problems:?}");
+            assert_eq!(&*problems[0].code, expected);
+            assert!(problems[0].message.contains(name), "{}", problems[0]);
+            assert!(problems[0].message.contains(mend), "{}", problems[0]);
+        }
+    }
+
+    #[test]
+    fn without_a_binary_log_its_flushing_does_not_matter() {
+        assert_eq!(facts(&[("log_bin", "OFF"), ("sync_binlog", "0")]).problems, []);
+    }
+
+    #[test]
+    fn old_versions_are_refused() {
+        for (version, safe) in [
+            ("8.0.29", false),
+            ("8.0.30", true),
+            ("5.7.44-log", false),
+            ("10.4.34-MariaDB", false),
+            ("10.5.0-MariaDB-log", true),
+            ("11.8.2-MariaDB", true),
+            ("nonsense", false),
+        ] {
+            assert_eq!(facts(&[("version", version)]).problems.is_empty(), safe, "{version}");
+        }
+    }
+
+    #[test]
+    fn the_guard_sees_changes_and_forgeries() {
+        let facts = facts(&[]);
+        let mut sql = String::new();
+        facts.push_guard(&mut sql, 7);
+        assert!(sql.starts_with("SELECT 7,@@GLOBAL.innodb_flush_log_at_trx_commit,"), "{sql}");
+        let row = |values: [&str; 6]| values.map(|v| Some(v.as_bytes().to_vec())).to_vec();
+        let good = ["7", "1", "1", "0", "0", "u-1"];
+        assert_eq!(facts.judge_guard(7, &row(good)), Ok(None));
+        for (at, value, expected) in [
+            (1, "2", code::UNSAFE_SERVER),
+            (2, "100", code::UNSAFE_SERVER),
+            (3, "1", code::READ_ONLY_SERVER),
+            (4, "ON", code::READ_ONLY_SERVER),
+            (5, "u-2", code::INCARNATION_CHANGED),
+        ] {
+            let mut changed = good;
+            changed[at] = value;
+            let reason = facts.judge_guard(7, &row(changed)).unwrap().unwrap();
+            assert_eq!(&*reason.code, expected);
+        }
+        assert_eq!(facts.judge_guard(8, &row(good)), Err(()));
+        assert_eq!(facts.judge_guard(7, &row(good)[..5]), Err(()));
+    }
+}

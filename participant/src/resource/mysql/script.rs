@@ -1,0 +1,291 @@
+//! One text with all that a branch needs, and what its answers say.
+//!
+//! The server answers each statement of a text in order and stops at the first error, so the
+//! number of answers tells how far it came. The guard's row carries a number that nobody can
+//! guess: it proves that the answers before it were counted right, whatever bytes a statement
+//! made the server return.
+
+use concord_core::id::BranchId;
+use concord_core::reason::{Reason, code};
+use concord_proto::model::{Expect, Isolation, Statement};
+use concord_proto::v1;
+use sqlx::Row as _;
+use sqlx::mysql::MySqlQueryResult;
+use tokio::time::Instant as Deadline;
+
+use super::error::Failure;
+use super::ledger;
+use super::pool::{Conn, Item};
+use super::preflight::Facts;
+use super::rows::Collector;
+use super::sql::{Judge, Judged, StatementKind};
+
+/// One statement of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// `SET TRANSACTION ISOLATION LEVEL`.
+    Isolation,
+    /// `XA START` or `START TRANSACTION`.
+    Start,
+    /// The branch's ledger row.
+    Ledger,
+    /// The client's n-th statement.
+    Statement(usize),
+    /// The guard.
+    Guard,
+    /// `XA END`.
+    End,
+    /// `XA PREPARE`, `XA COMMIT … ONE PHASE` or `COMMIT`.
+    Finish,
+}
+
+/// A text in the making.
+#[derive(Debug, Default)]
+pub struct Script {
+    text: String,
+    steps: Vec<Step>,
+    selects: Vec<bool>,
+    expects: Vec<Option<Expect>>,
+    nonce: u64,
+}
+
+impl Script {
+    /// Sets the isolation level of the branch that follows.
+    pub fn isolation(&mut self, isolation: Option<Isolation>) {
+        let level = match isolation {
+            None => return,
+            Some(Isolation::ReadCommitted) => "READ COMMITTED",
+            Some(Isolation::RepeatableRead) => "REPEATABLE READ",
+            Some(Isolation::Serializable) => "SERIALIZABLE",
+        };
+        self.verb(Step::Isolation, &format!("SET TRANSACTION ISOLATION LEVEL {level}"));
+    }
+
+    /// Appends a statement of our own.
+    pub fn verb(&mut self, step: Step, text: &str) {
+        self.separate();
+        self.text.push_str(text);
+        self.steps.push(step);
+    }
+
+    /// Appends the ledger row.
+    pub fn ledger(&mut self, branch: BranchId, connection: u64, request: Option<&str>) {
+        self.separate();
+        ledger::push_branch_row(&mut self.text, branch, connection, request);
+        self.steps.push(Step::Ledger);
+    }
+
+    /// Appends a client's statement that was judged.
+    pub fn statement(&mut self, judged: &Judged, statement: &Statement) -> Result<(), Reason> {
+        self.separate();
+        judged.push_to(&mut self.text, &statement.params)?;
+        self.steps.push(Step::Statement(self.selects.len()));
+        self.selects.push(matches!(judged.kind, StatementKind::Select { .. }));
+        self.expects.push(statement.expect.clone());
+        Ok(())
+    }
+
+    /// Appends the guard.
+    pub fn guard(&mut self, facts: &Facts) {
+        self.separate();
+        self.nonce = rand::random();
+        facts.push_guard(&mut self.text, self.nonce);
+        self.steps.push(Step::Guard);
+    }
+
+    fn separate(&mut self) {
+        if !self.text.is_empty() {
+            self.text.push(';');
+        }
+    }
+
+    /// Runs the text.
+    pub async fn run(self, conn: &mut Conn, facts: &Facts, deadline: Deadline) -> Outcome {
+        let mut reader = Reader {
+            steps: self.steps,
+            at: 0,
+            selects: self.selects,
+            expects: self.expects,
+            collector: Collector::default(),
+            results: Vec::new(),
+            objection: None,
+            guard: None,
+        };
+        let text = self.text;
+        let ran = conn.run(text, deadline, "the branch's work", |item| reader.take(item)).await;
+        reader.finish(ran, facts, self.nonce)
+    }
+}
+
+/// What a text did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Results of the client's statements that succeeded, in order.
+    pub results: Vec<v1::StatementResult>,
+    /// How it ended.
+    pub end: End,
+}
+
+/// How a text ended.
+#[derive(Debug)]
+pub enum End {
+    /// Every statement succeeded and nothing speaks against the branch.
+    Fine,
+    /// Every statement succeeded, but the branch must be rolled back.
+    Objection {
+        /// Why.
+        reason: Reason,
+        /// The client's statement that it is about.
+        failed: Option<usize>,
+    },
+    /// A statement failed.
+    Failed {
+        /// Which one; `None` when the text was not even begun or the answers make no sense.
+        step: Option<Step>,
+        /// How.
+        failure: Failure,
+    },
+}
+
+struct Reader {
+    steps: Vec<Step>,
+    at: usize,
+    selects: Vec<bool>,
+    expects: Vec<Option<Expect>>,
+    collector: Collector,
+    results: Vec<v1::StatementResult>,
+    objection: Option<(Reason, Option<usize>)>,
+    guard: Option<Vec<Option<Vec<u8>>>>,
+}
+
+impl Reader {
+    fn take(&mut self, item: Item) {
+        match (item, self.steps.get(self.at)) {
+            (Item::Row(row), Some(Step::Statement(_))) => self.collector.row(&row),
+            (Item::Row(row), Some(Step::Guard)) => {
+                let column = |at| row.try_get_unchecked::<Option<Vec<u8>>, _>(at).ok().flatten();
+                self.guard = Some((0..row.len()).map(column).collect());
+            }
+            (Item::Row(_), _) => {}
+            (Item::Done(done), Some(Step::Statement(index))) => {
+                let index = *index;
+                self.at += 1;
+                self.statement_done(index, &done);
+            }
+            (Item::Done(_), _) => self.at += 1,
+        }
+    }
+
+    fn statement_done(&mut self, index: usize, done: &MySqlQueryResult) {
+        let collector = std::mem::take(&mut self.collector);
+        if self.objection.is_some() {
+            return;
+        }
+        match collector.finish(done, self.selects[index]) {
+            Ok(result) => {
+                let violated = violated(self.expects[index].as_ref(), result.rows, index);
+                self.results.push(result);
+                self.objection = violated.map(|reason| (reason, Some(index)));
+            }
+            Err(reason) => self.objection = Some((reason, Some(index))),
+        }
+    }
+
+    fn finish(self, ran: Result<(), Failure>, facts: &Facts, nonce: u64) -> Outcome {
+        let end = match ran {
+            Err(failure) => End::Failed { step: self.steps.get(self.at).copied(), failure },
+            Ok(()) if self.at != self.steps.len() => End::Failed {
+                step: None,
+                failure: Failure::out_of_step("it has fewer or more parts than the question"),
+            },
+            Ok(()) => {
+                let guarded = self.steps.contains(&Step::Guard);
+                let verdict = match (&self.guard, guarded) {
+                    (_, false) => Ok(None),
+                    (Some(row), true) => facts.judge_guard(nonce, row),
+                    (None, true) => Err(()),
+                };
+                match (verdict, self.objection) {
+                    (Err(()), _) => End::Failed {
+                        step: None,
+                        failure: Failure::out_of_step("the guard's answer is not where it belongs"),
+                    },
+                    (Ok(_), Some((reason, failed))) => End::Objection { reason, failed },
+                    (Ok(Some(reason)), None) => End::Objection { reason, failed: None },
+                    (Ok(None), None) => End::Fine,
+                }
+            }
+        };
+        Outcome { results: self.results, end }
+    }
+}
+
+/// The reason when a statement touched another number of rows than it had to.
+pub fn violated(expect: Option<&Expect>, rows: u64, index: usize) -> Option<Reason> {
+    let expect = expect?;
+    if rows >= expect.min && expect.max.is_none_or(|max| rows <= max) {
+        return None;
+    }
+    let most = expect.max.map_or_else(String::new, |max| format!(" and at most {max}"));
+    let reason = if expect.reason.is_empty() { code::EXPECTATION_FAILED } else { &expect.reason };
+    Some(Reason::new(
+        reason,
+        format!("statement {index} touched {rows} rows, and at least {}{most} were expected", expect.min),
+    ))
+}
+
+/// Judges all statements of a work before any of it is sent.
+pub fn judge_all(
+    judge: &Judge,
+    statements: &[Statement],
+) -> Result<Vec<std::sync::Arc<Judged>>, (usize, Reason)> {
+    statements
+        .iter()
+        .enumerate()
+        .map(|(index, statement)| {
+            let judged = judge.judge(&statement.sql).map_err(|reason| (index, reason))?;
+            if judged.params() != statement.params.len() {
+                return Err((
+                    index,
+                    Reason::new(
+                        code::STATEMENT_NOT_ALLOWED,
+                        format!(
+                            "the SQL has {} `?` and {} values came",
+                            judged.params(),
+                            statement.params.len()
+                        ),
+                    ),
+                ));
+            }
+            Ok(judged)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expect(min: u64, max: Option<u64>) -> Expect {
+        Expect { min, max, reason: "INSUFFICIENT_FUNDS".into() }
+    }
+
+    #[test]
+    fn an_expectation_is_a_closed_range() {
+        assert!(violated(None, 0, 0).is_none());
+        for (min, max, rows, legal) in [
+            (1, None, 1, true),
+            (1, None, 0, false),
+            (1, Some(1), 2, false),
+            (0, Some(0), 0, true),
+            (0, Some(0), 1, false),
+            (2, Some(1), 2, false),
+        ] {
+            let reason = violated(Some(&expect(min, max)), rows, 0);
+            assert_eq!(reason.is_none(), legal, "{min}..{max:?} {rows}");
+        }
+        let reason = violated(Some(&expect(1, None)), 0, 3).unwrap();
+        assert_eq!(&*reason.code, "INSUFFICIENT_FUNDS");
+        assert!(reason.message.contains("statement 3"));
+    }
+}

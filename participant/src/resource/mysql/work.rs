@@ -1,0 +1,455 @@
+//! The first phase: running a branch's work and preparing it, or committing it in one phase.
+
+use std::time::Duration;
+
+use concord_core::id::BranchId;
+use concord_core::reason::{Reason, code};
+use concord_proto::model::{Isolation, Statement, Work};
+use concord_proto::v1;
+use tokio::time::Instant as Deadline;
+
+use super::branches::{Held, State};
+use super::error::{self, Failure};
+use super::pool::{Class, Conn};
+use super::preflight::Facts;
+use super::script::{End, Outcome, Script, Step, judge_all};
+use super::sql::{Judged, StatementKind};
+use super::{MySql, ledger};
+use crate::resource::{LedgerEntry, OnePhase, Prepared};
+
+/// Time to undo a branch after something went wrong in it. Not part of the work's own time: the
+/// undoing begins when that has run out.
+const UNDO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A branch that did not come to its end.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    /// Whether it is certainly rolled back.
+    pub certain: bool,
+    /// Why.
+    pub reason: Reason,
+    /// Results up to the failure.
+    pub results: Vec<v1::StatementResult>,
+    /// The client's statement that failed.
+    pub failed: Option<usize>,
+}
+
+impl Unfinished {
+    pub(super) fn never_began(reason: Reason, failed: Option<usize>) -> Self {
+        Self { certain: true, reason, results: Vec::new(), failed }
+    }
+}
+
+impl From<Unfinished> for Prepared {
+    fn from(branch: Unfinished) -> Self {
+        let Unfinished { certain, reason, results, failed } = branch;
+        if certain {
+            Self::NotPrepared { reason, results, failed }
+        } else {
+            Self::Unknown { reason }
+        }
+    }
+}
+
+impl From<Unfinished> for OnePhase {
+    fn from(branch: Unfinished) -> Self {
+        let Unfinished { certain, reason, results, failed } = branch;
+        if certain {
+            Self::NotCommitted { reason, results, failed }
+        } else {
+            Self::Unknown { reason }
+        }
+    }
+}
+
+impl MySql {
+    /// Prepares a branch with all its work, in one round trip.
+    pub(super) async fn prepare_work(&self, branch: BranchId, work: &Work) -> Prepared {
+        let deadline = Deadline::now() + work.timeout;
+        let (facts, judged) = match self.admit(work).await {
+            Ok(admitted) => admitted,
+            Err(refused) => return refused.into(),
+        };
+        if work.allow_read_only && may_leave(&facts, work, &judged) {
+            return match self.read_only(branch, work, &judged, &facts, deadline).await {
+                Ok(results) => Prepared::ReadOnly { results },
+                Err(unfinished) => unfinished.into(),
+            };
+        }
+        let (held, mut conn) = match self.open(branch, deadline).await {
+            Ok(opened) => opened,
+            Err(refused) => return refused.into(),
+        };
+        let xid = self.xids.text(branch);
+        let mut script = match begin_script(branch, work, &judged, &xid, &conn) {
+            Ok(script) => script,
+            Err((index, reason)) => {
+                conn.release();
+                return Unfinished::never_began(reason, Some(index)).into();
+            }
+        };
+        script.guard(&facts);
+        script.verb(Step::End, &format!("XA END {xid}"));
+        script.verb(Step::Finish, &format!("XA PREPARE {xid}"));
+        let outcome = script.run(&mut conn, &facts, deadline).await;
+        match outcome.end {
+            End::Fine => {
+                self.keep_prepared(&facts, held, conn);
+                Prepared::Prepared { results: outcome.results }
+            }
+            _ if already_there(&outcome) => {
+                drop(conn);
+                self.prepared_before(branch).await
+            }
+            _ => self.undo(branch, work.request_id.as_ref().map(|id| id.as_str()), conn, outcome)
+                .await
+                .into(),
+        }
+    }
+
+    /// Commits a branch with all its work. Two round trips: what the first one found decides
+    /// whether the second one commits.
+    pub(super) async fn one_phase_work(&self, branch: BranchId, work: &Work) -> OnePhase {
+        let deadline = Deadline::now() + work.timeout;
+        let (facts, judged) = match self.admit(work).await {
+            Ok(admitted) => admitted,
+            Err(refused) => return refused.into(),
+        };
+        if work.request_id.is_none() && reads_only(&judged) {
+            return match self.read_only(branch, work, &judged, &facts, deadline).await {
+                Ok(results) => OnePhase::Committed { results },
+                Err(unfinished) => unfinished.into(),
+            };
+        }
+        let (_held, mut conn) = match self.open(branch, deadline).await {
+            Ok(opened) => opened,
+            Err(refused) => return refused.into(),
+        };
+        let xid = self.xids.text(branch);
+        let mut script = match begin_script(branch, work, &judged, &xid, &conn) {
+            Ok(script) => script,
+            Err((index, reason)) => {
+                conn.release();
+                return Unfinished::never_began(reason, Some(index)).into();
+            }
+        };
+        script.guard(&facts);
+        let outcome = script.run(&mut conn, &facts, deadline).await;
+        let request = work.request_id.as_ref().map(|id| id.as_str());
+        match outcome.end {
+            End::Fine => {
+                self.finish_one_phase(branch, conn, &facts, outcome.results, deadline).await
+            }
+            _ => self.undo_one_phase(branch, request, conn, outcome).await,
+        }
+    }
+
+    /// `XA END; XA COMMIT … ONE PHASE` of a branch whose work is done.
+    pub(super) async fn finish_one_phase(
+        &self,
+        branch: BranchId,
+        mut conn: Conn,
+        facts: &Facts,
+        results: Vec<v1::StatementResult>,
+        deadline: Deadline,
+    ) -> OnePhase {
+        let xid = self.xids.text(branch);
+        let mut script = Script::default();
+        script.verb(Step::End, &format!("XA END {xid}"));
+        script.verb(Step::Finish, &format!("XA COMMIT {xid} ONE PHASE"));
+        let outcome = script.run(&mut conn, facts, deadline).await;
+        if let End::Fine = outcome.end {
+            conn.release();
+            return OnePhase::Committed { results };
+        }
+        match self.undo_one_phase(branch, None, conn, outcome).await {
+            OnePhase::Committed { .. } => OnePhase::Committed { results },
+            OnePhase::NotCommitted { reason, failed, .. } => {
+                OnePhase::NotCommitted { reason, results, failed }
+            }
+            unknown @ OnePhase::Unknown { .. } => unknown,
+        }
+    }
+
+    async fn undo_one_phase(
+        &self,
+        branch: BranchId,
+        request: Option<&str>,
+        conn: Conn,
+        outcome: Outcome,
+    ) -> OnePhase {
+        let duplicate = matches!(&outcome.end, End::Failed { step: Some(Step::Ledger), .. });
+        let unfinished = self.undo(branch, request, conn, outcome).await;
+        if unfinished.certain && !duplicate {
+            return unfinished.into();
+        }
+        // Its ledger row tells, and a tombstone settles it.
+        match self.write_tombstone(branch).await {
+            Ok(LedgerEntry::Committed) => OnePhase::Committed { results: unfinished.results },
+            Ok(LedgerEntry::Tombstone) => Unfinished { certain: true, ..unfinished }.into(),
+            Ok(LedgerEntry::Absent) | Err(_) => Unfinished { certain: false, ..unfinished }.into(),
+        }
+    }
+
+    /// What must be true before anything is sent.
+    async fn admit(&self, work: &Work) -> Result<(Facts, Vec<std::sync::Arc<Judged>>), Unfinished> {
+        let judged = judge_all(&self.judge, &work.statements)
+            .map_err(|(index, reason)| Unfinished::never_began(reason, Some(index)))?;
+        let facts =
+            self.voting_facts().await.map_err(|reason| Unfinished::never_began(reason, None))?;
+        Ok((facts, judged))
+    }
+
+    /// A connection for a branch that is not known here yet.
+    async fn open(
+        &self,
+        branch: BranchId,
+        deadline: Deadline,
+    ) -> Result<(Held, Conn), Unfinished> {
+        let held = self.branches.open(branch).ok_or_else(|| Unfinished {
+            certain: false,
+            ..Unfinished::never_began(
+                Reason::new(code::WRONG_STATE, "the branch is being worked on here already"),
+                None,
+            )
+        })?;
+        let conn = self
+            .pool
+            .acquire_by(Class::Work, deadline)
+            .await
+            .map_err(|reason| Unfinished::never_began(reason, None))?;
+        held.runs_on(conn.id());
+        Ok((held, conn))
+    }
+
+    /// A work of SELECTs, in a transaction of its own that leaves nothing behind.
+    async fn read_only(
+        &self,
+        branch: BranchId,
+        work: &Work,
+        judged: &[std::sync::Arc<Judged>],
+        facts: &Facts,
+        deadline: Deadline,
+    ) -> Result<Vec<v1::StatementResult>, Unfinished> {
+        let (_held, mut conn) = self.open(branch, deadline).await?;
+        let mut script = Script::default();
+        script.isolation(work.isolation);
+        script.verb(Step::Start, "START TRANSACTION READ ONLY");
+        for (index, (judged, statement)) in judged.iter().zip(&work.statements).enumerate() {
+            if let Err(reason) = script.statement(judged, statement) {
+                conn.release();
+                return Err(Unfinished::never_began(reason, Some(index)));
+            }
+        }
+        script.guard(facts);
+        script.verb(Step::Finish, "COMMIT");
+        let Outcome { results, end } = script.run(&mut conn, facts, deadline).await;
+        let (reason, failed) = match end {
+            End::Fine => {
+                conn.release();
+                return Ok(results);
+            }
+            End::Objection { reason, failed } => {
+                conn.release();
+                (reason, failed)
+            }
+            End::Failed { step, failure } => (failure.reason().clone(), client_statement(step)),
+        };
+        Err(Unfinished { certain: true, reason, results, failed })
+    }
+
+    /// After XA PREPARE: the connection is free, or stays with the branch until its outcome.
+    pub(super) fn keep_prepared(&self, facts: &Facts, held: Held, conn: Conn) {
+        if facts.detaches {
+            conn.release();
+        } else {
+            held.keep(State::Prepared(conn));
+        }
+    }
+
+    /// The xid exists: a repeated Prepare of a branch that is prepared already, whose vote is the
+    /// same as the first time; or one that still runs in another connection.
+    async fn prepared_before(&self, branch: BranchId) -> Prepared {
+        match self.list_prepared().await {
+            Ok(recovered) if recovered.ours.contains(&branch) => {
+                Prepared::Prepared { results: Vec::new() }
+            }
+            Ok(_) => Prepared::Unknown {
+                reason: Reason::new(code::BRANCH_ATTACHED, "the branch runs in another connection"),
+            },
+            Err(reason) => Prepared::Unknown { reason },
+        }
+    }
+
+    /// Rolls back a branch whose text did not end well, and makes sure of it.
+    pub(super) async fn undo(
+        &self,
+        branch: BranchId,
+        request: Option<&str>,
+        mut conn: Conn,
+        outcome: Outcome,
+    ) -> Unfinished {
+        let deadline = Deadline::now() + UNDO_TIMEOUT;
+        let (mut reason, failed, step, broken) = match outcome.end {
+            End::Fine => (Reason::new(code::ROLLED_BACK, "rolled back"), None, None, false),
+            End::Objection { reason, failed } => (reason, failed, None, false),
+            End::Failed { step, failure } => {
+                let broken = matches!(failure, Failure::Broken(_));
+                (failure.reason().clone(), client_statement(step), step.map(|s| (s, failure)), broken)
+            }
+        };
+        let certain = if broken {
+            conn.kill();
+            self.make_sure(branch, deadline).await
+        } else if let Some((Step::Isolation | Step::Start, failure)) = &step {
+            // Nothing was begun; unless the xid belongs to a branch that lives elsewhere.
+            drop(conn);
+            failure.number() != Some(error::XAER_DUPID)
+        } else {
+            self.roll_back_on(branch, &mut conn, deadline).await && {
+                conn.release();
+                true
+            } || self.make_sure(branch, deadline).await
+        };
+        if let Some((Step::Ledger, failure)) = &step
+            && failure.number() == Some(error::DUPLICATE_KEY)
+        {
+            reason = self.why_duplicate(branch, request, failure).await;
+        }
+        Unfinished { certain, reason, results: outcome.results, failed }
+    }
+
+    /// `XA END; XA ROLLBACK` on the branch's own connection: its locks go at once.
+    pub(super) async fn roll_back_on(
+        &self,
+        branch: BranchId,
+        conn: &mut Conn,
+        deadline: Deadline,
+    ) -> bool {
+        let xid = self.xids.text(branch);
+        // Refused when the branch is prepared already, or a deadlock's victim; both is fine.
+        let ended = conn.execute(format!("XA END {xid}"), deadline, "XA END").await;
+        if matches!(ended, Err(Failure::Broken(_))) {
+            return false;
+        }
+        let rolled_back = conn.execute(format!("XA ROLLBACK {xid}"), deadline, "XA ROLLBACK").await;
+        match rolled_back {
+            Ok(_) => true,
+            Err(failure) => matches!(
+                failure.number(),
+                Some(error::XA_RBROLLBACK | error::XA_RBDEADLOCK | error::XA_RBTIMEOUT)
+            ),
+        }
+    }
+
+    /// Makes sure, from another connection, that a branch is rolled back and stays so.
+    async fn make_sure(&self, branch: BranchId, deadline: Deadline) -> bool {
+        while Deadline::now() < deadline {
+            match self.verb_elsewhere("XA ROLLBACK", branch, deadline).await {
+                Ok(()) => return true,
+                Err(failure) if failure.number() == Some(error::XAER_NOTA) => {}
+                Err(_) => return false,
+            }
+            // Waits for whoever holds the branch's row, which is the killed connection.
+            match self.write_tombstone(branch).await {
+                Ok(LedgerEntry::Tombstone) => return true,
+                Ok(_) => return false,
+                Err(reason) if &*reason.code == code::BRANCH_ATTACHED => {}
+                Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    /// The branch's row was refused by a unique key: which one, and what stands there?
+    async fn why_duplicate(
+        &self,
+        branch: BranchId,
+        request: Option<&str>,
+        failure: &Failure,
+    ) -> Reason {
+        match self.read_ledger_row(branch).await {
+            Ok(LedgerEntry::Tombstone) => {
+                return Reason::new(code::ALREADY_ABORTED, "an abort of the branch came first");
+            }
+            Ok(LedgerEntry::Committed) => {
+                return Reason::new(code::WRONG_STATE, "the branch was committed before");
+            }
+            Ok(LedgerEntry::Absent) => {}
+            Err(reason) => return reason,
+        }
+        let Some(request) = request.filter(|_| {
+            failure.reason().message.contains(ledger::REQUEST_KEY)
+        }) else {
+            return failure.reason().clone();
+        };
+        match self.former_transaction(request).await {
+            Ok(Some(gtrid)) => {
+                Reason::new(code::REQUEST_ALREADY_COMMITTED, gtrid.to_string())
+            }
+            Ok(None) => Reason::new(
+                code::DEADLOCK,
+                "the request id was taken by a transaction that has just gone; try again",
+            ),
+            Err(reason) => reason,
+        }
+    }
+}
+
+fn client_statement(step: Option<Step>) -> Option<usize> {
+    match step {
+        Some(Step::Statement(index)) => Some(index),
+        _ => None,
+    }
+}
+
+fn already_there(outcome: &Outcome) -> bool {
+    matches!(
+        &outcome.end,
+        End::Failed { step: Some(Step::Start), failure }
+            if failure.number() == Some(error::XAER_DUPID)
+    )
+}
+
+fn begin_script(
+    branch: BranchId,
+    work: &Work,
+    judged: &[std::sync::Arc<Judged>],
+    xid: &str,
+    conn: &Conn,
+) -> Result<Script, (usize, Reason)> {
+    let mut script = Script::default();
+    script.isolation(work.isolation);
+    script.verb(Step::Start, &format!("XA START {xid}"));
+    script.ledger(branch, conn.id(), work.request_id.as_ref().map(|id| id.as_str()));
+    push_statements(&mut script, judged, &work.statements)?;
+    Ok(script)
+}
+
+fn push_statements(
+    script: &mut Script,
+    judged: &[std::sync::Arc<Judged>],
+    statements: &[Statement],
+) -> Result<(), (usize, Reason)> {
+    for (index, (judged, statement)) in judged.iter().zip(statements).enumerate() {
+        script.statement(judged, statement).map_err(|reason| (index, reason))?;
+    }
+    Ok(())
+}
+
+fn reads_only(judged: &[std::sync::Arc<Judged>]) -> bool {
+    judged.iter().all(|judged| judged.kind == StatementKind::Select { locking: false })
+}
+
+/// Whether a work may vote READ_ONLY: it only reads, takes no locks on purpose, carries no request
+/// id that must be kept, and its isolation is below SERIALIZABLE, where reads take locks that must
+/// be held until the whole transaction ends.
+fn may_leave(facts: &Facts, work: &Work, judged: &[std::sync::Arc<Judged>]) -> bool {
+    let serializable = match work.isolation.or(facts.isolation) {
+        Some(Isolation::Serializable) => true,
+        Some(Isolation::ReadCommitted | Isolation::RepeatableRead) => false,
+        // READ UNCOMMITTED, as the server's own default.
+        None => false,
+    };
+    !serializable && work.request_id.is_none() && reads_only(judged)
+}

@@ -1,0 +1,134 @@
+//! An operator finishes a branch by hand.
+//!
+//! What agrees with the outcome is only a nudge. What contradicts a durable decision or a
+//! sibling's outcome, or cannot be checked against either, breaks atomicity: it must be forced,
+//! and is recorded as heuristic for ever before the participant hears of it.
+
+use super::{ApplyError, Coordinator, Effect, Out, Resolve};
+use crate::reason::{Reason, code};
+use crate::record::Record;
+use crate::transaction::TransactionState;
+
+impl Coordinator {
+    pub(super) fn resolve(&mut self, resolve: Resolve, out: &mut Out) -> Result<(), ApplyError> {
+        let gtrid = resolve.branch.gtrid;
+        let (token, after) = (resolve.token, self.position_of(&resolve));
+        let known = self.known_outcome(&resolve);
+        if let Some(tx) = self.transactions.get(&gtrid).filter(|tx| tx.is_undecided()) {
+            if tx.one_phase || resolve.commit {
+                let reason = undecided(&resolve, tx.one_phase);
+                out.release(after, Effect::OrderRefused { token, reason });
+                return Ok(());
+            }
+            // An order to roll back a branch of an undecided transaction aborts all of it.
+            let reason = resolve.reason.clone();
+            self.begin_abort(gtrid, reason, out)?;
+            out.release(
+                after,
+                Effect::Order {
+                    resolve,
+                    heuristic: false,
+                },
+            );
+            return Ok(());
+        }
+        match known {
+            Some(commit) if commit == resolve.commit => {
+                out.release(
+                    after,
+                    Effect::Order {
+                        resolve,
+                        heuristic: false,
+                    },
+                );
+                return Ok(());
+            }
+            Some(_) | None if !resolve.force => {
+                let reason = refusal(&resolve, known);
+                out.release(after, Effect::OrderRefused { token, reason });
+                return Ok(());
+            }
+            Some(_) | None => {}
+        }
+        let record = Record::Heuristic {
+            gtrid,
+            bqual: resolve.branch.bqual,
+            participant: resolve.participant.clone(),
+            committed: Some(resolve.commit),
+            reason: resolve.reason.clone(),
+        };
+        let position = self.record(record, out)?;
+        out.release(
+            position,
+            Effect::Order {
+                resolve,
+                heuristic: true,
+            },
+        );
+        let Some(tx) = self.transactions.get_mut(&gtrid) else {
+            return Ok(());
+        };
+        tx.position = position;
+        match tx.state {
+            TransactionState::Committing => self.end_if_committed(gtrid, out),
+            TransactionState::Aborting => {
+                self.end_if_aborted(gtrid, out);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn position_of(&self, resolve: &Resolve) -> u64 {
+        let gtrid = resolve.branch.gtrid;
+        let live = self.transactions.get(&gtrid).map(|tx| tx.position);
+        live.or_else(|| self.ended.get(&gtrid).map(|ended| ended.position))
+            .unwrap_or(0)
+    }
+
+    /// The outcome that the branch must have: of the decision, else of a sibling, else by
+    /// presumption; None while it is undecided or when it is forgotten.
+    fn known_outcome(&self, resolve: &Resolve) -> Option<bool> {
+        let gtrid = resolve.branch.gtrid;
+        if let Some(tx) = self.transactions.get(&gtrid) {
+            return match tx.state {
+                TransactionState::Committing | TransactionState::Committed => Some(true),
+                TransactionState::Aborting | TransactionState::Aborted => Some(false),
+                _ => None,
+            };
+        }
+        if let Some(ended) = self.ended.get(&gtrid) {
+            return Some(ended.orders(resolve.branch.bqual));
+        }
+        if resolve.sibling.is_some() {
+            return resolve.sibling;
+        }
+        (gtrid >= self.horizon).then_some(false)
+    }
+}
+
+fn refusal(resolve: &Resolve, known: Option<bool>) -> Reason {
+    let gtrid = resolve.branch.gtrid;
+    let text = match known {
+        Some(true) => {
+            format!("transaction {gtrid} is committed; rolling one branch back breaks it")
+        }
+        Some(false) => format!("transaction {gtrid} is aborted; committing one branch breaks it"),
+        None => format!("nothing tells how transaction {gtrid} ended or will end"),
+    };
+    Reason::new(
+        code::CONTRADICTS_OUTCOME,
+        text + "; use force to do it all the same",
+    )
+}
+
+/// Even force does not help here: the machine is about to decide, and would decide otherwise.
+fn undecided(resolve: &Resolve, one_phase: bool) -> Reason {
+    let gtrid = resolve.branch.gtrid;
+    let text = if one_phase {
+        format!("transaction {gtrid} has one branch, whose participant decides and is being asked")
+    } else {
+        format!("transaction {gtrid} is undecided: roll it back, or wait for its time-out")
+    };
+    Reason::new(code::WRONG_STATE, text)
+}

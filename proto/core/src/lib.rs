@@ -1,0 +1,9 @@
+pub mod coordinator;
+pub mod id;
+pub mod limits;
+pub mod message;
+pub mod participant;
+pub mod reason;
+pub mod record;
+pub mod step;
+pub mod transaction;
