@@ -7,6 +7,7 @@ mod account;
 mod bench;
 mod cluster;
 mod demo;
+pub mod down;
 mod exit;
 mod indoubt;
 mod money;
@@ -15,8 +16,10 @@ mod output;
 mod product;
 mod servers;
 mod sql;
+pub mod status;
 mod transfer;
 mod tx;
+pub mod up;
 mod view;
 
 use std::path::PathBuf;
@@ -96,6 +99,12 @@ pub struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Start a local cluster of real servers and keep it running.
+    Up(up::UpArgs),
+    /// Stop a local cluster; the data is kept unless --wipe is given.
+    Down(down::DownArgs),
+    /// Show the processes of the local cluster, and the gateway's view of it.
+    Status(status::StatusArgs),
     /// Show how to move money, and what happens when things are killed, on the local cluster.
     Demo(demo::DemoArgs),
     /// Open, show and list accounts.
@@ -160,6 +169,12 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         clap_complete::generate(shell, &mut Cli::command(), "concord", &mut script);
         return Ok(output::print_bytes(&script)?);
     }
+    let command = match command {
+        Command::Up(args) => return up::run(args).await,
+        Command::Down(args) => return down::run(args).await,
+        Command::Status(args) => return status::run(args, global.json).await,
+        command => command,
+    };
     let ctx = Ctx::new(&global)?;
     match command {
         Command::Demo(args) => Ok(demo::run(&ctx, args).await?),
@@ -171,7 +186,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tx(command) => Ok(tx::run(&ctx, command).await?),
         Command::Indoubt(command) => Ok(indoubt::run(&ctx, command).await?),
         Command::Bench(args) => Ok(bench::run(&ctx, args).await?),
-        Command::Completions { .. } => Ok(()),
+        Command::Up(_) | Command::Down(_) | Command::Status(_) | Command::Completions { .. } => Ok(()),
     }
 }
 
@@ -224,7 +239,7 @@ mod tests {
     #[test]
     fn durations_need_a_known_unit() {
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
         assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
         for bad in ["", "s", "1.5s", "-1s", "3 s", "1d", "99999999999999999999s"] {
             assert!(duration(bad).is_err(), "{bad}");

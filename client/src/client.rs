@@ -98,16 +98,23 @@ impl ClientBuilder {
     /// Builds the client. Nothing is sent: the first call connects, and every later one reconnects
     /// when it must. It has to be called within a tokio runtime.
     pub fn build(self) -> Result<Client, ConnectError> {
-        let invalid = |source| ConnectError::Endpoint { endpoint: self.endpoint.clone(), source };
+        let invalid = |source| ConnectError::Endpoint {
+            endpoint: self.endpoint.clone(),
+            source,
+        };
         let mut endpoint = Endpoint::from_shared(self.endpoint.clone()).map_err(invalid)?;
         let scheme = endpoint.uri().scheme_str().unwrap_or_default().to_owned();
         if scheme != "http" && scheme != "https" || endpoint.uri().host().is_none() {
-            return Err(ConnectError::Scheme { endpoint: self.endpoint });
+            return Err(ConnectError::Scheme {
+                endpoint: self.endpoint,
+            });
         }
         if scheme == "https" {
             endpoint = endpoint.tls_config(self.tls()?).map_err(invalid)?;
         } else if self.ca.is_some() || self.identity.is_some() {
-            return Err(ConnectError::PlainEndpoint { endpoint: self.endpoint });
+            return Err(ConnectError::PlainEndpoint {
+                endpoint: self.endpoint,
+            });
         }
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
@@ -126,7 +133,9 @@ impl ClientBuilder {
 
     fn tls(&self) -> Result<ClientTlsConfig, ConnectError> {
         let Some(ca) = &self.ca else {
-            return Err(ConnectError::NoCa { endpoint: self.endpoint.clone() });
+            return Err(ConnectError::NoCa {
+                endpoint: self.endpoint.clone(),
+            });
         };
         let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
         if let Some((cert, key)) = &self.identity {
@@ -140,7 +149,10 @@ impl ClientBuilder {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
-    std::fs::read(path).map_err(|source| ConnectError::File { path: path.to_owned(), source })
+    std::fs::read(path).map_err(|source| ConnectError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 impl Client {
@@ -165,14 +177,20 @@ impl Client {
     /// The same channel with another retry policy.
     #[must_use]
     pub fn with_retry(&self, policy: RetryPolicy) -> Self {
-        Self { retry: policy, ..self.clone() }
+        Self {
+            retry: policy,
+            ..self.clone()
+        }
     }
 
     /// The same channel, whose retries end when `stop` is cancelled. A call that was sent is still
     /// waited for: cutting it off would only make its outcome unknown.
     #[must_use]
     pub fn with_stop(&self, stop: CancellationToken) -> Self {
-        Self { stop, ..self.clone() }
+        Self {
+            stop,
+            ..self.clone()
+        }
     }
 
     /// The address that it was built for.
@@ -212,7 +230,10 @@ impl Client {
         match tokio::time::timeout(within, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(CallError::from_status(&status, &self.endpoint)),
-            Err(_) => Err(CallError::TimedOut { endpoint: self.endpoint.to_string(), within }),
+            Err(_) => Err(CallError::TimedOut {
+                endpoint: self.endpoint.to_string(),
+                within,
+            }),
         }
     }
 }

@@ -101,7 +101,8 @@ impl CallError {
     pub fn from_status(status: &Status, endpoint: &str) -> Self {
         let endpoint = endpoint.to_owned();
         if let Some(reason) = concord_proto::status::reason_of(status) {
-            return Self::Refused { reason, gtrid: concord_proto::status::gtrid_of(status) };
+            let gtrid = concord_proto::status::gtrid_of(status).map(|gtrid| gtrid.to_string());
+            return Self::Refused { reason, gtrid };
         }
         if let Some(message) = connect_failure(status) {
             return Self::NotSent { endpoint, message };
@@ -111,7 +112,11 @@ impl CallError {
             Code::Unimplemented
             | Code::Unauthenticated
             | Code::PermissionDenied
-            | Code::InvalidArgument => Self::NotServed { endpoint, code: status.code(), message },
+            | Code::InvalidArgument => Self::NotServed {
+                endpoint,
+                code: status.code(),
+                message,
+            },
             _ => Self::Lost { endpoint, message },
         }
     }
@@ -146,7 +151,10 @@ impl CallError {
     pub fn is_unavailable(&self) -> bool {
         match self {
             Self::Refused { reason, .. } => {
-                matches!(reason.kind(), ReasonKind::Unavailable | ReasonKind::Exhausted)
+                matches!(
+                    reason.kind(),
+                    ReasonKind::Unavailable | ReasonKind::Exhausted
+                )
             }
             Self::NotSent { .. } | Self::Lost { .. } | Self::TimedOut { .. } => true,
             Self::NotServed { .. } => false,
@@ -214,7 +222,11 @@ fn with_sources(status: &Status) -> String {
         }
         source = error.source();
     }
-    if message.is_empty() { format!("status {:?}", status.code()) } else { message }
+    if message.is_empty() {
+        format!("status {:?}", status.code())
+    } else {
+        message
+    }
 }
 
 #[cfg(test)]
@@ -223,7 +235,12 @@ mod tests {
 
     #[test]
     fn a_status_without_a_reason_may_have_had_an_effect() {
-        for code in [Code::Unavailable, Code::Internal, Code::DeadlineExceeded, Code::Cancelled] {
+        for code in [
+            Code::Unavailable,
+            Code::Internal,
+            Code::DeadlineExceeded,
+            Code::Cancelled,
+        ] {
             let error = CallError::from_status(&Status::new(code, "x"), "http://h:1");
             assert!(!error.had_no_effect(), "{error}");
             assert!(error.is_transient(), "{error}");
@@ -235,8 +252,15 @@ mod tests {
 
     #[test]
     fn heuristic_outcomes_are_not_called_aborted() {
-        for code in [code::OUTCOME_UNKNOWN, code::HEURISTIC_COMMIT, code::HEURISTIC_UNKNOWN] {
-            let error = CallError::Refused { reason: Reason::new(code, ""), gtrid: None };
+        for code in [
+            code::OUTCOME_UNKNOWN,
+            code::HEURISTIC_COMMIT,
+            code::HEURISTIC_UNKNOWN,
+        ] {
+            let error = CallError::Refused {
+                reason: Reason::new(code, ""),
+                gtrid: None,
+            };
             assert!(!error.had_no_effect(), "{code}");
         }
     }
@@ -276,7 +300,10 @@ mod tests {
                 ..Default::default()
             })
             .await;
-        assert!(matches!(outcome, crate::Outcome::Unknown { .. }), "{outcome:?}");
+        assert!(
+            matches!(outcome, crate::Outcome::Unknown { .. }),
+            "{outcome:?}"
+        );
         peer.await.unwrap();
     }
 }

@@ -21,14 +21,19 @@ pub struct OneShot {
 impl Client {
     /// Begins to write a one-shot transaction; nothing is sent before [`OneShot::send`].
     pub fn one_shot(&self) -> OneShot {
-        OneShot { client: self.clone(), request: v1::ExecuteTransactionRequest::default() }
+        OneShot {
+            client: self.clone(),
+            request: v1::ExecuteTransactionRequest::default(),
+        }
     }
 }
 
 impl OneShot {
     /// Adds a statement. Those of one participant run in order, in one branch.
     pub fn on(mut self, participant: &str, statement: impl Into<Statement>) -> Self {
-        self.request.statements.push(statement.into().on(participant));
+        self.request
+            .statements
+            .push(statement.into().on(participant));
         self
     }
 
@@ -71,7 +76,9 @@ impl OneShot {
                 gtrid: None,
             };
         }
-        self.client.settle(|| self.client.execute_once(request.clone())).await
+        self.client
+            .settle(|| self.client.execute_once(request.clone()))
+            .await
     }
 }
 
@@ -84,7 +91,9 @@ fn prost_len(request: &v1::ExecuteTransactionRequest) -> usize {
 /// A duration as the milliseconds of a request's field; 0 is never sent for a short one, since it
 /// means the default.
 pub(crate) fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX).max(1)
+    u32::try_from(duration.as_millis())
+        .unwrap_or(u32::MAX)
+        .max(1)
 }
 
 #[cfg(test)]
@@ -102,7 +111,9 @@ mod tests {
         let client = Client::connect("http://127.0.0.1:1").unwrap();
         let huge = Statement::new("SELECT ?").bind("x".repeat(WORK_BYTES_MAX));
         let outcome = client.one_shot().on("p1", huge).send().await;
-        let Outcome::Aborted { reason, .. } = outcome else { panic!("{outcome:?}") };
+        let Outcome::Aborted { reason, .. } = outcome else {
+            panic!("{outcome:?}")
+        };
         assert_eq!(&*reason.code, code::LIMIT_REACHED);
     }
 }

@@ -55,13 +55,20 @@ impl<R> Outcome<R> {
         let message = error.to_string();
         let begun = begun.map(str::to_owned);
         match error {
-            CallError::Refused { reason, gtrid } => Self::Aborted { reason, gtrid: gtrid.or(begun) },
-            CallError::NotSent { .. } => {
-                Self::Aborted { reason: Reason::new(code::COORDINATOR_DOWN, message), gtrid: begun }
-            }
+            CallError::Refused { reason, gtrid } => Self::Aborted {
+                reason,
+                gtrid: gtrid.or(begun),
+            },
+            CallError::NotSent { .. } => Self::Aborted {
+                reason: Reason::new(code::COORDINATOR_DOWN, message),
+                gtrid: begun,
+            },
             CallError::NotServed { .. } | CallError::Lost { .. } | CallError::TimedOut { .. } => {
                 let reason = Reason::new(code::UNEXPECTED_ANSWER, message);
-                Self::Aborted { reason, gtrid: begun }
+                Self::Aborted {
+                    reason,
+                    gtrid: begun,
+                }
             }
         }
     }
@@ -92,13 +99,25 @@ impl<R> Outcome<R> {
     /// The same outcome with other results.
     pub fn map<S>(self, change: impl FnOnce(R) -> S) -> Outcome<S> {
         match self {
-            Self::Committed { gtrid, results, replayed } => {
-                Outcome::Committed { gtrid, results: change(results), replayed }
-            }
+            Self::Committed {
+                gtrid,
+                results,
+                replayed,
+            } => Outcome::Committed {
+                gtrid,
+                results: change(results),
+                replayed,
+            },
             Self::Aborted { reason, gtrid } => Outcome::Aborted { reason, gtrid },
-            Self::Unknown { gtrid, request_id, message } => {
-                Outcome::Unknown { gtrid, request_id, message }
-            }
+            Self::Unknown {
+                gtrid,
+                request_id,
+                message,
+            } => Outcome::Unknown {
+                gtrid,
+                request_id,
+                message,
+            },
         }
     }
 }
@@ -110,18 +129,25 @@ impl Outcome<()> {
         let gtrid = transaction.gtrid.clone();
         let several = transaction.branches.len() > 1;
         match transaction.state() {
-            v1::TransactionState::Committed => {
-                Self::Committed { gtrid, results: (), replayed: true }
-            }
-            v1::TransactionState::Committing if several => {
-                Self::Committed { gtrid, results: (), replayed: true }
-            }
+            v1::TransactionState::Committed => Self::Committed {
+                gtrid,
+                results: (),
+                replayed: true,
+            },
+            v1::TransactionState::Committing if several => Self::Committed {
+                gtrid,
+                results: (),
+                replayed: true,
+            },
             v1::TransactionState::Aborted | v1::TransactionState::Aborting => {
                 let reason = transaction.reason.as_ref().map_or_else(
                     || Reason::new(code::PRESUMED_ABORT, "the transaction was aborted"),
                     |reason| Reason::new(reason.code.as_str(), reason.message.as_str()),
                 );
-                Self::Aborted { reason, gtrid: Some(gtrid) }
+                Self::Aborted {
+                    reason,
+                    gtrid: Some(gtrid),
+                }
             }
             state => {
                 let request_id = transaction.request_id.clone();
@@ -140,7 +166,10 @@ mod tests {
     use super::*;
 
     fn refused(code: &str) -> CallError {
-        CallError::Refused { reason: Reason::new(code, "why"), gtrid: Some("g".into()) }
+        CallError::Refused {
+            reason: Reason::new(code, "why"),
+            gtrid: Some("g".into()),
+        }
     }
 
     #[test]
@@ -149,12 +178,18 @@ mod tests {
         assert!(matches!(outcome, Outcome::Aborted { .. }));
         assert!(outcome.is_transient());
 
-        let lost = CallError::Lost { endpoint: "e".into(), message: "m".into() };
+        let lost = CallError::Lost {
+            endpoint: "e".into(),
+            message: "m".into(),
+        };
         let outcome = Outcome::<()>::failed(lost.clone(), "r", None);
         assert!(matches!(outcome, Outcome::Unknown { .. }));
         assert!(outcome.is_transient());
         let outcome = Outcome::<()>::failed(lost, "", Some("g"));
-        assert!(!outcome.is_transient(), "no request id: it must not be repeated");
+        assert!(
+            !outcome.is_transient(),
+            "no request id: it must not be repeated"
+        );
         assert_eq!(outcome.gtrid(), Some("g"));
     }
 
@@ -166,14 +201,24 @@ mod tests {
 
     #[test]
     fn a_final_refusal_is_not_transient() {
-        for code in [code::INSUFFICIENT_FUNDS, code::REQUEST_ID_REUSED, "OUT_OF_TICKETS"] {
-            assert!(!Outcome::<()>::failed(refused(code), "r", None).is_transient(), "{code}");
+        for code in [
+            code::INSUFFICIENT_FUNDS,
+            code::REQUEST_ID_REUSED,
+            "OUT_OF_TICKETS",
+        ] {
+            assert!(
+                !Outcome::<()>::failed(refused(code), "r", None).is_transient(),
+                "{code}"
+            );
         }
     }
 
     #[test]
     fn a_single_branch_that_is_being_told_is_still_open() {
-        let branch = v1::Branch { bqual: 1, ..Default::default() };
+        let branch = v1::Branch {
+            bqual: 1,
+            ..Default::default()
+        };
         let mut transaction = v1::Transaction {
             gtrid: "g".into(),
             state: v1::TransactionState::Committing.into(),

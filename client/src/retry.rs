@@ -103,9 +103,8 @@ impl Client {
                 return outcome;
             }
             let outcome = match (open.take(), outcome) {
-                (_, unknown @ Outcome::Unknown { .. }) => unknown,
-                (Some(unknown), _) => unknown,
-                (None, aborted) => aborted,
+                (Some(unknown), Outcome::Aborted { .. }) => unknown,
+                (_, latest) => latest,
             };
             if !self.pause(started, delays.next()).await {
                 return outcome;
@@ -126,7 +125,10 @@ mod tests {
     use super::*;
 
     fn aborted(code: &str) -> Outcome<()> {
-        Outcome::Aborted { reason: Reason::new(code, ""), gtrid: None }
+        Outcome::Aborted {
+            reason: Reason::new(code, ""),
+            gtrid: None,
+        }
     }
 
     fn unknown(request_id: Option<&str>) -> Outcome<()> {
@@ -138,17 +140,27 @@ mod tests {
     }
 
     fn done() -> Outcome<()> {
-        Outcome::Committed { gtrid: "g".into(), results: (), replayed: false }
+        Outcome::Committed {
+            gtrid: "g".into(),
+            results: (),
+            replayed: false,
+        }
     }
 
     async fn settle(seconds: u64, answers: Vec<Outcome<()>>) -> (Outcome<()>, usize) {
         let policy = RetryPolicy::lasting(Duration::from_secs(seconds));
-        let client = Client::connect("http://127.0.0.1:1").unwrap().with_retry(policy);
+        let client = Client::connect("http://127.0.0.1:1")
+            .unwrap()
+            .with_retry(policy);
         let left = RefCell::new(answers);
         let last = client
             .settle(|| async {
                 let mut left = left.borrow_mut();
-                if left.len() > 1 { left.remove(0) } else { left[0].clone() }
+                if left.len() > 1 {
+                    left.remove(0)
+                } else {
+                    left[0].clone()
+                }
             })
             .await;
         let left = left.borrow().len();
@@ -157,16 +169,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn transient_aborts_are_repeated_and_final_ones_are_not() {
-        let answers = vec![aborted(code::LOCK_TIMEOUT), aborted(code::PARTICIPANT_DOWN), done()];
+        let answers = vec![
+            aborted(code::LOCK_TIMEOUT),
+            aborted(code::PARTICIPANT_DOWN),
+            done(),
+        ];
         assert_eq!(settle(60, answers).await.0, done());
         let answers = vec![aborted(code::INSUFFICIENT_FUNDS), done()];
-        assert_eq!(settle(60, answers).await, (aborted(code::INSUFFICIENT_FUNDS), 1));
+        assert_eq!(
+            settle(60, answers).await,
+            (aborted(code::INSUFFICIENT_FUNDS), 1)
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_unknown_outcome_is_repeated_only_with_a_request_id() {
         assert_eq!(settle(60, vec![unknown(Some("r")), done()]).await.0, done());
-        assert_eq!(settle(60, vec![unknown(None), done()]).await, (unknown(None), 1));
+        assert_eq!(
+            settle(60, vec![unknown(None), done()]).await,
+            (unknown(None), 1)
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -174,7 +196,10 @@ mod tests {
         let answers = vec![unknown(Some("r")), aborted(code::COORDINATOR_DOWN)];
         assert_eq!(settle(60, answers).await.0, unknown(Some("r")));
         let answers = vec![unknown(Some("r")), aborted(code::INSUFFICIENT_FUNDS)];
-        assert_eq!(settle(60, answers).await.0, aborted(code::INSUFFICIENT_FUNDS));
+        assert_eq!(
+            settle(60, answers).await.0,
+            aborted(code::INSUFFICIENT_FUNDS)
+        );
     }
 
     #[tokio::test(start_paused = true)]

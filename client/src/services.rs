@@ -23,7 +23,9 @@ macro_rules! read {
         $self
             .read(|| async {
                 let mut service = $self.$service();
-                $self.once($self.call_timeout(), service.$method(request.clone())).await
+                $self
+                    .once($self.call_timeout(), service.$method(request.clone()))
+                    .await
             })
             .await
     }};
@@ -35,7 +37,9 @@ macro_rules! pages {
         let mut all = Vec::new();
         let mut $token = String::new();
         loop {
-            let $size = u32::try_from(PAGE_SIZE.min($limit - all.len())).unwrap_or(1).max(1);
+            let $size = u32::try_from(PAGE_SIZE.min($limit - all.len()))
+                .unwrap_or(1)
+                .max(1);
             let page = $call?;
             all.extend(page.$items);
             all.truncate($limit);
@@ -70,7 +74,10 @@ impl Client {
     pub(crate) async fn execute_once(&self, request: v1::ExecuteTransactionRequest) -> Outcome {
         let id = request.request_id.clone();
         let within = self.wait_for(request.timeout_ms);
-        match self.once(within, self.transactions().execute(request)).await {
+        match self
+            .once(within, self.transactions().execute(request))
+            .await
+        {
             Ok(answer) => Outcome::Committed {
                 gtrid: answer.gtrid,
                 results: answer.results,
@@ -84,42 +91,54 @@ impl Client {
         &self,
         request: v1::BeginTransactionRequest,
     ) -> Result<v1::BeginTransactionResponse, CallError> {
-        self.once(self.call_timeout(), self.transactions().begin(request)).await
+        self.once(self.call_timeout(), self.transactions().begin(request))
+            .await
     }
 
     pub(crate) async fn execute_statement_once(
         &self,
         request: v1::ExecuteStatementRequest,
     ) -> Result<v1::ExecuteStatementResponse, CallError> {
-        self.once(self.call_timeout(), self.transactions().execute_statement(request)).await
+        self.once(
+            self.call_timeout(),
+            self.transactions().execute_statement(request),
+        )
+        .await
     }
 
     pub(crate) async fn commit_once(
         &self,
         request: v1::CommitTransactionRequest,
     ) -> Result<v1::CommitTransactionResponse, CallError> {
-        self.once(self.call_timeout(), self.transactions().commit(request)).await
+        self.once(self.call_timeout(), self.transactions().commit(request))
+            .await
     }
 
     pub(crate) async fn rollback_once(
         &self,
         request: v1::RollbackTransactionRequest,
     ) -> Result<v1::RollbackTransactionResponse, CallError> {
-        self.once(self.call_timeout(), self.transactions().rollback(request)).await
+        self.once(self.call_timeout(), self.transactions().rollback(request))
+            .await
     }
 
     /// Tells what is known of a transaction.
     pub async fn transaction(&self, gtrid: &str) -> Result<v1::Transaction, CallError> {
-        let request = v1::GetTransactionRequest { gtrid: gtrid.to_owned(), ..Default::default() };
-        let answer = read!(self.transactions().get_transaction(request.clone()))?;
+        let request = v1::GetTransactionRequest {
+            gtrid: gtrid.to_owned(),
+            ..Default::default()
+        };
+        let answer = read!(self.transactions().get_transaction(request))?;
         Ok(answer.transaction.unwrap_or_default())
     }
 
     /// Tells what is known of the transaction that a request id ran in.
     pub async fn transaction_of_request(&self, id: &str) -> Result<v1::Transaction, CallError> {
-        let request =
-            v1::GetTransactionRequest { request_id: id.to_owned(), ..Default::default() };
-        let answer = read!(self.transactions().get_transaction(request.clone()))?;
+        let request = v1::GetTransactionRequest {
+            request_id: id.to_owned(),
+            ..Default::default()
+        };
+        let answer = read!(self.transactions().get_transaction(request))?;
         Ok(answer.transaction.unwrap_or_default())
     }
 
@@ -147,8 +166,13 @@ impl Client {
         pages!(limit, transactions, |page_size, page_token| {
             let states = states.clone();
             let page_token = page_token.clone();
-            let request = v1::ListTransactionsRequest { page_size, page_token, states, stuck_only };
-            read!(self.transactions().list_transactions(request.clone()))
+            let request = v1::ListTransactionsRequest {
+                page_size,
+                page_token,
+                states,
+                stuck_only,
+            };
+            read!(self.transactions().list_transactions(request))
         })
     }
 
@@ -159,7 +183,7 @@ impl Client {
     ) -> Result<Streaming<v1::WatchTransactionsResponse>, CallError> {
         let gtrid = gtrid.unwrap_or_default().to_owned();
         let request = v1::WatchTransactionsRequest { gtrid };
-        read!(self.transactions().watch_transactions(request.clone()))
+        read!(self.transactions().watch_transactions(request))
     }
 }
 
@@ -184,15 +208,22 @@ impl Client {
 
     /// Reads an account.
     pub async fn account(&self, account_id: &str) -> Result<v1::Account, CallError> {
-        let request = v1::GetAccountRequest { account_id: account_id.to_owned() };
-        Ok(read!(self.bank().get_account(request.clone()))?.account.unwrap_or_default())
+        let request = v1::GetAccountRequest {
+            account_id: account_id.to_owned(),
+        };
+        Ok(read!(self.bank().get_account(request))?
+            .account
+            .unwrap_or_default())
     }
 
     /// Accounts by id, at most `limit`.
     pub async fn list_accounts(&self, limit: usize) -> Result<Vec<v1::Account>, CallError> {
         pages!(limit, accounts, |page_size, page_token| {
-            let request = v1::ListAccountsRequest { page_size, page_token: page_token.clone() };
-            read!(self.bank().list_accounts(request.clone()))
+            let request = v1::ListAccountsRequest {
+                page_size,
+                page_token: page_token.clone(),
+            };
+            read!(self.bank().list_accounts(request))
         })
     }
 
@@ -200,7 +231,10 @@ impl Client {
     pub async fn transfer(&self, request: v1::TransferRequest) -> Outcome<()> {
         let within = self.wait_for(request.timeout_ms);
         self.settle(|| async {
-            match self.once(within, self.bank().transfer(request.clone())).await {
+            match self
+                .once(within, self.bank().transfer(request.clone()))
+                .await
+            {
                 Ok(answer) => Outcome::Committed {
                     gtrid: answer.gtrid,
                     results: (),
@@ -221,8 +255,12 @@ impl Client {
         pages!(limit, entries, |page_size, page_token| {
             let account_id = account_id.to_owned();
             let page_token = page_token.clone();
-            let request = v1::ListTransfersRequest { account_id, page_size, page_token };
-            read!(self.bank().list_transfers(request.clone()))
+            let request = v1::ListTransfersRequest {
+                account_id,
+                page_size,
+                page_token,
+            };
+            read!(self.bank().list_transfers(request))
         })
     }
 }
@@ -248,15 +286,22 @@ impl Client {
 
     /// Reads a product.
     pub async fn product(&self, product_id: &str) -> Result<v1::Product, CallError> {
-        let request = v1::GetProductRequest { product_id: product_id.to_owned() };
-        Ok(read!(self.inventory().get_product(request.clone()))?.product.unwrap_or_default())
+        let request = v1::GetProductRequest {
+            product_id: product_id.to_owned(),
+        };
+        Ok(read!(self.inventory().get_product(request))?
+            .product
+            .unwrap_or_default())
     }
 
     /// Products by id, at most `limit`.
     pub async fn list_products(&self, limit: usize) -> Result<Vec<v1::Product>, CallError> {
         pages!(limit, products, |page_size, page_token| {
-            let request = v1::ListProductsRequest { page_size, page_token: page_token.clone() };
-            read!(self.inventory().list_products(request.clone()))
+            let request = v1::ListProductsRequest {
+                page_size,
+                page_token: page_token.clone(),
+            };
+            read!(self.inventory().list_products(request))
         })
     }
 
@@ -281,7 +326,10 @@ impl Client {
     pub async fn place_order(&self, request: v1::PlaceOrderRequest) -> Outcome<v1::Order> {
         let within = self.wait_for(request.timeout_ms);
         self.settle(|| async {
-            match self.once(within, self.inventory().place_order(request.clone())).await {
+            match self
+                .once(within, self.inventory().place_order(request.clone()))
+                .await
+            {
                 Ok(answer) => {
                     let order = answer.order.unwrap_or_default();
                     Outcome::Committed {
@@ -298,15 +346,22 @@ impl Client {
 
     /// Reads an order.
     pub async fn order(&self, order_id: &str) -> Result<v1::Order, CallError> {
-        let request = v1::GetOrderRequest { order_id: order_id.to_owned() };
-        Ok(read!(self.inventory().get_order(request.clone()))?.order.unwrap_or_default())
+        let request = v1::GetOrderRequest {
+            order_id: order_id.to_owned(),
+        };
+        Ok(read!(self.inventory().get_order(request))?
+            .order
+            .unwrap_or_default())
     }
 
     /// Orders without their lines, newest first, at most `limit`.
     pub async fn list_orders(&self, limit: usize) -> Result<Vec<v1::Order>, CallError> {
         pages!(limit, orders, |page_size, page_token| {
-            let request = v1::ListOrdersRequest { page_size, page_token: page_token.clone() };
-            read!(self.inventory().list_orders(request.clone()))
+            let request = v1::ListOrdersRequest {
+                page_size,
+                page_token: page_token.clone(),
+            };
+            read!(self.inventory().list_orders(request))
         })
     }
 }
@@ -315,7 +370,10 @@ impl Client {
 impl Client {
     /// The cluster at a glance.
     pub async fn cluster_status(&self) -> Result<v1::GetClusterStatusResponse, CallError> {
-        read!(self.admin().get_cluster_status(v1::GetClusterStatusRequest {}))
+        read!(
+            self.admin()
+                .get_cluster_status(v1::GetClusterStatusRequest {})
+        )
     }
 
     /// Every participant with its health.
@@ -332,8 +390,11 @@ impl Client {
         let mut unreachable = Vec::new();
         let branches: Result<Vec<_>, CallError> =
             pages!(limit, branches, |page_size, page_token| {
-                let request = v1::ListInDoubtRequest { page_size, page_token: page_token.clone() };
-                let page = read!(self.admin().list_in_doubt(request.clone()));
+                let request = v1::ListInDoubtRequest {
+                    page_size,
+                    page_token: page_token.clone(),
+                };
+                let page = read!(self.admin().list_in_doubt(request));
                 if let Ok(page) = &page {
                     unreachable.extend(page.unreachable.iter().cloned());
                 }
@@ -349,7 +410,8 @@ impl Client {
         &self,
         request: v1::ResolveBranchRequest,
     ) -> Result<v1::ResolveBranchResponse, CallError> {
-        self.once(self.call_timeout(), self.admin().resolve_branch(request)).await
+        self.once(self.call_timeout(), self.admin().resolve_branch(request))
+            .await
     }
 
     /// The configuration in force.
@@ -362,7 +424,9 @@ impl Client {
         &self,
         request: v1::UpdateConfigRequest,
     ) -> Result<Vec<v1::Setting>, CallError> {
-        let answer = self.once(self.call_timeout(), self.admin().update_config(request)).await?;
+        let answer = self
+            .once(self.call_timeout(), self.admin().update_config(request))
+            .await?;
         Ok(answer.settings)
     }
 
@@ -371,8 +435,10 @@ impl Client {
         &self,
         level: &str,
     ) -> Result<Streaming<v1::TailLogsResponse>, CallError> {
-        let request = v1::TailLogsRequest { level: level.to_owned() };
-        read!(self.admin().tail_logs(request.clone()))
+        let request = v1::TailLogsRequest {
+            level: level.to_owned(),
+        };
+        read!(self.admin().tail_logs(request))
     }
 
     /// Streams the coordinator's counters, one answer every `interval_ms`.
@@ -381,6 +447,6 @@ impl Client {
         interval_ms: u32,
     ) -> Result<Streaming<v1::WatchMetricsResponse>, CallError> {
         let request = v1::WatchMetricsRequest { interval_ms };
-        read!(self.admin().watch_metrics(request.clone()))
+        read!(self.admin().watch_metrics(request))
     }
 }

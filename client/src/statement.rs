@@ -81,7 +81,10 @@ pub struct Statement(v1::Statement);
 impl Statement {
     /// A statement without values or expectations.
     pub fn new(sql: impl Into<String>) -> Self {
-        Self(v1::Statement { sql: sql.into(), ..Default::default() })
+        Self(v1::Statement {
+            sql: sql.into(),
+            ..Default::default()
+        })
     }
 
     /// Adds the value of the next `?`.
@@ -95,7 +98,11 @@ impl Statement {
     /// An empty reason means `EXPECTATION_FAILED`.
     #[must_use]
     pub fn expect_rows(mut self, min: u64, max: Option<u64>, reason: &str) -> Self {
-        self.0.expect = Some(v1::ExpectRows { min: Some(min), max, reason: reason.to_owned() });
+        self.0.expect = Some(v1::ExpectRows {
+            min: Some(min),
+            max,
+            reason: reason.to_owned(),
+        });
         self
     }
 
@@ -105,7 +112,10 @@ impl Statement {
     }
 
     pub(crate) fn on(self, participant: impl Into<String>) -> v1::TargetedStatement {
-        v1::TargetedStatement { participant: participant.into(), statement: Some(self.0) }
+        v1::TargetedStatement {
+            participant: participant.into(),
+            statement: Some(self.0),
+        }
     }
 }
 

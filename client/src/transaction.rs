@@ -84,7 +84,10 @@ impl Transaction {
     ) -> Result<v1::StatementResult, CallError> {
         if let Progress::Failed { reason, .. } = &self.progress {
             let gtrid = Some(self.gtrid.clone());
-            return Err(CallError::Refused { reason: reason.clone(), gtrid });
+            return Err(CallError::Refused {
+                reason: reason.clone(),
+                gtrid,
+            });
         }
         let request = v1::ExecuteStatementRequest {
             gtrid: self.gtrid.clone(),
@@ -92,8 +95,14 @@ impl Transaction {
         };
         // Until the answer is there the statement may or may not have run: a caller that gives up
         // waiting must not be able to commit half of its work.
-        let lost = Reason::new(code::CLIENT_GONE, "a statement was given up before its answer");
-        self.progress = Progress::Failed { reason: lost, told: false };
+        let lost = Reason::new(
+            code::CLIENT_GONE,
+            "a statement was given up before its answer",
+        );
+        self.progress = Progress::Failed {
+            reason: lost,
+            told: false,
+        };
         match self.client.execute_statement_once(request).await {
             Ok(answer) => {
                 self.progress = Progress::Open;
@@ -102,7 +111,10 @@ impl Transaction {
             Err(error) => {
                 let told = matches!(error, CallError::Refused { .. });
                 let reason = error.reason().cloned().unwrap_or_else(|| {
-                    Reason::new(code::CLIENT_GONE, format!("rolled back by the client: {error}"))
+                    Reason::new(
+                        code::CLIENT_GONE,
+                        format!("rolled back by the client: {error}"),
+                    )
                 });
                 self.progress = Progress::Failed { reason, told };
                 Err(error)
@@ -124,12 +136,17 @@ impl Transaction {
             // Dropping `self` sends the rollback where it is still needed.
             return Outcome::Aborted { reason, gtrid };
         }
-        let request = v1::CommitTransactionRequest { gtrid: self.gtrid.clone(), ack: ack.into() };
+        let request = v1::CommitTransactionRequest {
+            gtrid: self.gtrid.clone(),
+            ack: ack.into(),
+        };
         self.progress = Progress::Finished;
         match self.client.commit_once(request).await {
-            Ok(answer) => {
-                Outcome::Committed { gtrid: answer.gtrid, results: Vec::new(), replayed: false }
-            }
+            Ok(answer) => Outcome::Committed {
+                gtrid: answer.gtrid,
+                results: Vec::new(),
+                replayed: false,
+            },
             Err(error) => {
                 if matches!(error, CallError::NotSent { .. }) {
                     // Nothing was sent, so it may still be rolled back; dropping does.
@@ -147,8 +164,13 @@ impl Transaction {
             self.progress = Progress::Finished;
             return Ok(());
         }
-        let request = v1::RollbackTransactionRequest { gtrid: self.gtrid.clone() };
-        let answer = self.client.read(|| self.client.rollback_once(request.clone())).await;
+        let request = v1::RollbackTransactionRequest {
+            gtrid: self.gtrid.clone(),
+        };
+        let answer = self
+            .client
+            .read(|| self.client.rollback_once(request.clone()))
+            .await;
         if answer.is_ok() {
             self.progress = Progress::Finished;
         }
@@ -165,7 +187,9 @@ impl Drop for Transaction {
         };
         if needed {
             let client = self.client.clone();
-            let request = v1::RollbackTransactionRequest { gtrid: self.gtrid.clone() };
+            let request = v1::RollbackTransactionRequest {
+                gtrid: self.gtrid.clone(),
+            };
             self.runtime.spawn(async move {
                 if let Err(error) = client.read(|| client.rollback_once(request.clone())).await {
                     tracing::debug!(%error, "a dropped transaction is left to its time-out");

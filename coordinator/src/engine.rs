@@ -94,7 +94,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     fn mint(&self) -> Gtrid;
 
     /// Runs a transaction until its outcome is known or cannot be. A caller that goes away leaves
-    /// no branch behind; whether its transaction is then aborted or finished is the driver's choice.
+    /// no branch behind; whether its transaction is then aborted or finished is the driver's
+    /// choice.
     fn execute(&self, tx: OneShot) -> impl Future<Output = Result<Executed, Failure>> + Send;
 
     /// Runs one SELECT outside any transaction.

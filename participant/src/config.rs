@@ -16,7 +16,7 @@ use thiserror::Error;
 use tonic::transport::Endpoint;
 
 use crate::driver::Settings;
-use crate::resource::mysql::options::{Address, Options, Secret, Tls};
+use crate::resource::mysql::{Address, Options, Secret, Tls};
 use crate::rpc::Identity;
 
 /// Prefix of environment variables; a double underscore stands for a dot.

@@ -336,6 +336,7 @@ impl<R: ResourceManager> Driver<R> {
         };
         let epoch = self.machine.epoch();
         let step = self.machine.step(input);
+        let payload = self.beside.attach(branch, &step.release, payload);
         self.beside.note(&self.machine, branch, timeout);
         if self.machine.epoch() != epoch {
             tracing::info!(epoch = %self.machine.epoch(), "a new coordinator speaks");

@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser;
 use concord_daemon::{serve, stop_on_signal, telemetry};
 use concord_participant::app::App;
 use concord_participant::config::{Config, ENV_PREFIX};
-use concord_participant::resource::mysql::Mysql;
+use concord_participant::resource::mysql::MySql;
+use figment::value::Dict;
 use tokio_util::sync::CancellationToken;
 
 const EXAMPLES: &str = "Examples:
@@ -47,7 +47,7 @@ struct Args {
 
 impl Args {
     fn load(&self) -> anyhow::Result<concord_daemon::Loaded<Config>> {
-        let mut flags = serde_json::Map::new();
+        let mut flags = Dict::new();
         let given = [
             ("name", &self.name),
             ("listen", &self.listen),
@@ -57,7 +57,8 @@ impl Args {
             flags.extend(value.clone().map(|value| (setting.to_owned(), value.into())));
         }
         if let Some(socket) = &self.socket {
-            flags.insert("server".to_owned(), serde_json::json!({ "socket": socket }));
+            let socket = Dict::from([("socket".to_owned(), socket.display().to_string().into())]);
+            flags.insert("server".to_owned(), socket.into());
         }
         Ok(concord_daemon::load(self.config.as_deref(), ENV_PREFIX, flags)?)
     }
@@ -90,7 +91,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         stop_on_signal(stop.clone()).context("cannot listen to signals")?;
         let (incoming, address) = serve::bind(checked.listen, "listen").await?;
         tracing::info!(%address, name = %checked.identity.name, "listening");
-        let rm = Arc::new(Mysql::new(checked.server));
+        let rm = MySql::start(checked.server);
         let coordinator = checked.coordinator.connect_lazy();
         let app = App::new(checked.identity, checked.driver, rm, coordinator);
         Ok(app.serve(incoming, stop, checked.drain).await?)

@@ -17,6 +17,9 @@ use concord_proto::model::{Isolation, Statement, Work};
 use concord_proto::v1;
 use tokio::sync::watch;
 
+use crate::migrate::Plan;
+
+pub mod conformance;
 pub mod mysql;
 
 /// What became of a request to prepare a branch.
@@ -234,6 +237,11 @@ pub trait ResourceManager: Send + Sync + 'static {
         statement: &Statement,
         timeout: Duration,
     ) -> impl Future<Output = Result<v1::StatementResult, Reason>> + Send;
+
+    /// Brings a schema up to date, outside any branch: creates it when it is absent, and applies,
+    /// in order, each migration that its own version table does not have. One at a time, whoever
+    /// asks; waits for locks for a short time only. Tells the version that the schema has then.
+    fn migrate(&self, plan: &Plan) -> impl Future<Output = Result<u32, Reason>> + Send;
 
     /// Reads what was appended.
     fn load(&self) -> impl Future<Output = Result<Durable, Reason>> + Send;

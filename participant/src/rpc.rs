@@ -190,7 +190,7 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
         &self,
         request: Request<v1::ListBranchesRequest>,
     ) -> Answered<v1::ListBranchesResponse> {
-        let page = door::list_branches(request.into_inner())?;
+        let page = door::list_branches(request.get_ref())?;
         let after = cursor(&page)?;
         // What the driver knows is shown also while the server cannot be asked.
         let listed = self.rm.recover().await.unwrap_or_default();

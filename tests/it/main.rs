@@ -1,1 +1,4 @@
-fn main() {}
+//! Shipped code against real servers and real processes: one binary, a module for each subject.
+
+mod conformance;
+mod participant;

@@ -112,11 +112,17 @@ async fn open(ctx: &Ctx, args: OpenArgs) -> Result<(), Failure> {
 
 async fn get(ctx: &Ctx, args: GetArgs) -> Result<(), Failure> {
     let failed = |error| {
-        Failure::of_call(format!("the account \"{}\" cannot be shown", args.account_id), &error)
+        Failure::of_call(
+            format!("the account \"{}\" cannot be shown", args.account_id),
+            &error,
+        )
     };
     let account = ctx.client.account(&args.account_id).await.map_err(failed)?;
     let journal = if args.journal > 0 {
-        ctx.client.list_transfers(&args.account_id, args.journal).await.map_err(failed)?
+        ctx.client
+            .list_transfers(&args.account_id, args.journal)
+            .await
+            .map_err(failed)?
     } else {
         Vec::new()
     };
@@ -129,7 +135,10 @@ async fn get(ctx: &Ctx, args: GetArgs) -> Result<(), Failure> {
             ("account", account.account_id.clone()),
             ("balance", money::show(account.balance, &account.currency)),
             ("participant", account.participant.clone()),
-            ("opened", view::time(account.open_time.as_ref()).unwrap_or_default()),
+            (
+                "opened",
+                view::time(account.open_time.as_ref()).unwrap_or_default(),
+            ),
         ]);
         if args.journal > 0 {
             let rows = journal.iter().map(|entry| {

@@ -38,7 +38,11 @@ pub(crate) fn json(status: &v1::GetClusterStatusResponse) -> Value {
 fn participant(info: &v1::ParticipantInfo) -> Value {
     let status = info.status.as_ref();
     let problems = status.map(|status| {
-        status.problems.iter().map(|problem| view::told(Some(problem))).collect::<Vec<_>>()
+        status
+            .problems
+            .iter()
+            .map(|problem| view::told(Some(problem)))
+            .collect::<Vec<_>>()
     });
     let damage = status.map(|status| {
         let reports = status.damage.iter().map(|damage| {
@@ -77,23 +81,42 @@ pub(crate) fn text(status: &v1::GetClusterStatusResponse) -> String {
     let counters = status.counters.clone().unwrap_or_default();
     let mut text = output::facts(&[
         ("cluster", status.cluster.clone()),
-        ("coordinator", format!(
-            "version {}, pid {}, epoch {}, since {}{}",
-            status.version,
-            status.pid,
-            status.epoch,
-            view::time(status.start_time.as_ref()).unwrap_or_default(),
-            if status.accepting { "" } else { "; draining before a stop" },
-        )),
-        ("in flight", format!(
-            "{} undecided, {} committing, {} stuck",
-            status.active, status.committing, status.stuck
-        )),
-        ("so far", format!(
-            "{} committed, {} aborted, {} refused at the door, {} heuristic",
-            counters.committed, counters.aborted, counters.refused, counters.heuristic
-        )),
-        ("log", format!("{} decisions, {} bytes", status.log_decisions, status.log_bytes)),
+        (
+            "coordinator",
+            format!(
+                "version {}, pid {}, epoch {}, since {}{}",
+                status.version,
+                status.pid,
+                status.epoch,
+                view::time(status.start_time.as_ref()).unwrap_or_default(),
+                if status.accepting {
+                    ""
+                } else {
+                    "; draining before a stop"
+                },
+            ),
+        ),
+        (
+            "in flight",
+            format!(
+                "{} undecided, {} committing, {} stuck",
+                status.active, status.committing, status.stuck
+            ),
+        ),
+        (
+            "so far",
+            format!(
+                "{} committed, {} aborted, {} refused at the door, {} heuristic",
+                counters.committed, counters.aborted, counters.refused, counters.heuristic
+            ),
+        ),
+        (
+            "log",
+            format!(
+                "{} decisions, {} bytes",
+                status.log_decisions, status.log_bytes
+            ),
+        ),
     ]);
     let rows = status.participants.iter().map(|info| {
         let told = info.status.clone().unwrap_or_default();
@@ -111,21 +134,37 @@ pub(crate) fn text(status: &v1::GetClusterStatusResponse) -> String {
             info.slots.to_string(),
         ]
     });
-    let header = ["participant", "address", "server", "health", "in doubt>", "slots>"];
+    let header = [
+        "participant",
+        "address",
+        "server",
+        "health",
+        "in doubt>",
+        "slots>",
+    ];
     text.push('\n');
     text.push_str(&output::table(&header, rows));
     for info in &status.participants {
         let told = info.status.iter();
         for problem in told.clone().flat_map(|status| &status.problems) {
             let problem = output::clean(&view::told_text(Some(problem)));
-            text.push_str(&format!("\n{} cannot vote: {problem}", info.name));
+            output::push(
+                &mut text,
+                format_args!("\n{} cannot vote: {problem}", info.name),
+            );
         }
-        for damage in told.flat_map(|status| &status.damage).filter(|d| !d.acknowledged) {
+        for damage in told
+            .flat_map(|status| &status.damage)
+            .filter(|d| !d.acknowledged)
+        {
             let reason = output::clean(&view::told_text(damage.reason.as_ref()));
-            text.push_str(&format!(
-                "\n{} reports damage to {}/{}: {reason}",
-                info.name, damage.gtrid, damage.bqual
-            ));
+            output::push(
+                &mut text,
+                format_args!(
+                    "\n{} reports damage to {}/{}: {reason}",
+                    info.name, damage.gtrid, damage.bqual
+                ),
+            );
         }
     }
     text

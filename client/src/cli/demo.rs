@@ -11,7 +11,7 @@ mod wait;
 use std::path::PathBuf;
 
 use clap::Args;
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 use serde_json::{Value, json};
 
 use crate::cli::exit::Failure;
@@ -35,7 +35,7 @@ pub(crate) struct DemoArgs {
 }
 
 /// One step of the demonstration: it acts, tells, and checks its result.
-type DemoStep = for<'a> fn(&'a mut Stage) -> BoxFuture<'a, Result<(), Failure>>;
+type DemoStep = for<'a> fn(&'a mut Stage) -> LocalBoxFuture<'a, Result<(), Failure>>;
 
 /// The steps, in order, with their titles.
 const STEPS: [(&str, DemoStep); 6] = [

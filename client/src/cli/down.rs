@@ -44,10 +44,16 @@ pub async fn run(args: DownArgs) -> anyhow::Result<()> {
         let error = ClusterError::ForeignFolder { folder: args.dir };
         return Err(Failure::new(Exit::Usage, error.to_string()).into());
     }
-    let folder = args.dir.canonicalize().map_err(|error| failed("cannot find the folder", error))?;
+    let folder = args
+        .dir
+        .canonicalize()
+        .map_err(|error| failed("cannot find the folder", error))?;
     let holder = ClusterLock::holder(&folder);
     if let Some(supervisor) = holder {
-        say(&format!("stopping the supervisor (pid {}) and its processes", supervisor.pid));
+        say(&format!(
+            "stopping the supervisor (pid {}) and its processes",
+            supervisor.pid
+        ));
         supervisor.signal(Signal::SIGTERM);
         if !supervisor.ended(Duration::from_secs(STOP_TIMEOUT_S)).await {
             say("it does not end; killing it");
@@ -55,13 +61,15 @@ pub async fn run(args: DownArgs) -> anyhow::Result<()> {
         }
     }
     // From here on no supervisor can start, so what is stopped stays stopped.
-    let lock = ClusterLock::acquire(&folder)
-        .map_err(|error| with_causes(Exit::Unavailable, &error))?;
+    let lock =
+        ClusterLock::acquire(&folder).map_err(|error| with_causes(Exit::Unavailable, &error))?;
     let strays = strays::stop(&folder)
         .await
         .map_err(|error| failed("cannot stop all processes of the cluster", error))?;
     if strays > 0 {
-        say(&format!("stopped {strays} processes that had no supervisor any more"));
+        say(&format!(
+            "stopped {strays} processes that had no supervisor any more"
+        ));
     }
     if args.wipe {
         cluster::wipe(&folder, lock).map_err(|error| cluster_failure(&error))?;

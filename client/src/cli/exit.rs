@@ -73,7 +73,12 @@ impl std::error::Error for Failure {}
 impl Failure {
     /// A failure with its exit code.
     pub fn new(code: Exit, what: impl Into<String>) -> Self {
-        Self { code, what: what.into(), why: Vec::new(), next: None }
+        Self {
+            code,
+            what: what.into(),
+            why: Vec::new(),
+            next: None,
+        }
     }
 
     /// A failure that was told already, e.g. by a summary; only its exit code is left to tell.
@@ -217,9 +222,15 @@ mod tests {
     fn a_failure_survives_the_way_through_anyhow() {
         let error = anyhow::Error::from(Failure::new(Exit::Unknown, "x").why("y"));
         let failure = Failure::from_error(error);
-        assert_eq!((failure.code(), failure.reasons().len()), (Exit::Unknown, 1));
+        assert_eq!(
+            (failure.code(), failure.reasons().len()),
+            (Exit::Unknown, 1)
+        );
         let failure = Failure::from_error(anyhow::anyhow!("inner").context("outer"));
-        assert_eq!((failure.code(), failure.to_string()), (Exit::Other, "outer".to_owned()));
+        assert_eq!(
+            (failure.code(), failure.to_string()),
+            (Exit::Other, "outer".to_owned())
+        );
         assert_eq!(failure.reasons(), ["inner"]);
     }
 }

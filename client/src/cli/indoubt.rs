@@ -94,20 +94,34 @@ async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
                 view::told_text(branch.reason.as_ref()),
             ]
         });
-        let header = ["participant", "gtrid", "bqual>", "state", "since", "transaction", "reason"];
+        let header = [
+            "participant",
+            "gtrid",
+            "bqual>",
+            "state",
+            "since",
+            "transaction",
+            "reason",
+        ];
         cut(output::table(&header, rows), branches.len(), limit)
     })?;
     if unreachable.is_empty() {
         return Ok(());
     }
     Err(Failure::new(Exit::Unavailable, "the list is not complete")
-        .why(format!("these participants could not be asked: {}", unreachable.join(", ")))
+        .why(format!(
+            "these participants could not be asked: {}",
+            unreachable.join(", ")
+        ))
         .next("`concord status` shows what is wrong with them"))
 }
 
 async fn resolve(ctx: &Ctx, args: ResolveArgs) -> Result<(), Failure> {
-    let resolution =
-        if args.commit { v1::Resolution::Commit } else { v1::Resolution::Abort };
+    let resolution = if args.commit {
+        v1::Resolution::Commit
+    } else {
+        v1::Resolution::Abort
+    };
     let branch = format!("branch {}/{}", args.gtrid, args.bqual);
     let request = v1::ResolveBranchRequest {
         gtrid: args.gtrid,
@@ -121,14 +135,21 @@ async fn resolve(ctx: &Ctx, args: ResolveArgs) -> Result<(), Failure> {
         if error.had_no_effect() {
             return Failure::of_call(format!("{branch} was not resolved"), &error);
         }
-        Failure::new(Exit::Unknown, format!("it is not known whether {branch} was resolved"))
-            .why(&error)
-            .next("look at `concord indoubt list`")
+        Failure::new(
+            Exit::Unknown,
+            format!("it is not known whether {branch} was resolved"),
+        )
+        .why(&error)
+        .next("look at `concord indoubt list`")
     })?;
     let finish = view::short(answer.finish().as_str_name(), "FINISH_");
     let value = json!({ "finish": finish, "heuristic": answer.heuristic });
     ctx.print(&value, || {
-        let note = if answer.heuristic { "; recorded as a heuristic outcome" } else { "" };
+        let note = if answer.heuristic {
+            "; recorded as a heuristic outcome"
+        } else {
+            ""
+        };
         format!("{branch}: {finish}{note}")
     })?;
     let ordered = match resolution {
@@ -137,11 +158,14 @@ async fn resolve(ctx: &Ctx, args: ResolveArgs) -> Result<(), Failure> {
     };
     match answer.finish() {
         finish if finish == ordered => Ok(()),
-        v1::Finish::Retry => {
-            Err(Failure::new(Exit::Unavailable, format!("{branch} cannot be finished now"))
-                .next("try again; `concord status` shows what stands in its way"))
-        }
-        _ => Err(Failure::new(Exit::Refused, format!("{branch} did not end as ordered"))
-            .why(format!("it is {finish}"))),
+        v1::Finish::Retry => Err(Failure::new(
+            Exit::Unavailable,
+            format!("{branch} cannot be finished now"),
+        )
+        .next("try again; `concord status` shows what stands in its way")),
+        _ => Err(
+            Failure::new(Exit::Refused, format!("{branch} did not end as ordered"))
+                .why(format!("it is {finish}")),
+        ),
     }
 }

@@ -59,7 +59,10 @@ pub(crate) struct Amount {
 
 impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&show(self.minor, self.currency.as_deref().unwrap_or_default()))
+        f.write_str(&show(
+            self.minor,
+            self.currency.as_deref().unwrap_or_default(),
+        ))
     }
 }
 
@@ -93,12 +96,22 @@ impl FromStr for Amount {
         }
         let places = currency.map_or(0, decimals);
         if part.len() > places {
-            return Err(format!("{} has {places} decimals", currency.unwrap_or_default()));
+            return Err(format!(
+                "{} has {places} decimals",
+                currency.unwrap_or_default()
+            ));
         }
         let digits = format!("{whole}{part:0<places$}");
-        let minor = digits.parse::<i64>().ok().filter(|minor| *minor <= AMOUNT_MAX);
-        let minor = minor.ok_or_else(|| format!("it is more than 10^15 minor units: \"{text}\""))?;
-        Ok(Self { minor, currency: currency.map(str::to_owned) })
+        let minor = digits
+            .parse::<i64>()
+            .ok()
+            .filter(|minor| *minor <= AMOUNT_MAX);
+        let minor =
+            minor.ok_or_else(|| format!("it is more than 10^15 minor units: \"{text}\""))?;
+        Ok(Self {
+            minor,
+            currency: currency.map(str::to_owned),
+        })
     }
 }
 
@@ -110,8 +123,14 @@ fn not_a_number(text: &str) -> String {
 fn split_currency(text: &str) -> Result<(&str, Option<&str>), String> {
     let is_code = |s: &str| s.len() == 3 && s.bytes().all(|b| b.is_ascii_uppercase());
     for (at, code_first) in [(text.len().checked_sub(3), false), (Some(3), true)] {
-        let Some((left, right)) = at.and_then(|at| text.split_at_checked(at)) else { continue };
-        let (code, number) = if code_first { (left, right) } else { (right, left) };
+        let Some((left, right)) = at.and_then(|at| text.split_at_checked(at)) else {
+            continue;
+        };
+        let (code, number) = if code_first {
+            (left, right)
+        } else {
+            (right, left)
+        };
         if is_code(code) {
             return Ok((number.trim(), Some(code)));
         }
@@ -127,7 +146,11 @@ fn split_currency(text: &str) -> Result<(&str, Option<&str>), String> {
 /// A positive amount.
 pub(crate) fn positive(text: &str) -> Result<Amount, String> {
     let amount: Amount = text.parse()?;
-    if amount.minor == 0 { Err("an amount must be at least 1".to_owned()) } else { Ok(amount) }
+    if amount.minor == 0 {
+        Err("an amount must be at least 1".to_owned())
+    } else {
+        Ok(amount)
+    }
 }
 
 /// The one currency that an option and amounts name together.
@@ -145,7 +168,8 @@ mod tests {
     use super::*;
 
     fn amount(text: &str) -> Result<(i64, Option<String>), String> {
-        text.parse::<Amount>().map(|amount| (amount.minor, amount.currency))
+        text.parse::<Amount>()
+            .map(|amount| (amount.minor, amount.currency))
     }
 
     #[test]
@@ -163,9 +187,26 @@ mod tests {
     fn what_could_be_read_in_two_ways_is_refused() {
         assert!(amount("12.30").unwrap_err().contains("names no currency"));
         for bad in [
-            "", "-5", "+5", "1,000", "1e3", "0x10", "12.", ".5EUR", "12.345EUR", "1.5JPY", "EUR",
-            "12.30eur", "12.30EURO", "1 2", "99999999999999999999", "1000000000000001", "٣", "1.2.3",
-            "12.30.EUR", "EUR12EUR",
+            "",
+            "-5",
+            "+5",
+            "1,000",
+            "1e3",
+            "0x10",
+            "12.",
+            ".5EUR",
+            "12.345EUR",
+            "1.5JPY",
+            "EUR",
+            "12.30eur",
+            "12.30EURO",
+            "1 2",
+            "99999999999999999999",
+            "1000000000000001",
+            "٣",
+            "1.2.3",
+            "12.30.EUR",
+            "EUR12EUR",
         ] {
             assert!(amount(bad).is_err(), "{bad:?} was read");
         }

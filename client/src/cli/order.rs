@@ -67,7 +67,10 @@ impl FromStr for Line {
         if product_id.is_empty() || quantity < 1 {
             return Err("write PRODUCT=QUANTITY with a quantity of at least 1".to_owned());
         }
-        Ok(Self { product_id: product_id.to_owned(), quantity })
+        Ok(Self {
+            product_id: product_id.to_owned(),
+            quantity,
+        })
     }
 }
 
@@ -91,7 +94,10 @@ async fn place(ctx: &Ctx, args: PlaceArgs) -> Result<(), Failure> {
         payment: args
             .from
             .zip(args.to)
-            .map(|(from_account_id, to_account_id)| v1::Payment { from_account_id, to_account_id }),
+            .map(|(from_account_id, to_account_id)| v1::Payment {
+                from_account_id,
+                to_account_id,
+            }),
         request_id: output::request_id(args.request_id),
         timeout_ms: crate::oneshot::millis(ctx.timeout),
     };
@@ -105,13 +111,19 @@ async fn place(ctx: &Ctx, args: PlaceArgs) -> Result<(), Failure> {
 
 fn show(order: &v1::Order) -> String {
     let paid = order.payment.as_ref().map_or_else(String::new, |payment| {
-        format!("from {} to {}", payment.from_account_id, payment.to_account_id)
+        format!(
+            "from {} to {}",
+            payment.from_account_id, payment.to_account_id
+        )
     });
     let mut text = output::facts(&[
         ("order", order.order_id.clone()),
         ("total", money::show(order.total, &order.currency)),
         ("paid", paid),
-        ("placed", view::time(order.place_time.as_ref()).unwrap_or_default()),
+        (
+            "placed",
+            view::time(order.place_time.as_ref()).unwrap_or_default(),
+        ),
         ("participant", order.participant.clone()),
         ("gtrid", order.gtrid.clone()),
     ]);
@@ -163,10 +175,21 @@ mod tests {
 
     #[test]
     fn a_line_is_a_product_and_a_positive_quantity() {
-        let line = |text: &str| text.parse::<Line>().map(|line| (line.product_id, line.quantity));
+        let line = |text: &str| {
+            text.parse::<Line>()
+                .map(|line| (line.product_id, line.quantity))
+        };
         assert_eq!(line("mug=2"), Ok(("mug".into(), 2)));
         assert_eq!(line("mug"), Ok(("mug".into(), 1)));
-        for bad in ["=2", "mug=", "mug=0", "mug=-1", "mug=x", "mug=99999999999999999999", ""] {
+        for bad in [
+            "=2",
+            "mug=",
+            "mug=0",
+            "mug=-1",
+            "mug=x",
+            "mug=99999999999999999999",
+            "",
+        ] {
             assert!(line(bad).is_err(), "{bad:?}");
         }
     }

@@ -1,5 +1,6 @@
 //! What commands print: tables for people, JSON for programs, failures on stderr.
 
+use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
@@ -35,7 +36,11 @@ impl Ctx {
     }
 
     /// Prints a result: `value` for programs, or `text` for people.
-    pub(crate) fn print(&self, value: &Value, text: impl FnOnce() -> String) -> Result<(), Failure> {
+    pub(crate) fn print(
+        &self,
+        value: &Value,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
         if self.json {
             print_bytes(format!("{value:#}\n").as_bytes())
         } else {
@@ -57,14 +62,20 @@ impl Ctx {
     ) -> Result<(), Failure> {
         let gtrid = outcome.gtrid().map(str::to_owned);
         match outcome {
-            Outcome::Committed { gtrid, results, replayed } => {
+            Outcome::Committed {
+                gtrid,
+                results,
+                replayed,
+            } => {
                 let mut value = json!({
                     "outcome": "committed", "gtrid": gtrid, "replayed": replayed,
                 });
                 let mut text = committed(&results, &mut value);
                 if replayed {
-                    text.push_str("\n(this is the outcome of an earlier attempt; \
-                                   nothing was done twice)");
+                    text.push_str(
+                        "\n(this is the outcome of an earlier attempt; \
+                                   nothing was done twice)",
+                    );
                 }
                 self.print(&value, || text)
             }
@@ -81,8 +92,14 @@ impl Ctx {
                     None => failure,
                 })
             }
-            Outcome::Unknown { request_id, message, .. } => {
-                let known = self.ask_again(gtrid.as_deref(), request_id.as_deref()).await;
+            Outcome::Unknown {
+                request_id,
+                message,
+                ..
+            } => {
+                let known = self
+                    .ask_again(gtrid.as_deref(), request_id.as_deref())
+                    .await;
                 if let Some(gtrid) = known {
                     let value = json!({
                         "outcome": "committed", "gtrid": gtrid, "replayed": false,
@@ -97,7 +114,12 @@ impl Ctx {
                     "message": message,
                 });
                 self.print(&value, String::new)?;
-                Err(unknown(what, gtrid.as_deref(), request_id.as_deref(), &message))
+                Err(unknown(
+                    what,
+                    gtrid.as_deref(),
+                    request_id.as_deref(),
+                    &message,
+                ))
             }
         }
     }
@@ -118,9 +140,12 @@ impl Ctx {
 }
 
 fn unknown(what: &str, gtrid: Option<&str>, request_id: Option<&str>, message: &str) -> Failure {
-    let failure = Failure::new(Exit::Unknown, format!("it is not known whether {what} was made"))
-        .why(message)
-        .why("it took effect on all servers, or on none; nothing is half done");
+    let failure = Failure::new(
+        Exit::Unknown,
+        format!("it is not known whether {what} was made"),
+    )
+    .why(message)
+    .why("it took effect on all servers, or on none; nothing is half done");
     match (gtrid, request_id) {
         (_, Some(id)) => failure.next(format!(
             "repeat the same command with --request-id {id}: it takes effect at most once; or ask \
@@ -136,9 +161,7 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-            Err(Failure::silent(Exit::Done))
-        }
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::silent(Exit::Done)),
         Err(error) => Err(Failure::new(Exit::Other, "cannot write to stdout").why(error)),
     }
 }
@@ -147,22 +170,34 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
 pub(crate) fn complain(failure: &Failure) {
     let mut stderr = io::stderr().lock();
     let colour = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-    let (red, bold, plain) = if colour { ("\x1b[31m", "\x1b[1m", "\x1b[0m") } else { ("", "", "") };
+    let (red, bold, plain) = if colour {
+        ("\x1b[31m", "\x1b[1m", "\x1b[0m")
+    } else {
+        ("", "", "")
+    };
     let mut text = format!("{red}{bold}error:{plain} {}\n", clean(&failure.to_string()));
     for (i, why) in failure.reasons().iter().enumerate() {
         let label = if i == 0 { "why: " } else { "     " };
-        text.push_str(&format!("  {label} {}\n", clean(why)));
+        push(&mut text, format_args!("  {label} {}\n", clean(why)));
     }
     if let Some(next) = failure.advice() {
-        text.push_str(&format!("  next: {}\n", clean(next)));
+        push(&mut text, format_args!("  next: {}\n", clean(next)));
     }
     // Nobody is left to tell when stderr is gone.
     let _ = stderr.write_all(text.as_bytes());
 }
 
+/// Appends formatted text.
+pub(crate) fn push(text: &mut String, more: fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    let _ = text.write_fmt(more);
+}
+
 /// Replaces control characters, so that data from a server cannot drive the terminal.
 pub(crate) fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
 }
 
 /// A table of `rows` under `header`; columns whose name ends in `>` are aligned right.
@@ -172,7 +207,7 @@ where
     C: AsRef<str>,
 {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_FULL_CONDENSED);
+    table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header.iter().map(|name| name.trim_end_matches('>')));
     let mut count = 0;
@@ -185,7 +220,11 @@ where
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    if count == 0 { "none".to_owned() } else { table.to_string() }
+    if count == 0 {
+        "none".to_owned()
+    } else {
+        table.to_string()
+    }
 }
 
 /// Lines of `name: value` for one thing.
@@ -217,7 +256,11 @@ mod tests {
 
     #[test]
     fn facts_leave_out_what_is_empty() {
-        let text = facts(&[("id", "a".into()), ("memo", String::new()), ("price", "5".into())]);
+        let text = facts(&[
+            ("id", "a".into()),
+            ("memo", String::new()),
+            ("price", "5".into()),
+        ]);
         assert_eq!(text, "id     a\nprice  5");
     }
 

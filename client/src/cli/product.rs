@@ -123,7 +123,10 @@ async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
                 product.participant.clone(),
             ]
         });
-        let text = output::table(&["product", "name", "price>", "stock>", "participant"], rows);
+        let text = output::table(
+            &["product", "name", "price>", "stock>", "participant"],
+            rows,
+        );
         cut(text, products.len(), limit)
     })
 }

@@ -46,13 +46,18 @@ pub(crate) struct Folder {
 
 impl Folder {
     pub(crate) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self {
+            path: path.to_owned(),
+        }
     }
 
     fn missing(&self, why: impl std::fmt::Display) -> Failure {
         Failure::new(
             Exit::Unavailable,
-            format!("there is no running local cluster in {}", self.path.display()),
+            format!(
+                "there is no running local cluster in {}",
+                self.path.display()
+            ),
         )
         .why(why)
         .next("start one with `concord up --detach`, or name its folder with --dir")
@@ -89,7 +94,9 @@ impl Folder {
             }
             let text = std::fs::read_to_string(&path).map_err(|error| self.missing(error))?;
             // The coordinator's file is another one; what is no participant's file is none.
-            let Ok(file) = toml::from_str::<ParticipantFile>(&text) else { continue };
+            let Ok(file) = toml::from_str::<ParticipantFile>(&text) else {
+                continue;
+            };
             let password = std::fs::read_to_string(&file.server.password_file)
                 .map_err(|error| self.missing(error))?;
             let options = MySqlConnectOptions::new()
@@ -101,7 +108,14 @@ impl Folder {
                 .pipes_as_concat(false)
                 .no_engine_substitution(false)
                 .timezone(None);
-            servers.insert(file.name.clone(), Server { name: file.name, kind, options });
+            servers.insert(
+                file.name.clone(),
+                Server {
+                    name: file.name,
+                    kind,
+                    options,
+                },
+            );
         }
         if servers.is_empty() {
             return Err(self.missing(format!("no participant's file in {}", folder.display())));
@@ -112,14 +126,20 @@ impl Folder {
 
 impl Server {
     fn failed(&self, error: &sqlx::Error) -> Failure {
-        Failure::new(Exit::Unavailable, format!("plain SQL on the server of {} failed", self.name))
-            .why(error)
-            .next("look at `concord status`: is the server up?")
+        Failure::new(
+            Exit::Unavailable,
+            format!("plain SQL on the server of {} failed", self.name),
+        )
+        .why(error)
+        .next("look at `concord status`: is the server up?")
     }
 
     /// A connection that bypasses Concord.
     pub(crate) async fn connect(&self) -> Result<MySqlConnection, Failure> {
-        self.options.connect().await.map_err(|error| self.failed(&error))
+        self.options
+            .connect()
+            .await
+            .map_err(|error| self.failed(&error))
     }
 
     /// Runs a text on a connection of its own.
@@ -139,7 +159,9 @@ impl Server {
             .fetch_optional(&mut connection)
             .await
             .map_err(|error| self.failed(&error))?;
-        row.map(|row| row.try_get_unchecked(0)).transpose().map_err(|error| self.failed(&error))
+        row.map(|row| row.try_get_unchecked(0))
+            .transpose()
+            .map_err(|error| self.failed(&error))
     }
 
     /// Whether the server lists a prepared branch of this transaction (`XA RECOVER`).
@@ -157,8 +179,9 @@ impl Server {
         let bytes = gtrid.into_bytes();
         let digits = gtrid.simple().to_string();
         for row in rows {
-            let data: Vec<u8> =
-                row.try_get_unchecked("data").map_err(|error| self.failed(&error))?;
+            let data: Vec<u8> = row
+                .try_get_unchecked("data")
+                .map_err(|error| self.failed(&error))?;
             if contains(&data, &bytes) || contains(&data.to_ascii_lowercase(), digits.as_bytes()) {
                 return Ok(true);
             }

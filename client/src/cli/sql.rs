@@ -32,7 +32,10 @@ fn targeted(text: &str) -> Result<Targeted, String> {
     if participant.is_empty() || !participant.chars().all(is_name) || sql.is_empty() {
         return Err(wrong());
     }
-    Ok(Targeted { participant: participant.to_owned(), statement: Statement::new(sql) })
+    Ok(Targeted {
+        participant: participant.to_owned(),
+        statement: Statement::new(sql),
+    })
 }
 
 /// Reads a typed parameter: `null`, `bool:true`, `int:5`, `uint:5`, `double:1.5`, `dec:12.30`,
@@ -53,13 +56,26 @@ pub(crate) fn param(text: &str) -> Result<Param, String> {
     };
     let (kind, value) = text.split_once(':').ok_or_else(untyped)?;
     Ok(match kind {
-        "bool" => Param::from(value.parse::<bool>().map_err(|_| bad("bool:true or bool:false"))?),
-        "int" => Param::from(value.parse::<i64>().map_err(|_| bad("an integer of 64 bits"))?),
-        "uint" => {
-            Param::from(value.parse::<u64>().map_err(|_| bad("an unsigned integer of 64 bits"))?)
-        }
+        "bool" => Param::from(
+            value
+                .parse::<bool>()
+                .map_err(|_| bad("bool:true or bool:false"))?,
+        ),
+        "int" => Param::from(
+            value
+                .parse::<i64>()
+                .map_err(|_| bad("an integer of 64 bits"))?,
+        ),
+        "uint" => Param::from(
+            value
+                .parse::<u64>()
+                .map_err(|_| bad("an unsigned integer of 64 bits"))?,
+        ),
         "double" => {
-            let number = value.parse::<f64>().ok().filter(|number| number.is_finite());
+            let number = value
+                .parse::<f64>()
+                .ok()
+                .filter(|number| number.is_finite());
             Param::from(number.ok_or_else(|| bad("a finite number"))?)
         }
         "dec" => Param::decimal(value),
@@ -76,7 +92,10 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(2) || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok())
+        .collect()
 }
 
 /// What a statement must touch, as it is written: `1`, `1..`, `..5`, `1..3`, each with `:REASON`.
@@ -102,7 +121,11 @@ pub(crate) fn expected(text: &str) -> Result<Expected, String> {
     if max.is_some_and(|max| max < min) {
         return Err(wrong());
     }
-    Ok(Expected { min, max, reason: reason.to_owned() })
+    Ok(Expected {
+        min,
+        max,
+        reason: reason.to_owned(),
+    })
 }
 
 impl Targeted {
@@ -216,15 +239,25 @@ impl Args for StatementArgs {
 
 /// Reads a file of statements: JSON when it begins with `[`, else text.
 pub(crate) fn file(text: &str) -> Result<Vec<Targeted>, String> {
-    let statements =
-        if text.trim_start().starts_with('[') { json_file(text)? } else { text_file(text)? };
-    if statements.is_empty() { Err("there is no statement in it".to_owned()) } else { Ok(statements) }
+    let statements = if text.trim_start().starts_with('[') {
+        json_file(text)?
+    } else {
+        text_file(text)?
+    };
+    if statements.is_empty() {
+        Err("there is no statement in it".to_owned())
+    } else {
+        Ok(statements)
+    }
 }
+
+/// A statement of a text file with its options; each with the number of its line.
+type Block = (usize, String, Vec<(usize, String)>);
 
 /// The text form: `NAME: SQL` at the start of a line begins a statement; indented lines go on
 /// with its SQL, or are `-p TYPE:VALUE` and `--expect ROWS[:REASON]`; `#` begins a comment line.
 fn text_file(text: &str) -> Result<Vec<Targeted>, String> {
-    let mut blocks: Vec<(usize, String, Vec<(usize, String)>)> = Vec::new();
+    let mut blocks: Vec<Block> = Vec::new();
     for (number, line) in text.lines().enumerate().map(|(i, line)| (i + 1, line)) {
         let trimmed = line.trim();
         if trimmed.is_empty() || trimmed.starts_with('#') {
@@ -235,7 +268,9 @@ fn text_file(text: &str) -> Result<Vec<Targeted>, String> {
             continue;
         }
         let Some((_, sql, options)) = blocks.last_mut() else {
-            return Err(format!("line {number}: it is indented, and no statement is before it"));
+            return Err(format!(
+                "line {number}: it is indented, and no statement is before it"
+            ));
         };
         if trimmed.starts_with('-') {
             options.push((number, trimmed.to_owned()));
@@ -243,7 +278,9 @@ fn text_file(text: &str) -> Result<Vec<Targeted>, String> {
             sql.push('\n');
             sql.push_str(trimmed);
         } else {
-            return Err(format!("line {number}: SQL after the parameters of its statement"));
+            return Err(format!(
+                "line {number}: SQL after the parameters of its statement"
+            ));
         }
     }
     let mut statements = Vec::new();
@@ -258,7 +295,9 @@ fn text_file(text: &str) -> Result<Vec<Targeted>, String> {
 }
 
 fn apply(statement: &mut Targeted, option: &str) -> Result<(), String> {
-    let (name, value) = option.split_once(char::is_whitespace).unwrap_or((option, ""));
+    let (name, value) = option
+        .split_once(char::is_whitespace)
+        .unwrap_or((option, ""));
     let value = value.trim_start();
     match name {
         "-p" | "--param" => statement.bind(param(value)?),
@@ -310,7 +349,8 @@ fn json_statement(entry: &serde_json::Map<String, Value>) -> Result<Targeted, St
 }
 
 fn json_param(value: &Value) -> Result<Param, String> {
-    let wrong = || format!("{value} is no parameter; write e.g. 5, \"x\", null or {{\"dec\": \"1.5\"}}");
+    let wrong =
+        || format!("{value} is no parameter; write e.g. 5, \"x\", null or {{\"dec\": \"1.5\"}}");
     Ok(match value {
         Value::Null => Param::null(),
         Value::Bool(value) => Param::from(*value),
@@ -363,11 +403,17 @@ mod tests {
     fn debit() -> Targeted {
         let statement = Statement::new("UPDATE t SET a = a - ? WHERE b = ?").bind(5_i64);
         let statement = statement.bind("x").expect_rows(1, Some(1), "POOR");
-        Targeted { participant: "p1".into(), statement }
+        Targeted {
+            participant: "p1".into(),
+            statement,
+        }
     }
 
     fn credit() -> Targeted {
-        Targeted { participant: "p2".into(), statement: Statement::new("DELETE FROM t") }
+        Targeted {
+            participant: "p2".into(),
+            statement: Statement::new("DELETE FROM t"),
+        }
     }
 
     #[test]
@@ -409,7 +455,10 @@ mod tests {
             ("SELECT 1\n", "line 1"),
             ("# nothing\n", "no statement"),
             ("[{\"participant\":\"p1\"}]", "statement 1"),
-            ("[{\"participant\":\"p1\",\"sql\":\"SELECT 1\",\"parms\":[]}]", "unknown key"),
+            (
+                "[{\"participant\":\"p1\",\"sql\":\"SELECT 1\",\"parms\":[]}]",
+                "unknown key",
+            ),
             ("[5]", "invalid type"),
         ] {
             let why = file(text).unwrap_err();
@@ -421,12 +470,24 @@ mod tests {
     fn parameters_are_typed() {
         assert_eq!(param("5"), Ok(Param::from(5_i64)));
         assert_eq!(param("-5"), Ok(Param::from(-5_i64)));
-        assert_eq!(param("uint:18446744073709551615"), Ok(Param::from(u64::MAX)));
+        assert_eq!(
+            param("uint:18446744073709551615"),
+            Ok(Param::from(u64::MAX))
+        );
         assert_eq!(param("str:a:b"), Ok(Param::from("a:b")));
         assert_eq!(param("str:"), Ok(Param::from("")));
         assert_eq!(param("hex:00fF"), Ok(Param::from(vec![0_u8, 255])));
         assert_eq!(param("time:-12:00:00"), Ok(Param::time("-12:00:00")));
-        for bad in ["x", "", "int:x", "bool:1", "double:inf", "hex:0", "hex:+1", "what:5"] {
+        for bad in [
+            "x",
+            "",
+            "int:x",
+            "bool:1",
+            "double:inf",
+            "hex:0",
+            "hex:+1",
+            "what:5",
+        ] {
             assert!(param(bad).is_err(), "{bad:?}");
         }
     }

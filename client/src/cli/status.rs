@@ -49,7 +49,13 @@ pub async fn run(args: StatusArgs, json: bool) -> anyhow::Result<()> {
         return Err(Failure::new(Exit::Unavailable, what).next(next).into());
     };
     let supervised = ClusterLock::holder(&args.dir).is_some();
-    let words = join_all(state.processes.iter().map(|process| word(process, supervised))).await;
+    let words = join_all(
+        state
+            .processes
+            .iter()
+            .map(|process| word(process, supervised)),
+    )
+    .await;
     let all_ready = words.iter().all(|word| *word == Readiness::Ready.word());
     let view = gateway_view(&state.gateway).await;
     if json {
@@ -58,12 +64,18 @@ pub async fn run(args: StatusArgs, json: bool) -> anyhow::Result<()> {
     } else {
         print(&to_text(&state, supervised, &words, view.as_ref()))?;
     }
-    if all_ready { Ok(()) } else { Err(Failure::silent(Exit::Unavailable).into()) }
+    if all_ready {
+        Ok(())
+    } else {
+        Err(Failure::silent(Exit::Unavailable).into())
+    }
 }
 
 /// How a process is now, which the state file cannot know.
 async fn word(process: &ProcessState, supervised: bool) -> &'static str {
-    let alive = process.process.is_some_and(crate::local::process::ProcessId::is_alive);
+    let alive = process
+        .process
+        .is_some_and(crate::local::process::ProcessId::is_alive);
     let recorded = process.readiness;
     match recorded {
         Readiness::Starting | Readiness::Ready if alive => {
@@ -86,7 +98,10 @@ async fn word(process: &ProcessState, supervised: bool) -> &'static str {
 
 /// What the coordinator says, if it can be asked.
 async fn gateway_view(gateway: &str) -> Option<crate::v1::GetClusterStatusResponse> {
-    let client = Client::builder(gateway).retry(RetryPolicy::none()).build().ok()?;
+    let client = Client::builder(gateway)
+        .retry(RetryPolicy::none())
+        .build()
+        .ok()?;
     client.cluster_status().await.ok()
 }
 
@@ -136,19 +151,25 @@ fn to_text(
             shown(&process.log),
         ]
     });
-    let header = ["process", "pid>", "address", "readiness", "restarts>", "log"];
+    let header = [
+        "process",
+        "pid>",
+        "address",
+        "readiness",
+        "restarts>",
+        "log",
+    ];
     let mut text = output::table(&header, rows);
     text.push('\n');
     if !supervised {
         text.push_str("the supervisor does not run; `concord up` starts the cluster again\n");
     }
-    match view {
-        Some(view) => {
-            text.push('\n');
-            text.push_str(&cluster::text(view));
-        }
-        None => text.push_str(&format!("the gateway at {} gives no answer\n", state.gateway)),
-    }
+    let view = match view {
+        Some(view) => cluster::text(view),
+        None => format!("the gateway at {} gives no answer", state.gateway),
+    };
+    text.push('\n');
+    text.push_str(&view);
     if !text.ends_with('\n') {
         text.push('\n');
     }
@@ -158,7 +179,10 @@ fn to_text(
 /// A path as seen from here, when it is below.
 fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
-    path.strip_prefix(&here).unwrap_or(path).display().to_string()
+    path.strip_prefix(&here)
+        .unwrap_or(path)
+        .display()
+        .to_string()
 }
 
 fn print(text: &str) -> Result<(), Failure> {

@@ -180,12 +180,23 @@ fn show_result((targeted, result): (&Targeted, &v1::StatementResult)) -> String 
         };
         return format!("{}: {} rows{id}", targeted.participant, result.rows);
     }
-    let header: Vec<&str> = result.columns.iter().map(|column| column.name.as_str()).collect();
-    let rows = result
-        .result
+    let header: Vec<&str> = result
+        .columns
         .iter()
-        .map(|row| row.values.iter().map(view::value_text).collect::<Vec<String>>());
-    format!("{}: {} rows\n{}", targeted.participant, result.rows, output::table(&header, rows))
+        .map(|column| column.name.as_str())
+        .collect();
+    let rows = result.result.iter().map(|row| {
+        row.values
+            .iter()
+            .map(view::value_text)
+            .collect::<Vec<String>>()
+    });
+    format!(
+        "{}: {} rows\n{}",
+        targeted.participant,
+        result.rows,
+        output::table(&header, rows)
+    )
 }
 
 async fn list(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
@@ -208,12 +219,20 @@ async fn list(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
         .list_transactions(&states, args.stuck, args.limit)
         .await
         .map_err(|error| Failure::of_call("transactions cannot be listed", &error))?;
-    let value = json!(transactions.iter().map(view::transaction).collect::<Vec<_>>());
+    let value = json!(
+        transactions
+            .iter()
+            .map(view::transaction)
+            .collect::<Vec<_>>()
+    );
     ctx.print(&value, || {
         let rows = transactions.iter().map(|transaction| {
             let stuck = if transaction.stuck { " STUCK" } else { "" };
-            let branches: Vec<&str> =
-                transaction.branches.iter().map(|branch| branch.participant.as_str()).collect();
+            let branches: Vec<&str> = transaction
+                .branches
+                .iter()
+                .map(|branch| branch.participant.as_str())
+                .collect();
             vec![
                 view::time(transaction.begin_time.as_ref()).unwrap_or_default(),
                 transaction.gtrid.clone(),
@@ -223,7 +242,14 @@ async fn list(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
                 transaction.request_id.clone(),
             ]
         });
-        let header = ["begun", "gtrid", "state", "participants", "reason", "request id"];
+        let header = [
+            "begun",
+            "gtrid",
+            "state",
+            "participants",
+            "reason",
+            "request id",
+        ];
         cut(output::table(&header, rows), transactions.len(), args.limit)
     })
 }
@@ -231,10 +257,14 @@ async fn list(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
 async fn get(ctx: &Ctx, args: GetArgs) -> Result<(), Failure> {
     let found = match (&args.gtrid, &args.request_id) {
         (Some(gtrid), _) => ctx.client.transaction(gtrid).await,
-        (None, id) => ctx.client.transaction_of_request(id.as_deref().unwrap_or_default()).await,
+        (None, id) => {
+            ctx.client
+                .transaction_of_request(id.as_deref().unwrap_or_default())
+                .await
+        }
     };
-    let found = found
-        .map_err(|error| Failure::of_call("the transaction cannot be shown", &error))?;
+    let found =
+        found.map_err(|error| Failure::of_call("the transaction cannot be shown", &error))?;
     ctx.print(&view::transaction(&found), || show(&found))
 }
 
@@ -243,11 +273,20 @@ pub(crate) fn show(transaction: &v1::Transaction) -> String {
     let stuck = if transaction.stuck { " STUCK" } else { "" };
     let head = output::facts(&[
         ("gtrid", transaction.gtrid.clone()),
-        ("state", format!("{}{stuck}", view::state(transaction.state()))),
+        (
+            "state",
+            format!("{}{stuck}", view::state(transaction.state())),
+        ),
         ("reason", view::told_text(transaction.reason.as_ref())),
         ("request id", transaction.request_id.clone()),
-        ("begun", view::time(transaction.begin_time.as_ref()).unwrap_or_default()),
-        ("changed", view::time(transaction.update_time.as_ref()).unwrap_or_default()),
+        (
+            "begun",
+            view::time(transaction.begin_time.as_ref()).unwrap_or_default(),
+        ),
+        (
+            "changed",
+            view::time(transaction.update_time.as_ref()).unwrap_or_default(),
+        ),
         ("epoch", transaction.epoch.to_string()),
     ]);
     let rows = transaction.branches.iter().map(|branch| {
@@ -265,17 +304,26 @@ pub(crate) fn show(transaction: &v1::Transaction) -> String {
 
 /// Whether a transaction has ended everywhere.
 fn has_ended(state: v1::TransactionState) -> bool {
-    matches!(state, v1::TransactionState::Committed | v1::TransactionState::Aborted)
+    matches!(
+        state,
+        v1::TransactionState::Committed | v1::TransactionState::Aborted
+    )
 }
 
 async fn watch(ctx: &Ctx, gtrid: Option<String>) -> Result<(), Failure> {
     let failed = |error| Failure::of_call("transactions cannot be watched", &error);
-    let mut changes = ctx.client.watch_transactions(gtrid.as_deref()).await.map_err(failed)?;
+    let mut changes = ctx
+        .client
+        .watch_transactions(gtrid.as_deref())
+        .await
+        .map_err(failed)?;
     if let Some(gtrid) = &gtrid {
         // Asked after the stream is open, so that no change falls between the two.
         let now = ctx.client.transaction(gtrid).await.map_err(failed)?;
         let value = view::transaction(&now);
-        line(ctx, &value, || format!("{gtrid}  is {}", view::state(now.state())))?;
+        line(ctx, &value, || {
+            format!("{gtrid}  is {}", view::state(now.state()))
+        })?;
         if has_ended(now.state()) {
             return Ok(());
         }
@@ -285,11 +333,13 @@ async fn watch(ctx: &Ctx, gtrid: Option<String>) -> Result<(), Failure> {
             change = changes.message() => change,
             _ = tokio::signal::ctrl_c() => return Ok(()),
         };
-        let change = change
-            .map_err(|status| crate::CallError::from_status(&status, ctx.client.endpoint()));
+        let change =
+            change.map_err(|status| crate::CallError::from_status(&status, ctx.client.endpoint()));
         let Some(change) = change.map_err(failed)? else {
-            return Err(Failure::new(Exit::Unavailable, "the coordinator ended the stream")
-                .next("it is being stopped or restarted; watch again"));
+            return Err(
+                Failure::new(Exit::Unavailable, "the coordinator ended the stream")
+                    .next("it is being stopped or restarted; watch again"),
+            );
         };
         line(ctx, &change_json(&change), || change_text(&change))?;
         if gtrid.is_some() && change.bqual == 0 && has_ended(change.state()) {
@@ -322,7 +372,10 @@ fn change_json(change: &v1::WatchTransactionsResponse) -> Value {
 pub(crate) fn change_text(change: &v1::WatchTransactionsResponse) -> String {
     let mut text = String::new();
     if change.missed > 0 {
-        text.push_str(&format!("({} changes missed)\n", change.missed));
+        output::push(
+            &mut text,
+            format_args!("({} changes missed)\n", change.missed),
+        );
     }
     let time = view::time(change.time.as_ref()).unwrap_or_default();
     let what = if change.bqual == 0 {
@@ -331,10 +384,10 @@ pub(crate) fn change_text(change: &v1::WatchTransactionsResponse) -> String {
         let state = view::branch_state(change.branch_state());
         format!("branch {} on {}: {state}", change.bqual, change.participant)
     };
-    text.push_str(&format!("{time}  {}  {what}", change.gtrid));
+    output::push(&mut text, format_args!("{time}  {}  {what}", change.gtrid));
     let reason = view::told_text(change.reason.as_ref());
     if !reason.is_empty() {
-        text.push_str(&format!("  ({reason})"));
+        output::push(&mut text, format_args!("  ({reason})"));
     }
     output::clean(&text).replace('\u{fffd}', " ")
 }

@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use crate::cli::{Exit, Failure};
 use crate::local::cluster::{Cluster, ClusterError, MAX_SERVERS, UP_LOG, Wishes};
 use crate::local::lock::LockError;
+use crate::local::ports::PortError;
 use crate::local::process::{ProcessId, log_tail};
 use crate::local::state::{ClusterState, Readiness, Role};
 use crate::local::supervisor::{self, Ended, SupervisorError};
@@ -96,12 +97,12 @@ pub async fn run(args: UpArgs) -> anyhow::Result<()> {
     let cluster = Cluster::open(&args.wishes()).map_err(|error| cluster_failure(&error))?;
     if args.detach {
         let state = detach(&args, cluster).await?;
-        return Ok(tell(&welcome(&state))?);
+        return Ok(tell(&welcome(&state, &args.dir))?);
     }
     let ended = supervisor::run(cluster, !args.no_seed, |state| {
         if !args.supervise {
             // A closed stdout must not stop a cluster that works.
-            let _ = tell(&welcome(state));
+            let _ = tell(&welcome(state, &args.dir));
             let _ = tell("Ctrl-C stops the cluster and keeps its data.\n");
         }
     });
@@ -118,7 +119,9 @@ async fn detach(args: &UpArgs, cluster: Cluster) -> Result<ClusterState, Failure
     let folder = cluster.folder().to_owned();
     let strays = crate::local::strays::find(&folder).unwrap_or_default();
     if strays.is_empty() {
-        cluster.check_ports().map_err(|error| cluster_failure(&error))?;
+        cluster
+            .check_ports()
+            .map_err(|error| cluster_failure(&error))?;
     }
     drop(cluster);
     let log = folder.join(UP_LOG);
@@ -128,7 +131,9 @@ async fn detach(args: &UpArgs, cluster: Cluster) -> Result<ClusterState, Failure
     let mut told: Vec<(String, Readiness)> = Vec::new();
     loop {
         // The end is asked for before the state is read, so that a last word is not missed.
-        let ended = child.try_wait().map_err(|error| failed("cannot wait", error))?;
+        let ended = child
+            .try_wait()
+            .map_err(|error| failed("cannot wait", error))?;
         let state = ClusterState::read(&folder).ok().flatten();
         let state = state.filter(|state| state.supervisor == own);
         if let Some(state) = &state {
@@ -168,7 +173,11 @@ fn spawn_supervisor(args: &UpArgs, folder: &Path, log: &Path) -> std::io::Result
     if args.no_seed {
         command.arg("--no-seed");
     }
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn()
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
 }
 
 /// Tells on stderr what has become ready, or fails to, since the last look.
@@ -183,45 +192,56 @@ fn progress(state: &ClusterState, told: &mut Vec<(String, Readiness)>) {
         let news = (process.name.clone(), process.readiness);
         if !told.contains(&news) {
             // Nobody may be reading.
-            let _ = writeln!(std::io::stderr(), "{} {word} ({})", process.name, process.address);
+            let _ = writeln!(
+                std::io::stderr(),
+                "{} {word} ({})",
+                process.name,
+                process.address
+            );
             told.push(news);
         }
     }
 }
 
 /// What a person wants to know about a cluster that has just become ready.
-fn welcome(state: &ClusterState) -> String {
+fn welcome(state: &ClusterState, folder: &Path) -> String {
     let servers: Vec<_> = state.of_role(Role::Server).collect();
-    let mut text = format!(
+    let head = format!(
         "\nConcord is running: {} servers, {} {}\n\n  gateway      {}\n",
         servers.len(),
         state.server_kind,
         state.server_version,
         state.gateway
     );
-    for (participant, server) in state.of_role(Role::Participant).zip(&servers) {
+    let pairs = state.of_role(Role::Participant).zip(&servers);
+    let rows = pairs.map(|(participant, server)| {
         let socket = server.socket.as_deref().unwrap_or(Path::new("-")).display();
-        text.push_str(&format!(
+        format!(
             "  {:<12} {}   in front of {} {} (socket {socket})\n",
             participant.name, participant.address, server.name, server.address
-        ));
-    }
+        )
+    });
+    let rows: String = rows.collect();
     let concord = own_name();
+    let dir = if folder.canonicalize().ok() == Path::new(".concord").canonicalize().ok() {
+        String::new()
+    } else {
+        format!(" --dir {}", folder.display())
+    };
     let endpoint = match state.gateway.as_str() {
         "http://127.0.0.1:7400" => String::new(),
         other => format!(" --endpoint {other}"),
     };
     let address = state.gateway.trim_start_matches("http://");
-    text.push_str(&format!(
-        "\nThings to try:\n  \
-           {concord} status\n  \
+    format!(
+        "{head}{rows}\nThings to try:\n  \
+           {concord} status{dir}\n  \
            {concord} account list{endpoint}\n  \
            {concord} transfer alice bob 12.30EUR{endpoint}\n  \
-           {concord} demo{endpoint}\n  \
+           {concord} demo{endpoint}{dir}\n  \
            grpcurl -plaintext {address} list\n  \
-           kill -9 any process that `{concord} status` lists, and look again\n"
-    ));
-    text
+           kill -9 any process that the first command lists, and look again\n"
+    )
 }
 
 /// How the user can call this program: by its name if that finds it, else by its path.
@@ -234,7 +254,10 @@ fn own_name() -> String {
         return "concord".into();
     }
     let here = env::current_dir().unwrap_or_default();
-    own.strip_prefix(&here).unwrap_or(&own).display().to_string()
+    own.strip_prefix(&here)
+        .unwrap_or(&own)
+        .display()
+        .to_string()
 }
 
 fn tell(text: &str) -> Result<(), Failure> {
@@ -269,10 +292,11 @@ pub(super) fn cluster_failure(error: &ClusterError) -> Failure {
     match error {
         ClusterError::Lock(LockError::Held { .. }) => with_causes(Exit::Other, error)
             .next("`concord status` shows it, `concord down` stops it"),
-        ClusterError::Port(_) => with_causes(Exit::Unavailable, error),
+        ClusterError::Port(PortError::Taken { .. }) => with_causes(Exit::Unavailable, error),
         ClusterError::ForeignFolder { .. }
         | ClusterError::OtherSize { .. }
         | ClusterError::OtherKind { .. }
+        | ClusterError::Port(_)
         | ClusterError::Binary(_) => with_causes(Exit::Usage, error),
         ClusterError::Io { .. }
         | ClusterError::NoDaemon { .. }

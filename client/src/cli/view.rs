@@ -35,7 +35,11 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
     (year, month, day)
 }
@@ -160,7 +164,11 @@ pub(crate) fn transaction(transaction: &v1::Transaction) -> Value {
 }
 
 pub(crate) fn statement_result(result: &v1::StatementResult) -> Value {
-    let names: Vec<&str> = result.columns.iter().map(|column| column.name.as_str()).collect();
+    let names: Vec<&str> = result
+        .columns
+        .iter()
+        .map(|column| column.name.as_str())
+        .collect();
     let rows: Vec<Value> = result
         .result
         .iter()
@@ -214,11 +222,13 @@ pub(crate) fn value_text(value: &v1::Value) -> String {
 
 /// Bytes in hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 #[cfg(test)]
@@ -244,7 +254,9 @@ mod tests {
     #[test]
     fn a_missing_value_is_null_and_bytes_are_hexadecimal() {
         assert_eq!(value(&v1::Value { kind: None }), Value::Null);
-        let bytes = v1::Value { kind: Some(Kind::Bytes(vec![0, 255])) };
+        let bytes = v1::Value {
+            kind: Some(Kind::Bytes(vec![0, 255])),
+        };
         assert_eq!(value(&bytes), json!({ "bytes": "00ff" }));
         assert_eq!(value_text(&bytes), "0x00ff");
     }

@@ -16,8 +16,12 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Folders with servers that are often not in a user's `PATH`.
-const SYSTEM_FOLDERS: [&str; 4] =
-    ["/usr/sbin", "/usr/local/sbin", "/usr/libexec", "/usr/local/mysql/bin"];
+const SYSTEM_FOLDERS: [&str; 4] = [
+    "/usr/sbin",
+    "/usr/local/sbin",
+    "/usr/libexec",
+    "/usr/local/mysql/bin",
+];
 
 /// Names of the dynamic loader, per machine type, inside `usr/lib/<triple>` of an unpacked tree.
 const LOADERS: [(&str, &str); 2] = [
@@ -77,7 +81,9 @@ impl fmt::Display for ServerKind {
 #[derive(Debug, thiserror::Error)]
 pub enum BinaryError {
     /// Nothing of the wanted kind is there.
-    #[error("no {kind} server found in PATH, {folders}, or {cache}; `deploy/servers {kind}` gets one")]
+    #[error(
+        "no {kind} server found in PATH, {folders}, or {cache}; `deploy/servers {kind}` gets one"
+    )]
     NotFound {
         /// What was looked for.
         kind: ServerKind,
@@ -161,9 +167,10 @@ impl ServerBinary {
 
     /// Uses the program, or the unpacked tree, at a path.
     pub fn at(path: &Path) -> Result<Self, BinaryError> {
-        let path = path
-            .canonicalize()
-            .map_err(|source| BinaryError::Io { path: path.to_owned(), source })?;
+        let path = path.canonicalize().map_err(|source| BinaryError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
         let (program, tree) = if path.is_dir() {
             let program = ["usr/sbin/mariadbd", "usr/sbin/mysqld"]
                 .map(|name| path.join(name))
@@ -175,9 +182,15 @@ impl ServerBinary {
             (program, Some(path.clone()))
         } else {
             let tree = path.ancestors().nth(3).map(Path::to_owned);
-            (path.clone(), tree.filter(|tree| path.starts_with(tree.join("usr"))))
+            (
+                path.clone(),
+                tree.filter(|tree| path.starts_with(tree.join("usr"))),
+            )
         };
-        let words = match tree.filter(|tree| tree != Path::new("/")).and_then(|t| loader(&t)) {
+        let words = match tree
+            .filter(|tree| tree != Path::new("/"))
+            .and_then(|t| loader(&t))
+        {
             Some((loader, libraries)) => vec![
                 loader.into_os_string(),
                 OsString::from("--library-path"),
@@ -186,9 +199,19 @@ impl ServerBinary {
             ],
             None => vec![program.clone().into_os_string()],
         };
-        let basedir = program.ancestors().nth(2).unwrap_or(Path::new("/usr")).to_owned();
+        let basedir = program
+            .ancestors()
+            .nth(2)
+            .unwrap_or(Path::new("/usr"))
+            .to_owned();
         let (kind, version) = ask_version(&words, &program)?;
-        Ok(Self { kind, version, path, words, basedir })
+        Ok(Self {
+            kind,
+            version,
+            path,
+            words,
+            basedir,
+        })
     }
 
     /// The servers that the tests are to run on: those that `CONCORD_TEST_MYSQL` and
@@ -265,15 +288,15 @@ fn loader(tree: &Path) -> Option<(PathBuf, PathBuf)> {
     })
 }
 
-fn ask_version(
-    words: &[OsString],
-    program: &Path,
-) -> Result<(ServerKind, String), BinaryError> {
+fn ask_version(words: &[OsString], program: &Path) -> Result<(ServerKind, String), BinaryError> {
     let output = Command::new(&words[0])
         .args(&words[1..])
         .args(["--no-defaults", "--version"])
         .output()
-        .map_err(|source| BinaryError::Io { path: program.to_owned(), source })?;
+        .map_err(|source| BinaryError::Io {
+            path: program.to_owned(),
+            source,
+        })?;
     let text = String::from_utf8_lossy(&output.stdout);
     parse_version(&text).ok_or_else(|| BinaryError::DoesNotRun {
         path: program.to_owned(),
@@ -288,14 +311,16 @@ fn ask_version(
 /// Reads `… Ver 10.11.19-MariaDB-0+deb12u1 for …` and `… Ver 9.7.4-2 for …`.
 fn parse_version(text: &str) -> Option<(ServerKind, String)> {
     let version = text.split_once("Ver ")?.1.split_ascii_whitespace().next()?;
-    version.starts_with(|first: char| first.is_ascii_digit()).then(|| {
-        let kind = if version.to_ascii_lowercase().contains("mariadb") {
-            ServerKind::Mariadb
-        } else {
-            ServerKind::Mysql
-        };
-        (kind, version.to_owned())
-    })
+    version
+        .starts_with(|first: char| first.is_ascii_digit())
+        .then(|| {
+            let kind = if version.to_ascii_lowercase().contains("mariadb") {
+                ServerKind::Mariadb
+            } else {
+                ServerKind::Mysql
+            };
+            (kind, version.to_owned())
+        })
 }
 
 #[cfg(test)]
@@ -310,7 +335,10 @@ mod tests {
             Some((ServerKind::Mariadb, "10.11.19-MariaDB-0+deb12u1".into()))
         );
         let mysql = "usr/sbin/mysqld  Ver 9.7.4-2 for Linux on x86_64 ((Debian))";
-        assert_eq!(parse_version(mysql), Some((ServerKind::Mysql, "9.7.4-2".into())));
+        assert_eq!(
+            parse_version(mysql),
+            Some((ServerKind::Mysql, "9.7.4-2".into()))
+        );
         assert_eq!(parse_version("GNU bash, version 5"), None);
         assert_eq!(parse_version("x Ver unknown"), None);
     }
@@ -322,6 +350,9 @@ mod tests {
         let folder = ServerBinary::discover("/etc");
         assert!(matches!(folder, Err(BinaryError::NotAServer { .. })));
         let other = ServerBinary::discover("/bin/true");
-        assert!(matches!(other, Err(BinaryError::DoesNotRun { .. })), "{other:?}");
+        assert!(
+            matches!(other, Err(BinaryError::DoesNotRun { .. })),
+            "{other:?}"
+        );
     }
 }

@@ -146,6 +146,42 @@ struct Settings {
     seeded: bool,
 }
 
+impl Settings {
+    fn check_ports(&self) -> Result<(), PortError> {
+        let mut uses = vec![PortUse {
+            port: self.gateway_port,
+            user: "the coordinator's gateway".into(),
+            flag: "--gateway-port",
+        }];
+        for index in 0..self.servers {
+            uses.push(PortUse {
+                port: self.participant_port(index)?,
+                user: format!("participant p{}", index + 1),
+                flag: "--participant-port",
+            });
+            uses.push(PortUse {
+                port: self.server_port(index)?,
+                user: format!("server s{}", index + 1),
+                flag: "--server-port",
+            });
+        }
+        ports::check(&uses)
+    }
+
+    fn participant_port(&self, index: u16) -> Result<u16, PortError> {
+        ports::in_row(
+            self.participant_port,
+            index,
+            self.servers,
+            "--participant-port",
+        )
+    }
+
+    fn server_port(&self, index: u16) -> Result<u16, PortError> {
+        ports::in_row(self.server_port, index, self.servers, "--server-port")
+    }
+}
+
 /// One process and how to start it.
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -188,18 +224,33 @@ impl Cluster {
         let daemons = daemon_folder()?;
         let known = read_settings(&wishes.folder)?;
         if known.is_none() && !is_free(&wishes.folder)? {
-            return Err(ClusterError::ForeignFolder { folder: wishes.folder.clone() });
+            return Err(ClusterError::ForeignFolder {
+                folder: wishes.folder.clone(),
+            });
         }
+        let is_new = known.is_none();
         let (settings, binary) = settle(wishes, known)?;
+        if is_new {
+            // Nothing of it can be running yet, so a refusal need not leave a folder behind.
+            settings.check_ports()?;
+        }
         let folder = &wishes.folder;
         private_folder(folder).map_err(io_error("cannot make the folder", folder))?;
-        let folder = folder.canonicalize().map_err(io_error("cannot find", folder))?;
+        let folder = folder
+            .canonicalize()
+            .map_err(io_error("cannot find", folder))?;
         let lock = ClusterLock::acquire(&folder)?;
         for part in ["config", "log", "servers", "coordinator"] {
             let part = folder.join(part);
             private_folder(&part).map_err(io_error("cannot make the folder", &part))?;
         }
-        let cluster = Self { folder, settings, binary, daemons, _lock: lock };
+        let cluster = Self {
+            folder,
+            settings,
+            binary,
+            daemons,
+            _lock: lock,
+        };
         cluster.write_settings()?;
         Ok(cluster)
     }
@@ -237,24 +288,7 @@ impl Cluster {
 
     /// Checks that every port can be had.
     pub fn check_ports(&self) -> Result<(), ClusterError> {
-        let mut uses = vec![PortUse {
-            port: self.settings.gateway_port,
-            user: "the coordinator's gateway".into(),
-            flag: "--gateway-port",
-        }];
-        for index in 0..self.settings.servers {
-            uses.push(PortUse {
-                port: self.participant_port(index)?,
-                user: format!("participant p{}", index + 1),
-                flag: "--participant-port",
-            });
-            uses.push(PortUse {
-                port: self.server_port(index)?,
-                user: format!("server s{}", index + 1),
-                flag: "--server-port",
-            });
-        }
-        Ok(ports::check(&uses)?)
+        Ok(self.settings.check_ports()?)
     }
 
     /// Writes the daemons' configuration files and lists all processes: servers, participants,
@@ -267,7 +301,10 @@ impl Cluster {
             let server = self.server(index)?;
             let participant = self.participant(index)?;
             let address = format!("http://{}", participant.address);
-            addresses.push(ParticipantAddress { name: participant.name.clone(), address });
+            addresses.push(ParticipantAddress {
+                name: participant.name.clone(),
+                address,
+            });
             servers.push(server);
             participants.push(participant);
         }
@@ -278,7 +315,7 @@ impl Cluster {
     }
 
     fn server(&self, index: u16) -> Result<Service, ClusterError> {
-        let port = self.server_port(index)?;
+        let port = self.settings.server_port(index)?;
         let name = format!("s{}", index + 1);
         let log = self.log(&name);
         let folder = self.server_folder(index);
@@ -286,29 +323,41 @@ impl Cluster {
         spec.log = Some(log.clone());
         let address = format!("127.0.0.1:{port}");
         let program = Program::Server(Box::new(spec));
-        Ok(Service { name, role: Role::Server, address, log, program })
+        Ok(Service {
+            name,
+            role: Role::Server,
+            address,
+            log,
+            program,
+        })
     }
 
     fn participant(&self, index: u16) -> Result<Service, ClusterError> {
         let name = format!("p{}", index + 1);
-        let address = format!("127.0.0.1:{}", self.participant_port(index)?);
+        let address = format!("127.0.0.1:{}", self.settings.participant_port(index)?);
         let server = ServerFolder::open(&self.server_folder(index))?;
         let config = ParticipantConfig::new(
             &name,
             CLUSTER_NAME,
             address.clone(),
             self.gateway(),
-            (server.socket().to_owned(), server.password_file().to_owned()),
+            (
+                server.socket().to_owned(),
+                server.password_file().to_owned(),
+            ),
         );
         let program = self.daemon("concord-participant", &name, &config)?;
         let log = self.log(&name);
-        Ok(Service { name, role: Role::Participant, address, log, program })
+        Ok(Service {
+            name,
+            role: Role::Participant,
+            address,
+            log,
+            program,
+        })
     }
 
-    fn coordinator(
-        &self,
-        participants: Vec<ParticipantAddress>,
-    ) -> Result<Service, ClusterError> {
+    fn coordinator(&self, participants: Vec<ParticipantAddress>) -> Result<Service, ClusterError> {
         let name = "coordinator".to_owned();
         let address = format!("127.0.0.1:{}", self.settings.gateway_port);
         let config = CoordinatorConfig {
@@ -319,7 +368,13 @@ impl Cluster {
         };
         let program = self.daemon("concord-coordinator", &name, &config)?;
         let log = self.log(&name);
-        Ok(Service { name, role: Role::Coordinator, address, log, program })
+        Ok(Service {
+            name,
+            role: Role::Coordinator,
+            address,
+            log,
+            program,
+        })
     }
 
     fn daemon(
@@ -346,16 +401,6 @@ impl Cluster {
         self.folder.join("log").join(format!("{name}.log"))
     }
 
-    fn participant_port(&self, index: u16) -> Result<u16, PortError> {
-        let Settings { participant_port, servers, .. } = self.settings;
-        ports::in_row(participant_port, index, servers, "--participant-port")
-    }
-
-    fn server_port(&self, index: u16) -> Result<u16, PortError> {
-        let Settings { server_port, servers, .. } = self.settings;
-        ports::in_row(server_port, index, servers, "--server-port")
-    }
-
     fn write_settings(&self) -> Result<(), ClusterError> {
         let file = self.folder.join(SETTINGS_FILE);
         let text = serde_json::to_string_pretty(&self.settings)
@@ -367,14 +412,19 @@ impl Cluster {
 /// Removes a cluster's folder with all data. The caller holds its lock.
 pub fn wipe(folder: &Path, lock: ClusterLock) -> Result<(), ClusterError> {
     if read_settings(folder)?.is_none() {
-        return Err(ClusterError::ForeignFolder { folder: folder.to_owned() });
+        return Err(ClusterError::ForeignFolder {
+            folder: folder.to_owned(),
+        });
     }
     let servers = folder.join("servers");
     for server in fs::read_dir(&servers).into_iter().flatten().flatten() {
         ServerFolder::open(&server.path())?.forget_socket()?;
     }
     // The mark goes last, so that an interrupted removal can be taken up again.
-    for entry in fs::read_dir(folder).map_err(io_error("cannot read", folder))?.flatten() {
+    for entry in fs::read_dir(folder)
+        .map_err(io_error("cannot read", folder))?
+        .flatten()
+    {
         let path = entry.path();
         if entry.file_name() == SETTINGS_FILE {
             continue;
@@ -420,11 +470,19 @@ fn settle(
     if let Some(known) = &known {
         let wanted = wishes.servers.unwrap_or(known.servers);
         if wanted != known.servers {
-            return Err(ClusterError::OtherSize { folder: folder(), has: known.servers, wanted });
+            return Err(ClusterError::OtherSize {
+                folder: folder(),
+                has: known.servers,
+                wanted,
+            });
         }
         if binary.kind() != known.kind {
             let (has, wanted) = (known.kind, binary.kind());
-            return Err(ClusterError::OtherKind { folder: folder(), has, wanted });
+            return Err(ClusterError::OtherKind {
+                folder: folder(),
+                has,
+                wanted,
+            });
         }
     }
     let mut settings = known.unwrap_or(new);
@@ -450,7 +508,15 @@ fn read_settings(folder: &Path) -> Result<Option<Settings>, ClusterError> {
 
 /// True when nothing of anyone else is in the folder.
 fn is_free(folder: &Path) -> Result<bool, ClusterError> {
-    let ours = ["lock", UP_LOG, "config", "log", "servers", "coordinator", "cluster.json.new"];
+    let ours = [
+        "lock",
+        UP_LOG,
+        "config",
+        "log",
+        "servers",
+        "coordinator",
+        "cluster.json.new",
+    ];
     match fs::read_dir(folder) {
         Ok(entries) => Ok(entries
             .flatten()
@@ -462,8 +528,10 @@ fn is_free(folder: &Path) -> Result<bool, ClusterError> {
 
 /// Our daemons are installed, or built, beside this program.
 fn daemon_folder() -> Result<PathBuf, ClusterError> {
-    let own = env::current_exe()
-        .map_err(io_error("cannot find the own program", Path::new("/proc/self/exe")))?;
+    let own = env::current_exe().map_err(io_error(
+        "cannot find the own program",
+        Path::new("/proc/self/exe"),
+    ))?;
     let folder = own.parent().unwrap_or(Path::new("/")).to_owned();
     for program in ["concord-participant", "concord-coordinator"] {
         if !folder.join(program).is_file() {
@@ -500,7 +568,10 @@ mod tests {
         let known = settings();
         let (again, _) = settle(&Wishes::default(), Some(known.clone())).unwrap();
         assert_eq!(again, known);
-        let wishes = Wishes { gateway_port: Some(9), ..Wishes::default() };
+        let wishes = Wishes {
+            gateway_port: Some(9),
+            ..Wishes::default()
+        };
         let (moved, _) = settle(&wishes, Some(known.clone())).unwrap();
         assert_eq!((moved.gateway_port, moved.server_port), (9, 5));
     }
@@ -508,14 +579,30 @@ mod tests {
     #[test]
     fn what_the_data_does_not_allow_is_refused() {
         let known = settings();
-        let wishes = Wishes { servers: Some(2), ..Wishes::default() };
+        let wishes = Wishes {
+            servers: Some(2),
+            ..Wishes::default()
+        };
         let error = settle(&wishes, Some(known.clone())).unwrap_err();
-        assert!(matches!(error, ClusterError::OtherSize { has: 3, wanted: 2, .. }));
+        assert!(matches!(
+            error,
+            ClusterError::OtherSize {
+                has: 3,
+                wanted: 2,
+                ..
+            }
+        ));
         let other = match known.kind {
             ServerKind::Mysql => ServerKind::Mariadb,
             ServerKind::Mariadb => ServerKind::Mysql,
         };
-        let error = settle(&Wishes::default(), Some(Settings { kind: other, ..known }));
+        let error = settle(
+            &Wishes::default(),
+            Some(Settings {
+                kind: other,
+                ..known
+            }),
+        );
         assert!(matches!(error.unwrap_err(), ClusterError::OtherKind { .. }));
     }
 

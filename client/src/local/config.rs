@@ -41,9 +41,19 @@ impl ParticipantConfig {
         coordinator: String,
         (socket, password_file): (PathBuf, PathBuf),
     ) -> Self {
-        let server =
-            ServerConfig { socket, user: ACCOUNT, password_file, max_connections: MAX_CONNECTIONS };
-        Self { name: name.into(), cluster: cluster.into(), listen, coordinator, server }
+        let server = ServerConfig {
+            socket,
+            user: ACCOUNT,
+            password_file,
+            max_connections: MAX_CONNECTIONS,
+        };
+        Self {
+            name: name.into(),
+            cluster: cluster.into(),
+            listen,
+            coordinator,
+            server,
+        }
     }
 }
 
@@ -72,12 +82,18 @@ pub struct ParticipantAddress {
 /// Writes a configuration file as a whole.
 pub fn write(file: &Path, config: &impl Serialize) -> io::Result<()> {
     let text = toml::to_string(config).map_err(io::Error::other)?;
-    replace(file, &format!("# Written by `concord up` at every start; changes are lost.\n{text}"))
+    replace(
+        file,
+        &format!("# Written by `concord up` at every start; changes are lost.\n{text}"),
+    )
 }
 
 /// Makes a folder for this user alone, unless it is there.
 pub(super) fn private_folder(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
 }
 
 #[cfg(test)]

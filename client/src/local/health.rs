@@ -19,7 +19,9 @@ const PROBE_TIMEOUT_MS: u64 = 2_000;
 pub async fn daemon_serves(url: &str) -> bool {
     let ask = async {
         let timeout = Duration::from_millis(PROBE_TIMEOUT_MS);
-        let endpoint = Endpoint::from_shared(url.to_owned()).ok()?.connect_timeout(timeout);
+        let endpoint = Endpoint::from_shared(url.to_owned())
+            .ok()?
+            .connect_timeout(timeout);
         let mut client = HealthClient::new(endpoint.connect().await.ok()?);
         let answer = client.check(HealthCheckRequest::default()).await.ok()?;
         Some(answer.into_inner().status() == ServingStatus::Serving)
@@ -31,7 +33,9 @@ pub async fn daemon_serves(url: &str) -> bool {
 pub async fn server_answers(socket: &Path, password_file: &Path) -> bool {
     let ask = async {
         let password = fs::read_to_string(password_file).ok()?;
-        let options = session_options(socket).username(ACCOUNT).password(password.trim());
+        let options = session_options(socket)
+            .username(ACCOUNT)
+            .password(password.trim());
         let mut connection = options.connect().await.ok()?;
         let answered = connection.ping().await.is_ok();
         // A lost goodbye harms nobody.

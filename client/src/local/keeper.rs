@@ -78,7 +78,11 @@ pub async fn keep(
         quick_deaths = if quick { quick_deaths + 1 } else { 0 };
         let failing = quick_deaths >= QUICK_DEATHS_MAX;
         let pause = pause(quick_deaths);
-        let word = if failing { Readiness::Failing } else { Readiness::Restarting };
+        let word = if failing {
+            Readiness::Failing
+        } else {
+            Readiness::Restarting
+        };
         state.update(name, |process| {
             process.process = None;
             process.readiness = word;
@@ -92,7 +96,10 @@ pub async fn keep(
             tracing::error!(pause_s = pause.as_secs(), "{report}");
             progress.send_replace(Progress::Failing(report));
         } else {
-            tracing::warn!("{name}: {death}; starting it again in {} ms", pause.as_millis());
+            tracing::warn!(
+                "{name}: {death}; starting it again in {} ms",
+                pause.as_millis()
+            );
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -121,7 +128,12 @@ async fn run_once(
     let ready = |process: ProcessId| {
         state.update(&service.name, |entry| entry.readiness = Readiness::Ready);
         progress.send_replace(Progress::Ready);
-        tracing::info!("{} is ready at {} (pid {})", service.name, service.address, process.pid);
+        tracing::info!(
+            "{} is ready at {} (pid {})",
+            service.name,
+            service.address,
+            process.pid
+        );
     };
     match &service.program {
         Program::Server(spec) => run_server(spec, stop, started, ready).await,
@@ -292,22 +304,40 @@ mod tests {
     #[test]
     fn pauses_grow_up_to_a_cap_and_then_the_process_is_failing() {
         let pauses: Vec<u128> = (0..=10).map(|deaths| pause(deaths).as_millis()).collect();
-        assert_eq!(pauses, [100, 100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000, 30_000]);
+        assert_eq!(
+            pauses,
+            [
+                100, 100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000, 30_000
+            ]
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_dies_at_once_is_reported_with_its_log() {
         let folder = tempfile::tempdir().unwrap();
-        let (service, state) = service(folder.path(), "echo no such disk; exit 3");
+        let (mut service, state) = service(folder.path(), "");
+        std::fs::write(&service.log, "no such disk\n").unwrap();
+        let Program::Daemon(launch) = &mut service.program else {
+            unreachable!()
+        };
+        launch.program = "/nonexistent/daemon".into();
         let (sender, mut progress) = watch::channel(Progress::Starting);
         let stop = CancellationToken::new();
         let keeper = tokio::spawn(keep(service, Arc::clone(&state), sender, stop.clone()));
         let failing = |progress: &Progress| matches!(progress, Progress::Failing(_));
         let report = progress.wait_for(failing).await.unwrap().clone();
-        let Progress::Failing(report) = report else { unreachable!() };
-        assert!(report.contains("exit status: 3") && report.contains("no such disk"), "{report}");
+        let Progress::Failing(report) = report else {
+            unreachable!()
+        };
+        assert!(
+            report.contains("/nonexistent/daemon") && report.contains("no such disk"),
+            "{report}"
+        );
         let process = state.snapshot().processes.remove(0);
-        assert_eq!((process.readiness, process.restarts), (Readiness::Failing, 10));
+        assert_eq!(
+            (process.readiness, process.restarts),
+            (Readiness::Failing, 10)
+        );
         stop.cancel();
         keeper.await.unwrap();
         assert_eq!(state.snapshot().processes[0].readiness, Readiness::Stopped);

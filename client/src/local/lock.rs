@@ -38,7 +38,9 @@ pub enum LockError {
 }
 
 fn who(holder: Option<ProcessId>) -> String {
-    holder.map(|holder| format!(" (supervisor's pid {})", holder.pid)).unwrap_or_default()
+    holder
+        .map(|holder| format!(" (supervisor's pid {})", holder.pid))
+        .unwrap_or_default()
 }
 
 /// The lock, held until this is dropped.
@@ -51,7 +53,10 @@ impl ClusterLock {
     /// Takes the lock of an existing folder, and does not wait for it.
     pub fn acquire(folder: &Path) -> Result<Self, LockError> {
         let path = folder.join(LOCK_FILE);
-        let io = |source: io::Error| LockError::Io { path: path.clone(), source };
+        let io = |source: io::Error| LockError::Io {
+            path: path.clone(),
+            source,
+        };
         loop {
             let file = OpenOptions::new()
                 .create(true)
@@ -64,7 +69,10 @@ impl ClusterLock {
                 Ok(file) => file,
                 Err((_, Errno::EWOULDBLOCK)) => {
                     let holder = read_holder(&path);
-                    return Err(LockError::Held { folder: folder.to_owned(), holder });
+                    return Err(LockError::Held {
+                        folder: folder.to_owned(),
+                        holder,
+                    });
                 }
                 Err((_, error)) => return Err(io(error.into())),
             };

@@ -90,10 +90,19 @@ pub fn check(uses: &[PortUse]) -> Result<(), PortError> {
         match TcpListener::bind(("127.0.0.1", *port)) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                return Err(PortError::Taken { port: *port, user: user.clone(), flag });
+                return Err(PortError::Taken {
+                    port: *port,
+                    user: user.clone(),
+                    flag,
+                });
             }
             Err(source) => {
-                return Err(PortError::Refused { port: *port, user: user.clone(), flag, source });
+                return Err(PortError::Refused {
+                    port: *port,
+                    user: user.clone(),
+                    flag,
+                    source,
+                });
             }
         }
     }
@@ -105,7 +114,11 @@ mod tests {
     use super::*;
 
     fn port_use(port: u16, user: &str) -> PortUse {
-        PortUse { port, user: user.into(), flag: "--gateway-port" }
+        PortUse {
+            port,
+            user: user.into(),
+            flag: "--gateway-port",
+        }
     }
 
     #[test]

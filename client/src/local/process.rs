@@ -53,7 +53,10 @@ impl Child {
     /// Starts a process in a process group of its own, so that a Ctrl-C at the terminal reaches
     /// only us and we decide the order in which things stop.
     pub fn spawn(launch: &Launch) -> io::Result<Self> {
-        let output = OpenOptions::new().create(true).append(true).open(&launch.output)?;
+        let output = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&launch.output)?;
         let mut child = Command::new(&launch.program)
             .args(&launch.args)
             .envs(launch.env.iter().map(|(name, value)| (name, value)))
@@ -77,7 +80,12 @@ impl Child {
                 sender.send_replace(Some(status));
             }
         })?;
-        Ok(Self { id: ProcessId { pid, start }, reaped, exit, waiter: Some(waiter) })
+        Ok(Self {
+            id: ProcessId { pid, start },
+            reaped,
+            exit,
+            waiter: Some(waiter),
+        })
     }
 
     /// Its number and start time.
@@ -157,7 +165,10 @@ impl ProcessId {
 
     /// The process that has this number now.
     pub fn of(pid: u32) -> io::Result<Self> {
-        Ok(Self { pid, start: start_time(pid)? })
+        Ok(Self {
+            pid,
+            start: start_time(pid)?,
+        })
     }
 
     /// True while exactly this process runs. A zombie does not.
@@ -229,11 +240,21 @@ fn stat(pid: u32) -> io::Result<Stat> {
     const START: usize = 19;
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let broken = || io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat"));
-    let fields: Vec<&str> =
-        text.rsplit_once(')').ok_or_else(broken)?.1.split_ascii_whitespace().collect();
+    let fields: Vec<&str> = text
+        .rsplit_once(')')
+        .ok_or_else(broken)?
+        .1
+        .split_ascii_whitespace()
+        .collect();
     let state = fields.get(STATE).ok_or_else(broken)?;
-    let start = fields.get(START).and_then(|field| field.parse().ok()).ok_or_else(broken)?;
-    Ok(Stat { start, dead: matches!(*state, "Z" | "X") })
+    let start = fields
+        .get(START)
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(broken)?;
+    Ok(Stat {
+        start,
+        dead: matches!(*state, "Z" | "X"),
+    })
 }
 
 fn nix_pid(pid: u32) -> Pid {
@@ -291,7 +312,10 @@ mod tests {
     async fn a_recycled_number_is_not_the_same_process() {
         let own = ProcessId::own().unwrap();
         assert!(own.is_alive());
-        let former = ProcessId { start: own.start - 1, ..own };
+        let former = ProcessId {
+            start: own.start - 1,
+            ..own
+        };
         assert!(!former.is_alive());
         former.signal(Signal::SIGKILL);
         assert!(former.stop(Duration::from_secs(1)).await);

@@ -36,8 +36,10 @@ const PRODUCTS: [(&str, &str, i64, i64); 5] = [
 /// Seeds a cluster; the error is a text for people.
 pub async fn seed(gateway: &str) -> Result<(), String> {
     let retry = RetryPolicy::lasting(Duration::from_secs(SEED_PATIENCE_S));
-    let client =
-        Client::builder(gateway).retry(retry).build().map_err(|error| error.to_string())?;
+    let client = Client::builder(gateway)
+        .retry(retry)
+        .build()
+        .map_err(|error| error.to_string())?;
     for (id, balance) in ACCOUNTS {
         let request = v1::OpenAccountRequest {
             account_id: id.into(),
@@ -56,7 +58,10 @@ pub async fn seed(gateway: &str) -> Result<(), String> {
             initial_stock: stock,
             request_id: format!("seed-product-{id}"),
         };
-        done(&format!("product {id}"), client.create_product(request).await)?;
+        done(
+            &format!("product {id}"),
+            client.create_product(request).await,
+        )?;
     }
     Ok(())
 }

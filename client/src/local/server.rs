@@ -98,7 +98,9 @@ pub enum ServerError {
         hint: &'static str,
     },
     /// The server runs but does not answer.
-    #[error("the server in {folder} gave no answer within {READY_TIMEOUT_S} s; its log ends:\n{log}")]
+    #[error(
+        "the server in {folder} gave no answer within {READY_TIMEOUT_S} s; its log ends:\n{log}"
+    )]
     NotReady {
         /// The server's folder.
         folder: PathBuf,
@@ -149,7 +151,13 @@ pub struct ServerSpec {
 impl ServerSpec {
     /// A server without TCP and with the defaults.
     pub fn new(binary: ServerBinary, folder: impl Into<PathBuf>) -> Self {
-        Self { binary, folder: folder.into(), tcp: Tcp::Off, args: Vec::new(), log: None }
+        Self {
+            binary,
+            folder: folder.into(),
+            tcp: Tcp::Off,
+            args: Vec::new(),
+            log: None,
+        }
     }
 
     /// Also listens on TCP.
@@ -201,9 +209,18 @@ impl Server {
             Tcp::Port(port) => Some(port),
             Tcp::Free => Some(free_port(&folder)?),
         };
-        let log = spec.log.clone().unwrap_or_else(|| folder.path().join("server.log"));
+        let log = spec
+            .log
+            .clone()
+            .unwrap_or_else(|| folder.path().join("server.log"));
         let child = spawn(&spec, &folder, port, &log)?;
-        Ok(Self { spec, folder, port, log, child })
+        Ok(Self {
+            spec,
+            folder,
+            port,
+            log,
+            child,
+        })
     }
 
     /// Waits until the server answers, then makes the participant's account if it is not there.
@@ -312,7 +329,9 @@ impl Server {
     /// How the participant's account logs in by the unix socket. The session is left as the
     /// server makes it: no SQL mode, time zone or character set of the client library.
     pub fn participant_options(&self) -> Result<MySqlConnectOptions, ServerError> {
-        Ok(session_options(self.socket()).username(ACCOUNT).password(&self.folder.password()?))
+        Ok(session_options(self.socket())
+            .username(ACCOUNT)
+            .password(&self.folder.password()?))
     }
 
     /// How root logs in by the unix socket, which is the only way that root has.
@@ -359,7 +378,10 @@ impl Server {
             ServerKind::Mysql => MySqlSslMode::Required,
             ServerKind::Mariadb => MySqlSslMode::Disabled,
         };
-        let options = session_options(self.socket()).username(ACCOUNT).password(password).ssl_mode(mode);
+        let options = session_options(self.socket())
+            .username(ACCOUNT)
+            .password(password)
+            .ssl_mode(mode);
         let connection = options.connect().await?;
         // The server hangs up first, so the goodbye over TLS may find nobody; that is no failure.
         let _ = connection.close().await;
@@ -367,13 +389,20 @@ impl Server {
     }
 
     fn sql(&self, what: &'static str, source: sqlx::Error) -> ServerError {
-        ServerError::Sql { what, folder: self.spec.folder.clone(), source }
+        ServerError::Sql {
+            what,
+            folder: self.spec.folder.clone(),
+            source,
+        }
     }
 }
 
 /// Runs SQL text that we wrote ourselves.
 async fn run(connection: &mut MySqlConnection, sql: String) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop)
+    sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(connection)
+        .await
+        .map(drop)
 }
 
 pub(super) fn session_options(socket: &Path) -> MySqlConnectOptions {
@@ -405,7 +434,12 @@ fn spawn(
         }
     }
     args.extend(spec.args.iter().map(OsString::from));
-    let launch = Launch { program, args, env: Vec::new(), output: log.to_owned() };
+    let launch = Launch {
+        program,
+        args,
+        env: Vec::new(),
+        output: log.to_owned(),
+    };
     Child::spawn(&launch).map_err(|source| ServerError::Io {
         what: "cannot start",
         path: spec.binary.path().to_owned(),

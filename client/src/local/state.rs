@@ -116,7 +116,9 @@ impl ClusterState {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        serde_json::from_str(&text).map(Some).map_err(io::Error::from)
+        serde_json::from_str(&text)
+            .map(Some)
+            .map_err(io::Error::from)
     }
 
     /// The process of that name.
@@ -126,7 +128,9 @@ impl ClusterState {
 
     /// All processes of a role, in their order.
     pub fn of_role(&self, role: Role) -> impl Iterator<Item = &ProcessState> {
-        self.processes.iter().filter(move |process| process.role == role)
+        self.processes
+            .iter()
+            .filter(move |process| process.role == role)
     }
 
     /// Processes of this cluster that run now.
@@ -135,7 +139,10 @@ impl ClusterState {
             return Vec::new();
         }
         let running = self.processes.iter().filter_map(|process| {
-            process.process.filter(|id| id.is_alive()).map(|id| (process.role, id))
+            process
+                .process
+                .filter(|id| id.is_alive())
+                .map(|id| (process.role, id))
         });
         running.collect()
     }
@@ -151,7 +158,10 @@ pub struct StateKeeper {
 impl StateKeeper {
     /// Takes over a folder's state file.
     pub fn new(folder: &Path, state: ClusterState) -> io::Result<Self> {
-        let keeper = Self { file: folder.join(STATE_FILE), state: Mutex::new(state) };
+        let keeper = Self {
+            file: folder.join(STATE_FILE),
+            state: Mutex::new(state),
+        };
         keeper.change(|_| {})?;
         Ok(keeper)
     }
@@ -169,7 +179,10 @@ impl StateKeeper {
     /// must not stop the supervision.
     pub fn update(&self, name: &str, change: impl FnOnce(&mut ProcessState)) {
         let written = self.change(|state| {
-            let found = state.processes.iter_mut().find(|process| process.name == name);
+            let found = state
+                .processes
+                .iter_mut()
+                .find(|process| process.name == name);
             if let Some(process) = found {
                 change(process);
             }
@@ -181,7 +194,10 @@ impl StateKeeper {
 
     /// A copy of the present state.
     pub fn snapshot(&self) -> ClusterState {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -254,7 +270,10 @@ mod tests {
     #[test]
     fn only_the_very_same_process_counts_as_alive() {
         let mut state = state();
-        assert_eq!(state.alive(), vec![(Role::Participant, ProcessId::own().unwrap())]);
+        assert_eq!(
+            state.alive(),
+            vec![(Role::Participant, ProcessId::own().unwrap())]
+        );
         state.boot_id = "another".into();
         assert!(state.alive().is_empty());
     }

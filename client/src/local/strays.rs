@@ -29,7 +29,9 @@ pub fn find(folder: &Path) -> io::Result<Vec<(Role, ProcessId)>> {
             continue;
         };
         // Any of these may end while we look at it; then it is no stray.
-        let Ok(process) = ProcessId::of(pid) else { continue };
+        let Ok(process) = ProcessId::of(pid) else {
+            continue;
+        };
         let ours = entry.metadata().is_ok_and(|entry| entry.uid() == own_user);
         if !ours || strays.iter().any(|(_, known)| *known == process) {
             continue;
@@ -63,7 +65,10 @@ pub async fn stop(folder: &Path) -> io::Result<usize> {
 fn role(folder: &Path, words: &[String]) -> Option<Role> {
     let below = |path: &str, part: &str| Path::new(path).starts_with(folder.join(part));
     for (index, word) in words.iter().enumerate() {
-        if word.strip_prefix("--datadir=").is_some_and(|path| below(path, "servers")) {
+        if word
+            .strip_prefix("--datadir=")
+            .is_some_and(|path| below(path, "servers"))
+        {
             return Some(Role::Server);
         }
         if word == "--config" {
@@ -91,9 +96,15 @@ mod tests {
     fn only_the_own_folder_counts() {
         let folder = Path::new("/a/.concord");
         let role = |line| role(folder, &words(line));
-        assert_eq!(role("mysqld --datadir=/a/.concord/servers/s1/data"), Some(Role::Server));
+        assert_eq!(
+            role("mysqld --datadir=/a/.concord/servers/s1/data"),
+            Some(Role::Server)
+        );
         assert_eq!(role("mysqld --datadir=/b/.concord/servers/s1/data"), None);
-        assert_eq!(role("x --config /a/.concord/config/p1.toml"), Some(Role::Participant));
+        assert_eq!(
+            role("x --config /a/.concord/config/p1.toml"),
+            Some(Role::Participant)
+        );
         assert_eq!(
             role("x --config /a/.concord/config/coordinator.toml"),
             Some(Role::Coordinator)

@@ -88,7 +88,9 @@ pub async fn run(
     };
     let ended = match started {
         Ok(true) => {
-            state.change(|state| state.ready = true).map_err(io("cannot write the state"))?;
+            state
+                .change(|state| state.ready = true)
+                .map_err(io("cannot write the state"))?;
             ready(&state.snapshot());
             signals.next().await;
             Ok(Ended::AfterReady)
@@ -128,7 +130,10 @@ async fn start(
     };
     let Ok(done) = tokio::time::timeout(limit, all).await else {
         let logs = cluster.folder().join("log").display().to_string();
-        return Err(SupervisorError::NotReady { names: tiers.not_ready(), logs });
+        return Err(SupervisorError::NotReady {
+            names: tiers.not_ready(),
+            logs,
+        });
     };
     done?;
     if with_seed && !cluster.is_seeded() {
@@ -165,8 +170,9 @@ impl Tiers {
     /// Starts a keeper for every process of these roles.
     fn begin(&mut self, roles: &[Role]) {
         let all = std::mem::take(&mut self.waiting);
-        let (begun, waiting): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|service| roles.contains(&service.role));
+        let (begun, waiting): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .partition(|service| roles.contains(&service.role));
         self.waiting = waiting;
         for service in begun {
             let role = service.role;
@@ -190,7 +196,9 @@ impl Tiers {
                 match progress.wait_for(left).await.as_deref() {
                     Ok(Progress::Failing(report)) => Err(SupervisorError::Failing(report.clone())),
                     Ok(_) => Ok(()),
-                    Err(_) => Err(SupervisorError::Failing(format!("{name} is not kept any more"))),
+                    Err(_) => Err(SupervisorError::Failing(format!(
+                        "{name} is not kept any more"
+                    ))),
                 }
             }
         });
@@ -199,8 +207,13 @@ impl Tiers {
 
     /// Names of processes that have not been ready.
     fn not_ready(&self) -> String {
-        let late = self.kept.iter().filter(|(_, progress)| *progress.borrow() != Progress::Ready);
-        late.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
+        let late = self
+            .kept
+            .iter()
+            .filter(|(_, progress)| *progress.borrow() != Progress::Ready);
+        late.map(|(name, _)| name.as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     /// Stops coordinator, participants and servers, one after the other.
@@ -209,7 +222,11 @@ impl Tiers {
         for role in self.stops.each_ref().map(|(role, _)| *role) {
             self.stop_of(role).cancel();
             let expected = self.state.snapshot().of_role(role).count();
-            let waiting = self.waiting.iter().filter(|service| service.role == role).count();
+            let waiting = self
+                .waiting
+                .iter()
+                .filter(|service| service.role == role)
+                .count();
             while left.iter().filter(|ended| **ended == role).count() < expected - waiting {
                 match self.tasks.join_next().await {
                     Some(Ok(ended)) => left.push(ended),
@@ -255,7 +272,9 @@ fn process_state(service: &Service) -> ProcessState {
         restarts: 0,
         log: service.log.clone(),
         socket: folder.as_ref().map(|folder| folder.socket().to_owned()),
-        password_file: folder.as_ref().map(|folder| folder.password_file().to_owned()),
+        password_file: folder
+            .as_ref()
+            .map(|folder| folder.password_file().to_owned()),
     }
 }
 
@@ -266,10 +285,19 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, SupervisorError> {
-        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-        let kinds = kinds.into_iter().map(signal).collect::<io::Result<Vec<_>>>();
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ];
+        let kinds = kinds
+            .into_iter()
+            .map(signal)
+            .collect::<io::Result<Vec<_>>>();
         let what = "cannot listen to signals";
-        Ok(Self { kinds: kinds.map_err(|source| SupervisorError::Io { what, source })? })
+        Ok(Self {
+            kinds: kinds.map_err(|source| SupervisorError::Io { what, source })?,
+        })
     }
 
     async fn next(&mut self) {

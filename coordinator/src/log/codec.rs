@@ -111,7 +111,9 @@ pub fn seal(key: &[u8], body: &[u8]) -> Vec<u8> {
 
 /// The body of a sealed one.
 pub fn unseal<'a>(key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], Garbage> {
-    let (versioned, crc) = sealed.split_last_chunk::<4>().ok_or(Garbage::Short("checksum"))?;
+    let (versioned, crc) = sealed
+        .split_last_chunk::<4>()
+        .ok_or(Garbage::Short("checksum"))?;
     if checksum(key, versioned) != u32::from_be_bytes(*crc) {
         return Err(Garbage::Checksum);
     }
@@ -160,7 +162,10 @@ impl Sums {
 
     /// Its body.
     pub fn encode(self) -> Vec<u8> {
-        [self.commit, self.count, self.weight].iter().flat_map(|n| n.to_be_bytes()).collect()
+        [self.commit, self.count, self.weight]
+            .iter()
+            .flat_map(|n| n.to_be_bytes())
+            .collect()
     }
 
     /// Reads a body.
@@ -169,7 +174,11 @@ impl Sums {
         let commit = reader.u64("commit number")?;
         let count = reader.u64("count")?;
         let weight = reader.u64("weight")?;
-        reader.end(Self { commit, count, weight })
+        reader.end(Self {
+            commit,
+            count,
+            weight,
+        })
     }
 }
 
@@ -178,7 +187,12 @@ impl Sums {
 pub fn encode(record: &Record) -> Option<(Gtrid, u8, Bqual, Vec<u8>)> {
     let mut body = Vec::with_capacity(128);
     let (gtrid, kind, bqual) = match record {
-        Record::Decision { gtrid, epoch, branches, request } => {
+        Record::Decision {
+            gtrid,
+            epoch,
+            branches,
+            request,
+        } => {
             body.extend_from_slice(&epoch.0.to_be_bytes());
             put_request(&mut body, request.as_ref());
             put_count(&mut body, branches.len());
@@ -188,18 +202,34 @@ pub fn encode(record: &Record) -> Option<(Gtrid, u8, Bqual, Vec<u8>)> {
             }
             (gtrid, kind::DECISION, Bqual(0))
         }
-        Record::OnePhase { gtrid, epoch, bqual, participant, request } => {
+        Record::OnePhase {
+            gtrid,
+            epoch,
+            bqual,
+            participant,
+            request,
+        } => {
             body.extend_from_slice(&epoch.0.to_be_bytes());
             put_request(&mut body, request.as_ref());
             put_text(&mut body, participant.as_str());
             (gtrid, kind::ONE_PHASE, *bqual)
         }
-        Record::Refused { gtrid, request, reason } => {
+        Record::Refused {
+            gtrid,
+            request,
+            reason,
+        } => {
             put_request(&mut body, Some(request));
             put_reason(&mut body, reason);
             (gtrid, kind::REFUSED, Bqual(0))
         }
-        Record::Heuristic { gtrid, bqual, participant, committed, reason } => {
+        Record::Heuristic {
+            gtrid,
+            bqual,
+            participant,
+            committed,
+            reason,
+        } => {
             put_text(&mut body, participant.as_str());
             body.push(committed.map_or(2, u8::from));
             put_reason(&mut body, reason);
@@ -238,16 +268,31 @@ pub fn decode(key: &[u8], sealed: &[u8]) -> Result<Record, Garbage> {
             let branches = (0..count)
                 .map(|_| Ok((Bqual(reader.u32("bqual")?), reader.name()?)))
                 .collect::<Result<_, Garbage>>()?;
-            Record::Decision { gtrid, epoch, branches, request }
+            Record::Decision {
+                gtrid,
+                epoch,
+                branches,
+                request,
+            }
         }
         kind::ONE_PHASE => {
             let epoch = Epoch(reader.u64("epoch")?);
             let request = reader.request()?;
-            Record::OnePhase { gtrid, epoch, bqual, participant: reader.name()?, request }
+            Record::OnePhase {
+                gtrid,
+                epoch,
+                bqual,
+                participant: reader.name()?,
+                request,
+            }
         }
         kind::REFUSED => {
             let request = reader.request()?.ok_or(Garbage::Illegal("request"))?;
-            Record::Refused { gtrid, request, reason: reader.reason()? }
+            Record::Refused {
+                gtrid,
+                request,
+                reason: reader.reason()?,
+            }
         }
         kind::HEURISTIC => {
             let participant = reader.name()?;
@@ -257,11 +302,23 @@ pub fn decode(key: &[u8], sealed: &[u8]) -> Result<Record, Garbage> {
                 2 => None,
                 _ => return Err(Garbage::Illegal("outcome")),
             };
-            Record::Heuristic { gtrid, bqual, participant, committed, reason: reader.reason()? }
+            Record::Heuristic {
+                gtrid,
+                bqual,
+                participant,
+                committed,
+                reason: reader.reason()?,
+            }
         }
         kind::END => match reader.u8("outcome")? {
-            0 => Record::End { gtrid, committed: false },
-            1 => Record::End { gtrid, committed: true },
+            0 => Record::End {
+                gtrid,
+                committed: false,
+            },
+            1 => Record::End {
+                gtrid,
+                committed: true,
+            },
             _ => return Err(Garbage::Illegal("outcome")),
         },
         _ => return Err(Garbage::Illegal("kind")),
@@ -283,10 +340,15 @@ pub fn encode_meta(record: &Record) -> Option<(String, Vec<u8>)> {
         }
         Record::Placement(participants) => {
             put_count(&mut body, participants.len());
-            participants.iter().for_each(|name| put_text(&mut body, name.as_str()));
+            participants
+                .iter()
+                .for_each(|name| put_text(&mut body, name.as_str()));
             name::PLACEMENT.to_owned()
         }
-        Record::Incarnation { participant, incarnation } => {
+        Record::Incarnation {
+            participant,
+            incarnation,
+        } => {
             put_text(&mut body, incarnation);
             format!("{}{participant}", name::INCARNATION)
         }
@@ -307,7 +369,11 @@ pub fn decode_meta(name: &str, sealed: &[u8]) -> Result<Option<Record>, Garbage>
         name::HORIZON => Record::Horizon(Gtrid(reader.array("horizon")?)),
         name::PLACEMENT => {
             let count = reader.u16("count")?;
-            Record::Placement((0..count).map(|_| reader.name()).collect::<Result<_, _>>()?)
+            Record::Placement(
+                (0..count)
+                    .map(|_| reader.name())
+                    .collect::<Result<_, _>>()?,
+            )
         }
         name::FORMAT | name::CLUSTER | name::SUMS => return Ok(None),
         _ => match name.strip_prefix(name::INCARNATION) {
@@ -369,7 +435,10 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Garbage> {
-        let (head, rest) = self.0.split_first_chunk::<N>().ok_or(Garbage::Short(what))?;
+        let (head, rest) = self
+            .0
+            .split_first_chunk::<N>()
+            .ok_or(Garbage::Short(what))?;
         self.0 = rest;
         Ok(*head)
     }
@@ -392,7 +461,10 @@ impl<'a> Reader<'a> {
 
     fn text(&mut self, what: &'static str) -> Result<&'a str, Garbage> {
         let length = self.u32(what)? as usize;
-        let (text, rest) = self.0.split_at_checked(length).ok_or(Garbage::Short(what))?;
+        let (text, rest) = self
+            .0
+            .split_at_checked(length)
+            .ok_or(Garbage::Short(what))?;
         self.0 = rest;
         std::str::from_utf8(text).map_err(|_| Garbage::Illegal(what))
     }
@@ -406,7 +478,10 @@ impl<'a> Reader<'a> {
             0 => Ok(None),
             1 => {
                 let id = RequestId::new(self.text("request id")?);
-                Ok(Some(Request { id, fingerprint: self.u64("fingerprint")? }))
+                Ok(Some(Request {
+                    id,
+                    fingerprint: self.u64("fingerprint")?,
+                }))
             }
             _ => Err(Garbage::Illegal("request")),
         }

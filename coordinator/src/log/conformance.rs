@@ -62,20 +62,35 @@ pub fn decision(number: u64) -> Record {
 
 /// One record of every kind, in the order of replay; the transactions are 1 to 5.
 pub fn one_of_each() -> Vec<Record> {
-    let request = Request { id: RequestId::new("r"), fingerprint: u64::MAX };
+    let request = Request {
+        id: RequestId::new("r"),
+        fingerprint: u64::MAX,
+    };
     let reason = Reason::new("INSUFFICIENT_FUNDS", "Zu wenig: 3 € statt 5 €");
     vec![
         Record::Epoch(Epoch(7)),
         Record::Placement(vec![name("p1"), name("p2")]),
-        Record::Incarnation { participant: name("p1"), incarnation: "uuid-1/a".to_owned() },
-        Record::Incarnation { participant: name("p2"), incarnation: String::new() },
+        Record::Incarnation {
+            participant: name("p1"),
+            incarnation: "uuid-1/a".to_owned(),
+        },
+        Record::Incarnation {
+            participant: name("p2"),
+            incarnation: String::new(),
+        },
         Record::Horizon(gtrid(0)),
         decision(1),
-        Record::End { gtrid: gtrid(1), committed: true },
+        Record::End {
+            gtrid: gtrid(1),
+            committed: true,
+        },
         decision(2),
         heuristic(2, 1, None),
         heuristic(2, 2, Some(false)),
-        Record::End { gtrid: gtrid(2), committed: true },
+        Record::End {
+            gtrid: gtrid(2),
+            committed: true,
+        },
         Record::OnePhase {
             gtrid: gtrid(3),
             epoch: Epoch(6),
@@ -83,8 +98,15 @@ pub fn one_of_each() -> Vec<Record> {
             participant: name("p2"),
             request: Some(request.clone()),
         },
-        Record::End { gtrid: gtrid(3), committed: false },
-        Record::Refused { gtrid: gtrid(4), request, reason },
+        Record::End {
+            gtrid: gtrid(3),
+            committed: false,
+        },
+        Record::Refused {
+            gtrid: gtrid(4),
+            request,
+            reason,
+        },
         decision(5),
     ]
 }
@@ -100,7 +122,10 @@ fn heuristic(number: u64, bqual: u32, committed: Option<bool>) -> Record {
 }
 
 fn end(number: u64) -> Record {
-    Record::End { gtrid: gtrid(number), committed: true }
+    Record::End {
+        gtrid: gtrid(number),
+        committed: true,
+    }
 }
 
 fn replay(log: &impl DecisionLog) -> Vec<Record> {
@@ -132,12 +157,26 @@ fn replaced<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {
         participant: name("p1"),
         incarnation: id.to_owned(),
     };
-    log.append(&[placement(&["p1"]), incarnation("a"), Record::Horizon(gtrid(9))]).expect("append");
+    log.append(&[
+        placement(&["p1"]),
+        incarnation("a"),
+        Record::Horizon(gtrid(9)),
+    ])
+    .expect("append");
     log.append(&[decision(1), decision(1)]).expect("append");
-    log.append(&[placement(&["p2"]), incarnation("b"), Record::Horizon(gtrid(8)), decision(1)])
-        .expect("append");
-    let expected =
-        [placement(&["p2"]), incarnation("b"), Record::Horizon(gtrid(9)), decision(1)];
+    log.append(&[
+        placement(&["p2"]),
+        incarnation("b"),
+        Record::Horizon(gtrid(8)),
+        decision(1),
+    ])
+    .expect("append");
+    let expected = [
+        placement(&["p2"]),
+        incarnation("b"),
+        Record::Horizon(gtrid(9)),
+        decision(1),
+    ];
     assert_eq!(replay(&log), expected);
     assert_eq!(log.stats().decisions, 1);
     assert_eq!(replay(&reopen(log)), expected);
@@ -145,22 +184,38 @@ fn replaced<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {
 
 fn epochs<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {
     log.append(&[Record::Epoch(Epoch(4))]).expect("append");
-    log.append(&[Record::Epoch(Epoch(4))]).expect("the same again");
+    log.append(&[Record::Epoch(Epoch(4))])
+        .expect("the same again");
     let refused = log.append(&[decision(1), Record::Epoch(Epoch(3))]);
-    assert!(matches!(refused, Err(LogError::EpochWentDown { .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(LogError::EpochWentDown { .. })),
+        "{refused:?}"
+    );
     let mut log = reopen(log);
-    assert_eq!(replay(&log), [Record::Epoch(Epoch(4))], "a refused append leaves nothing");
+    assert_eq!(
+        replay(&log),
+        [Record::Epoch(Epoch(4))],
+        "a refused append leaves nothing"
+    );
     assert!(log.append(&[Record::Epoch(Epoch(3))]).is_err());
     log.append(&[Record::Epoch(Epoch(5))]).expect("append");
     assert_eq!(replay(&log), [Record::Epoch(Epoch(5))]);
 }
 
 fn heuristics<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {
-    let outcomes = [heuristic(1, 1, None), heuristic(1, 1, Some(true)), heuristic(1, 1, None)];
+    let outcomes = [
+        heuristic(1, 1, None),
+        heuristic(1, 1, Some(true)),
+        heuristic(1, 1, None),
+    ];
     log.append(&outcomes[..2]).expect("append");
     let mut log = reopen(log);
     log.append(&outcomes[2..]).expect("append");
-    assert_eq!(replay(&log), outcomes, "none replaces another, though two are equal");
+    assert_eq!(
+        replay(&log),
+        outcomes,
+        "none replaces another, though two are equal"
+    );
 }
 
 fn forgets<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {
@@ -179,16 +234,29 @@ fn forgets<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {
     assert_eq!(replay(&log), expected);
     log.forget(&all, gtrid(2)).expect("forget");
     log.append(&[]).expect("append");
-    assert_eq!(replay(&log), expected, "again, and the horizon does not go back");
+    assert_eq!(
+        replay(&log),
+        expected,
+        "again, and the horizon does not go back"
+    );
 }
 
 fn refuses<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {
-    log.append(&[decision(1), decision(2), end(2)]).expect("append");
+    log.append(&[decision(1), decision(2), end(2)])
+        .expect("append");
     log.forget(&[gtrid(2), gtrid(1)], gtrid(3)).expect("forget");
     let refused = log.append(&[decision(3)]);
-    assert!(matches!(refused, Err(LogError::NotEnded(early)) if early == gtrid(1)), "{refused:?}");
-    assert_eq!(replay(&log), [decision(1), decision(2), end(2)], "nothing was done");
-    log.append(&[end(1)]).expect("the log goes on, and has dropped what it was told to forget");
+    assert!(
+        matches!(refused, Err(LogError::NotEnded(early)) if early == gtrid(1)),
+        "{refused:?}"
+    );
+    assert_eq!(
+        replay(&log),
+        [decision(1), decision(2), end(2)],
+        "nothing was done"
+    );
+    log.append(&[end(1)])
+        .expect("the log goes on, and has dropped what it was told to forget");
     let expected = [decision(1), end(1), decision(2), end(2)];
     assert_eq!(replay(&log), expected);
     assert_eq!(replay(&reopen(log)), expected);
@@ -207,8 +275,10 @@ fn large<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {
     log.append(&records).expect("append");
     let mut log = reopen(log);
     assert_eq!(replay(&log), records);
-    log.append(&(0..COUNT).map(end).collect::<Vec<_>>()).expect("append");
-    log.forget(&(0..COUNT).map(gtrid).collect::<Vec<_>>(), gtrid(COUNT)).expect("forget");
+    log.append(&(0..COUNT).map(end).collect::<Vec<_>>())
+        .expect("append");
+    log.forget(&(0..COUNT).map(gtrid).collect::<Vec<_>>(), gtrid(COUNT))
+        .expect("forget");
     log.append(&[]).expect("append");
     assert_eq!(replay(&reopen(log)), [Record::Horizon(gtrid(COUNT))]);
 }

@@ -31,10 +31,14 @@ use super::{DecisionLog, LogError, LogStats};
 /// Bytes that redb may cache. Replay reads once and appends touch the newest pages, so more would
 /// only be memory.
 const CACHE_BYTES: usize = 16 << 20;
-/// A file is compacted when it is opened, when it is larger than this...
-const COMPACT_MIN_BYTES: u64 = 8 << 20;
-/// ...and more than this many times what it holds.
+/// A file is compacted when it is opened, when it is larger than this (what a few thousand
+/// decisions need)...
+const COMPACT_MIN_BYTES: u64 = 2 << 20;
+/// ...and more than this many times the records in it. A log in steady use has about twice.
 const COMPACT_RATIO: u64 = 4;
+
+/// Number of the commit that creates a log.
+const FIRST_COMMIT: u64 = 1;
 
 const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
@@ -109,7 +113,9 @@ impl EmbeddedLog {
             .map_err(|error| failed("open", error))?;
         compact(&mut database, &*disk)?;
         let found = {
-            let transaction = database.begin_read().map_err(|error| failed("read", error))?;
+            let transaction = database
+                .begin_read()
+                .map_err(|error| failed("read", error))?;
             read(&path, &transaction, &mut |_| {})?
         };
         Ok(Self {
@@ -128,14 +134,22 @@ impl EmbeddedLog {
 
     /// One commit: the records, then what was to be forgotten.
     fn commit(&mut self, records: &[Record]) -> Result<(), LogError> {
-        let mut next = Next { epoch: self.epoch, sums: self.sums, decisions: self.decisions };
+        let mut next = Next {
+            epoch: self.epoch,
+            sums: self.sums,
+            decisions: self.decisions,
+        };
         next.sums.commit += 1;
-        let transaction =
-            self.database.begin_write().map_err(|error| failed("begin a commit", error))?;
+        let transaction = self
+            .database
+            .begin_write()
+            .map_err(|error| failed("begin a commit", error))?;
         let forgotten = std::mem::take(&mut self.forgotten);
         let horizon = self.next_horizon.take();
         next.write(&transaction, records, &forgotten, horizon)?;
-        transaction.commit().map_err(|error| failed("commit", error))?;
+        transaction
+            .commit()
+            .map_err(|error| failed("commit", error))?;
         frame::acknowledge(&*self.disk, next.sums.commit)
             .map_err(|error| failed("write", error))?;
         (self.epoch, self.sums, self.decisions) = (next.epoch, next.sums, next.decisions);
@@ -173,12 +187,18 @@ impl DecisionLog for EmbeddedLog {
         if self.poisoned {
             return Err(LogError::Poisoned);
         }
-        let transaction = self.database.begin_read().map_err(|error| failed("read", error))?;
+        let transaction = self
+            .database
+            .begin_read()
+            .map_err(|error| failed("read", error))?;
         read(&self.path, &transaction, each).map(|_| ())
     }
 
     fn stats(&self) -> LogStats {
-        LogStats { decisions: self.decisions, bytes: self.disk.len().unwrap_or_default() }
+        LogStats {
+            decisions: self.decisions,
+            bytes: self.disk.len().unwrap_or_default(),
+        }
     }
 }
 
@@ -199,10 +219,12 @@ impl Next {
         forgotten: &[Gtrid],
         horizon: Option<Gtrid>,
     ) -> Result<(), LogError> {
-        let mut table =
-            transaction.open_table(RECORDS).map_err(|error| failed("open a table", error))?;
-        let mut meta =
-            transaction.open_table(META).map_err(|error| failed("open a table", error))?;
+        let mut table = transaction
+            .open_table(RECORDS)
+            .map_err(|error| failed("open a table", error))?;
+        let mut meta = transaction
+            .open_table(META)
+            .map_err(|error| failed("open a table", error))?;
         for record in records {
             if let Some((gtrid, kind, bqual, body)) = codec::encode(record) {
                 self.insert(&mut table, gtrid, kind, bqual, &body)?;
@@ -236,7 +258,11 @@ impl Next {
         bqual: Bqual,
         body: &[u8],
     ) -> Result<(), LogError> {
-        let ordinal = if kind == kind::HEURISTIC { next_ordinal(table, gtrid, bqual)? } else { 0 };
+        let ordinal = if kind == kind::HEURISTIC {
+            next_ordinal(table, gtrid, bqual)?
+        } else {
+            0
+        };
         let key = codec::key(gtrid, kind, bqual, ordinal);
         let sealed = codec::seal(&key, body);
         let former = table
@@ -266,8 +292,9 @@ impl Next {
             return Err(LogError::NotEnded(gtrid));
         }
         for key in keys.iter().filter(|key| key[16] != kind::HEURISTIC) {
-            let former =
-                table.remove(key.as_slice()).map_err(|error| failed("delete", error))?;
+            let former = table
+                .remove(key.as_slice())
+                .map_err(|error| failed("delete", error))?;
             if let Some(former) = former {
                 self.sums.remove(key, former.value());
                 self.decisions -= u64::from(begins(key[16]));
@@ -293,7 +320,10 @@ fn next_ordinal(table: &Records<'_>, gtrid: Gtrid, bqual: Bqual) -> Result<u16, 
         None => Ok(0),
         Some(entry) => {
             let (key, _) = entry.map_err(|error| failed("read", error))?;
-            let ordinal = key.value().last_chunk().map_or(0, |bytes| u16::from_be_bytes(*bytes));
+            let ordinal = key
+                .value()
+                .last_chunk()
+                .map_or(0, |bytes| u16::from_be_bytes(*bytes));
             // The 65,536th replaces the last one: somebody is hammering one branch by hand.
             Ok(ordinal.saturating_add(1))
         }
@@ -304,7 +334,8 @@ type Meta<'t> = Table<'t, &'static str, &'static [u8]>;
 
 fn put_meta(meta: &mut Meta<'_>, name: &str, body: &[u8]) -> Result<(), LogError> {
     let sealed = codec::seal(name.as_bytes(), body);
-    meta.insert(name, sealed.as_slice()).map_err(|error| failed("insert", error))?;
+    meta.insert(name, sealed.as_slice())
+        .map_err(|error| failed("insert", error))?;
     Ok(())
 }
 
@@ -312,7 +343,11 @@ fn move_horizon(meta: &mut Meta<'_>, horizon: Gtrid) -> Result<(), LogError> {
     let current = meta
         .get(name::HORIZON)
         .map_err(|error| failed("read", error))?
-        .and_then(|sealed| codec::decode_meta(name::HORIZON, sealed.value()).ok().flatten());
+        .and_then(|sealed| {
+            codec::decode_meta(name::HORIZON, sealed.value())
+                .ok()
+                .flatten()
+        });
     if current >= Some(Record::Horizon(horizon)) {
         return Ok(());
     }
@@ -338,7 +373,10 @@ fn create(path: &Path, disk: &Arc<dyn StorageBackend>, cluster: &str) -> Result<
         {
             transaction.open_table(RECORDS)?;
             let mut meta = transaction.open_table(META)?;
-            let sums = Sums { commit: 1, ..Sums::default() };
+            let sums = Sums {
+                commit: FIRST_COMMIT,
+                ..Sums::default()
+            };
             for (name, body) in [
                 (name::FORMAT, codec::FORMAT.to_be_bytes().to_vec()),
                 (name::CLUSTER, codec::encode_text(cluster)),
@@ -349,7 +387,7 @@ fn create(path: &Path, disk: &Arc<dyn StorageBackend>, cluster: &str) -> Result<
         }
         transaction.commit()?;
         database.close()?;
-        frame::write_block(&**disk, 1)?;
+        frame::write_block(&**disk, FIRST_COMMIT)?;
         Ok(())
     };
     written().map_err(|error| LogError::Open {
@@ -368,7 +406,13 @@ fn holds_commits(disk: &Arc<dyn StorageBackend>) -> bool {
         }
         let database = open_overlay(disk)?;
         let meta = database.begin_read()?.open_table(META)?;
-        Ok(meta.get(name::EPOCH)?.is_some())
+        let sums = meta.get(name::SUMS)?.map(|sealed| sealed.value().to_vec());
+        let sums = sums.as_deref().and_then(|sealed| {
+            codec::unseal(name::SUMS.as_bytes(), sealed)
+                .and_then(Sums::decode)
+                .ok()
+        });
+        Ok(sums.is_some_and(|sums| sums.commit > FIRST_COMMIT))
     };
     panic::catch_unwind(AssertUnwindSafe(look)).is_ok_and(|found| found.unwrap_or(false))
 }
@@ -380,15 +424,24 @@ fn open_overlay(disk: &Arc<dyn StorageBackend>) -> Result<Database, redb::Error>
 
 /// Reads the whole log without changing a byte, and refuses it when anything is wrong.
 fn examine(path: &Path, disk: &Arc<dyn StorageBackend>, cluster: &str) -> Result<(), LogError> {
-    let damaged = |what: String| LogError::Damaged { path: path.to_owned(), what };
+    let damaged = |what: String| LogError::Damaged {
+        path: path.to_owned(),
+        what,
+    };
     let acknowledged = match frame::read_block(&**disk) {
         Ok(Block::Log { acknowledged }) => acknowledged,
         Ok(Block::Newer(found)) => {
             let known = codec::FORMAT;
-            return Err(LogError::NewerFormat { path: path.to_owned(), found, known });
+            return Err(LogError::NewerFormat {
+                path: path.to_owned(),
+                found,
+                known,
+            });
         }
         Ok(Block::Blank | Block::Foreign) => {
-            return Err(damaged("its first block is not that of a decision log".to_owned()));
+            return Err(damaged(
+                "its first block is not that of a decision log".to_owned(),
+            ));
         }
         Err(source) => return Err(unreadable(path, source)),
     };
@@ -399,8 +452,9 @@ fn examine(path: &Path, disk: &Arc<dyn StorageBackend>, cluster: &str) -> Result
             redb::Error::Io(source) => unreadable(path, source),
             error => damaged(error.to_string()),
         })?;
-        let transaction =
-            database.begin_read().map_err(|error| damaged(error.to_string()))?;
+        let transaction = database
+            .begin_read()
+            .map_err(|error| damaged(error.to_string()))?;
         check_owner(path, &transaction, cluster)?;
         read(path, &transaction, &mut |_| {})
     }));
@@ -414,13 +468,14 @@ fn examine(path: &Path, disk: &Arc<dyn StorageBackend>, cluster: &str) -> Result
     Ok(())
 }
 
-fn check_owner(
-    path: &Path,
-    transaction: &ReadTransaction,
-    cluster: &str,
-) -> Result<(), LogError> {
-    let damaged = |what: String| LogError::Damaged { path: path.to_owned(), what };
-    let meta = transaction.open_table(META).map_err(|error| damaged(error.to_string()))?;
+fn check_owner(path: &Path, transaction: &ReadTransaction, cluster: &str) -> Result<(), LogError> {
+    let damaged = |what: String| LogError::Damaged {
+        path: path.to_owned(),
+        what,
+    };
+    let meta = transaction
+        .open_table(META)
+        .map_err(|error| damaged(error.to_string()))?;
     let body = |name: &'static str| -> Result<Vec<u8>, LogError> {
         let sealed = meta
             .get(name)
@@ -436,13 +491,21 @@ fn check_owner(
         .map_err(|_| damaged("its format is not a number".to_owned()))?;
     if found > codec::FORMAT {
         let known = codec::FORMAT;
-        return Err(LogError::NewerFormat { path: path.to_owned(), found, known });
+        return Err(LogError::NewerFormat {
+            path: path.to_owned(),
+            found,
+            known,
+        });
     }
     let found = codec::decode_text(&body(name::CLUSTER)?)
         .map_err(|garbage| refuse(path, name::CLUSTER, &garbage))?;
     if found != cluster {
         let expected = cluster.to_owned();
-        return Err(LogError::OtherCluster { path: path.to_owned(), found, expected });
+        return Err(LogError::OtherCluster {
+            path: path.to_owned(),
+            found,
+            expected,
+        });
     }
     Ok(())
 }
@@ -460,9 +523,16 @@ fn read(
     transaction: &ReadTransaction,
     each: &mut dyn FnMut(Record),
 ) -> Result<Found, LogError> {
-    let damaged = |what: String| LogError::Damaged { path: path.to_owned(), what };
+    let damaged = |what: String| LogError::Damaged {
+        path: path.to_owned(),
+        what,
+    };
     let unopened = |error: TableError| damaged(error.to_string());
-    let mut found = Found { epoch: Epoch(0), sums: Sums::default(), decisions: 0 };
+    let mut found = Found {
+        epoch: Epoch(0),
+        sums: Sums::default(),
+        decisions: 0,
+    };
     let meta = transaction.open_table(META).map_err(unopened)?;
     let mut sums = None;
     let mut heads = Vec::new();
@@ -472,7 +542,8 @@ fn read(
         if name == name::SUMS {
             let body = codec::unseal(name.as_bytes(), sealed);
             sums = Some(
-                body.and_then(Sums::decode).map_err(|garbage| refuse(path, name, &garbage))?,
+                body.and_then(Sums::decode)
+                    .map_err(|garbage| refuse(path, name, &garbage))?,
             );
         }
         heads.extend(
@@ -497,7 +568,11 @@ fn read(
     for entry in records.iter().map_err(|error| damaged(error.to_string()))? {
         let (key, sealed) = entry.map_err(|error| damaged(error.to_string()))?;
         let record = codec::decode(key.value(), sealed.value()).map_err(|garbage| {
-            refuse(path, &format!("the record under {:02x?}", key.value()), &garbage)
+            refuse(
+                path,
+                &format!("the record under {:02x?}", key.value()),
+                &garbage,
+            )
         })?;
         found.sums.add(key.value(), sealed.value());
         found.decisions += u64::from(key.value().get(16).is_some_and(|kind| begins(*kind)));
@@ -516,19 +591,30 @@ fn read(
 fn refuse(path: &Path, what: &str, garbage: &Garbage) -> LogError {
     let path = path.to_owned();
     match garbage {
-        Garbage::Version(found) => {
-            LogError::NewerFormat { path, found: (*found).into(), known: codec::VERSION.into() }
-        }
-        garbage => LogError::Damaged { path, what: format!("{what}: {garbage}") },
+        Garbage::Version(found) => LogError::NewerFormat {
+            path,
+            found: (*found).into(),
+            known: codec::VERSION.into(),
+        },
+        garbage => LogError::Damaged {
+            path,
+            what: format!("{what}: {garbage}"),
+        },
     }
 }
 
 fn unreadable(path: &Path, source: std::io::Error) -> LogError {
-    LogError::Open { doing: "read the decision log in", path: path.to_owned(), source }
+    LogError::Open {
+        doing: "read the decision log in",
+        path: path.to_owned(),
+        source,
+    }
 }
 
 fn failed(doing: &str, error: impl fmt::Display) -> LogError {
-    LogError::Failed { what: format!("cannot {doing}: {error}") }
+    LogError::Failed {
+        what: format!("cannot {doing}: {error}"),
+    }
 }
 
 /// Gives back what deleted records occupied, when it is much.
@@ -538,15 +624,23 @@ fn compact(database: &mut Database, disk: &dyn StorageBackend) -> Result<(), Log
         return Ok(());
     }
     let used = {
-        let transaction =
-            database.begin_write().map_err(|error| failed("measure", error))?;
-        let stats = transaction.stats().map_err(|error| failed("measure", error))?;
-        let used = stats.stored_bytes() + stats.metadata_bytes() + stats.fragmented_bytes();
-        transaction.abort().map_err(|error| failed("measure", error))?;
+        let transaction = database
+            .begin_write()
+            .map_err(|error| failed("measure", error))?;
+        // Only what we put in: redb counts pages that wait to be freed as used.
+        let used = transaction
+            .stats()
+            .map_err(|error| failed("measure", error))?
+            .stored_bytes();
+        transaction
+            .abort()
+            .map_err(|error| failed("measure", error))?;
         used
     };
     if bytes / COMPACT_RATIO > used {
-        database.compact().map_err(|error| failed("compact", error))?;
+        database
+            .compact()
+            .map_err(|error| failed("compact", error))?;
     }
     Ok(())
 }

@@ -39,14 +39,13 @@ impl MemoryLog {
 
     /// Whether a transaction would still be running after these records.
     fn is_early(&self, gtrid: Gtrid, records: &[Record]) -> bool {
-        let mut own = records.iter().filter(|record| record.gtrid() == Some(gtrid));
+        let mut own = records
+            .iter()
+            .filter(|record| record.gtrid() == Some(gtrid));
         let logged = |place| self.transactions.contains_key(&(gtrid, place));
-        let begins = |record: &Record| {
-            matches!(record, Record::Decision { .. } | Record::OnePhase { .. })
-        };
-        let begun = logged(Place::Decision)
-            || logged(Place::OnePhase)
-            || own.clone().any(begins);
+        let begins =
+            |record: &Record| matches!(record, Record::Decision { .. } | Record::OnePhase { .. });
+        let begun = logged(Place::Decision) || logged(Place::OnePhase) || own.clone().any(begins);
         let ended = logged(Place::End) || own.any(|record| matches!(record, Record::End { .. }));
         begun && !ended
     }
@@ -59,8 +58,12 @@ impl MemoryLog {
                 return;
             }
             Record::Placement(names) => return self.placement = Some(names.clone()),
-            Record::Incarnation { participant, incarnation } => {
-                self.incarnations.insert(participant.clone(), incarnation.clone());
+            Record::Incarnation {
+                participant,
+                incarnation,
+            } => {
+                self.incarnations
+                    .insert(participant.clone(), incarnation.clone());
                 return;
             }
             Record::Decision { gtrid, .. } => (*gtrid, Place::Decision),
@@ -70,7 +73,10 @@ impl MemoryLog {
             Record::Heuristic { gtrid, bqual, .. } => {
                 let first = (*gtrid, Place::Heuristic(*bqual, 0));
                 let last = (*gtrid, Place::Heuristic(*bqual, usize::MAX));
-                (*gtrid, Place::Heuristic(*bqual, self.transactions.range(first..=last).count()))
+                (
+                    *gtrid,
+                    Place::Heuristic(*bqual, self.transactions.range(first..=last).count()),
+                )
             }
         };
         self.transactions.insert((gtrid, place), record.clone());
@@ -90,7 +96,10 @@ impl DecisionLog for MemoryLog {
         }
         let forgotten = std::mem::take(&mut self.forgotten);
         let next_horizon = self.next_horizon.take();
-        if let Some(early) = forgotten.iter().find(|gtrid| self.is_early(**gtrid, records)) {
+        if let Some(early) = forgotten
+            .iter()
+            .find(|gtrid| self.is_early(**gtrid, records))
+        {
             return Err(LogError::NotEnded(*early));
         }
         records.iter().for_each(|record| self.put(record));
@@ -110,13 +119,26 @@ impl DecisionLog for MemoryLog {
     }
 
     fn visit(&self, each: &mut dyn FnMut(Record)) -> Result<(), LogError> {
-        self.epoch.map(Record::Epoch).into_iter().for_each(&mut *each);
-        self.placement.clone().map(Record::Placement).into_iter().for_each(&mut *each);
+        self.epoch
+            .map(Record::Epoch)
+            .into_iter()
+            .for_each(&mut *each);
+        self.placement
+            .clone()
+            .map(Record::Placement)
+            .into_iter()
+            .for_each(&mut *each);
         for (participant, incarnation) in &self.incarnations {
             let (participant, incarnation) = (participant.clone(), incarnation.clone());
-            each(Record::Incarnation { participant, incarnation });
+            each(Record::Incarnation {
+                participant,
+                incarnation,
+            });
         }
-        self.horizon.map(Record::Horizon).into_iter().for_each(&mut *each);
+        self.horizon
+            .map(Record::Horizon)
+            .into_iter()
+            .for_each(&mut *each);
         self.transactions.values().cloned().for_each(each);
         Ok(())
     }
@@ -129,7 +151,10 @@ impl DecisionLog for MemoryLog {
                 matches!(place, Place::Decision | Place::OnePhase | Place::Refused)
             })
             .count();
-        LogStats { decisions: decisions as u64, bytes: 0 }
+        LogStats {
+            decisions: decisions as u64,
+            bytes: 0,
+        }
     }
 }
 

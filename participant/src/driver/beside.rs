@@ -8,14 +8,15 @@ use std::mem::{Discriminant, discriminant};
 use std::time::{Duration, SystemTime};
 
 use concord_core::id::BranchId;
-use concord_core::participant::{Entry, Participant, State};
+use concord_core::message::{Finish, FromParticipant};
+use concord_core::participant::{Effect, Entry, Participant, State};
 use concord_core::transaction::BranchState;
 use futures::StreamExt;
 use tokio::time::Instant;
 use tokio_util::time::DelayQueue;
 use tokio_util::time::delay_queue::Key;
 
-use super::event::BranchView;
+use super::event::{BranchView, Payload};
 
 /// A branch that expired, and is still here after this many seconds, is looked at again: its
 /// statement may not have ended, or its coordinator never asked why it failed.
@@ -26,6 +27,8 @@ struct Kept {
     state: Discriminant<State>,
     since: Instant,
     timer: Option<Key>,
+    /// What a failed one-phase commit returned: its answer waits for the tombstone.
+    results: Payload,
 }
 
 /// What is kept beside the machine.
@@ -64,6 +67,7 @@ impl Beside {
             state,
             since: Instant::now(),
             timer: None,
+            results: Payload::None,
         });
         if kept.state != state {
             kept.state = state;
@@ -74,6 +78,38 @@ impl Beside {
             && entry.state == State::Beginning
         {
             kept.timer = Some(self.timers.insert(branch, timeout));
+        }
+    }
+
+    /// Brings results together with the answer that they belong to, which may leave in a later
+    /// step than the one that the results came with.
+    pub(super) fn attach(
+        &mut self,
+        branch: BranchId,
+        effects: &[Effect],
+        payload: Payload,
+    ) -> Payload {
+        let answers = effects.iter().any(|effect| match effect {
+            Effect::Reply { message, .. } => match message {
+                FromParticipant::Voted { .. } => true,
+                FromParticipant::Finished { finish, .. } => match finish {
+                    Finish::Committed | Finish::Aborted(_) => true,
+                    Finish::Retry(_) | Finish::Damaged(_) => false,
+                },
+                FromParticipant::Begun { .. } | FromParticipant::Stale { .. } => false,
+            },
+            _ => false,
+        });
+        let Some(kept) = self.kept.get_mut(&branch) else {
+            return payload;
+        };
+        match payload {
+            Payload::Results(..) if !answers => {
+                kept.results = payload;
+                Payload::None
+            }
+            Payload::None if answers => std::mem::take(&mut kept.results),
+            payload => payload,
         }
     }
 

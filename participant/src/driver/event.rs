@@ -6,7 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use concord_core::id::{BranchId, Epoch, Gtrid};
-use concord_core::message::{Decision, FromParticipant, ToParticipant};
+use concord_core::message::{Decision, Finish, FromParticipant, ToParticipant};
 use concord_core::participant::{Input, Token};
 use concord_core::reason::Reason;
 use concord_core::transaction::BranchState;
@@ -152,7 +152,11 @@ impl Answer {
                 })
             }
             FromParticipant::Finished { finish, .. } => {
-                let (results, failed_statement) = payload.take_results();
+                let (results, failed_statement) = match finish {
+                    // It failed because a former copy of it had committed.
+                    Finish::Committed if payload.failed() => (Vec::new(), None),
+                    _ => payload.take_results(),
+                };
                 Self::Finished(Finished {
                     finish,
                     results,
@@ -258,6 +262,10 @@ impl Payload {
             Self::Results(results, failed) => (std::mem::take(results), *failed),
             _ => (Vec::new(), None),
         }
+    }
+
+    fn failed(&self) -> bool {
+        matches!(self, Self::Results(_, Some(_)))
     }
 
     pub(super) fn take_work(&mut self) -> Option<Work> {

@@ -29,7 +29,7 @@ const CURRENCY: &str = "XTS";
 /// Calls at once while accounts are opened and read.
 const SETUP_CONCURRENCY: usize = 32;
 /// How long the books may take to be still: every branch finished.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+const DRAIN_DEADLINE: Duration = Duration::from_mins(1);
 /// Time between two looks at branches in doubt.
 const DRAIN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -70,7 +70,8 @@ fn opened<R>(outcome: Outcome<R>) -> Result<R, Failure> {
 
 /// A client that is patient with transient failures, for everything that is not measured.
 fn patient(ctx: &Ctx) -> Client {
-    ctx.client.with_retry(RetryPolicy::lasting(Duration::from_secs(30)))
+    ctx.client
+        .with_retry(RetryPolicy::lasting(Duration::from_secs(30)))
 }
 
 impl Books {
@@ -100,14 +101,21 @@ impl Books {
                 .or_default()
                 .push(account.account_id.clone());
         }
-        let places = Places::new(by_server.into_values().collect(), args.hot, args.cross_server)?;
+        let places = Places::new(
+            by_server.into_values().collect(),
+            args.hot,
+            args.cross_server,
+        )?;
         let products = if args.workload == Workload::Transfer {
             Vec::new()
         } else {
             products(&client, &run).await?
         };
         Ok(Self {
-            accounts: opened_accounts.into_iter().map(|account| account.account_id).collect(),
+            accounts: opened_accounts
+                .into_iter()
+                .map(|account| account.account_id)
+                .collect(),
             places: Arc::new(places),
             products: Arc::new(products),
             raw: args.against.map(|Against::Raw| Folder::new(&args.dir)),
@@ -145,7 +153,11 @@ impl Books {
             Some(folder) => raw::total(folder).await?,
             None => 0,
         };
-        Ok(Totals { money: balances.iter().sum(), stock, raw })
+        Ok(Totals {
+            money: balances.iter().sum(),
+            stock,
+            raw,
+        })
     }
 
     /// Whether money and stock are what they must be.

@@ -164,9 +164,9 @@ pub(super) async fn slice(workers: &mut Vec<Worker>, time: Duration) -> Result<S
         .collect();
     let mut all = Stats::new()?;
     for task in tasks {
-        let joined = task
-            .await
-            .map_err(|error| Failure::new(Exit::Other, "a client of the benchmark died").why(error));
+        let joined = task.await.map_err(|error| {
+            Failure::new(Exit::Other, "a client of the benchmark died").why(error)
+        });
         let (worker, stats) = joined??;
         workers.push(worker);
         all.add(&stats);
@@ -187,15 +187,25 @@ pub(super) struct Places<T> {
 impl<T> Places<T> {
     /// Needs two servers with entries when pairs must cross.
     pub(super) fn new(servers: Vec<Vec<T>>, hot: f64, cross: bool) -> Result<Self, Failure> {
-        let servers: Vec<Vec<T>> = servers.into_iter().filter(|list| !list.is_empty()).collect();
+        let servers: Vec<Vec<T>> = servers
+            .into_iter()
+            .filter(|list| !list.is_empty())
+            .collect();
         if cross && servers.len() < 2 {
-            return Err(Failure::new(Exit::Usage, "all accounts lie on one server")
-                .next("use more --accounts, a cluster of several servers, or --cross-server false"));
+            return Err(
+                Failure::new(Exit::Usage, "all accounts lie on one server").next(
+                    "use more --accounts, a cluster of several servers, or --cross-server false",
+                ),
+            );
         }
         if servers.iter().map(Vec::len).sum::<usize>() < 2 {
             return Err(Failure::new(Exit::Usage, "a transfer needs two accounts"));
         }
-        Ok(Self { servers, hot, cross })
+        Ok(Self {
+            servers,
+            hot,
+            cross,
+        })
     }
 
     /// Two different entries; the indices of their servers come with them.
@@ -208,7 +218,11 @@ impl<T> Places<T> {
             if self.cross && from == to {
                 continue;
             }
-            let hot_at = if hot { 0 } else { rng.random_range(0..self.servers[from].len()) };
+            let hot_at = if hot {
+                0
+            } else {
+                rng.random_range(0..self.servers[from].len())
+            };
             let other = rng.random_range(0..self.servers[to].len());
             if (from, hot_at) == (to, other) {
                 continue;
@@ -216,7 +230,11 @@ impl<T> Places<T> {
             let first = (from, &self.servers[from][hot_at]);
             let second = (to, &self.servers[to][other]);
             // The hot account is debited and credited equally often.
-            return if rng.random_bool(0.5) { (first, second) } else { (second, first) };
+            return if rng.random_bool(0.5) {
+                (first, second)
+            } else {
+                (second, first)
+            };
         }
     }
 }
@@ -250,8 +268,15 @@ impl ServiceWorker {
         }
         let product_id = self.products[rand::random_range(0..self.products.len())].clone();
         let request = v1::PlaceOrderRequest {
-            lines: vec![v1::OrderLine { product_id, quantity: 1, price: 0 }],
-            payment: Some(v1::Payment { from_account_id: from, to_account_id: to }),
+            lines: vec![v1::OrderLine {
+                product_id,
+                quantity: 1,
+                price: 0,
+            }],
+            payment: Some(v1::Payment {
+                from_account_id: from,
+                to_account_id: to,
+            }),
             ..Default::default()
         };
         Done::of(&self.client.place_order(request).await, 1)
@@ -286,12 +311,18 @@ mod tests {
         let mut all = Stats::new().unwrap();
         let mut one = Stats::new().unwrap();
         one.count(Done::Committed { ordered: 1 }, Duration::from_millis(2));
-        one.count(Done::Aborted("LOCK_TIMEOUT".into()), Duration::from_millis(9));
+        one.count(
+            Done::Aborted("LOCK_TIMEOUT".into()),
+            Duration::from_millis(9),
+        );
         one.count(Done::Unknown { ordered: 1 }, Duration::from_millis(9));
         one.took = Duration::from_secs(1);
         all.add(&one);
         all.add(&one);
-        assert_eq!((all.committed, all.unknown, all.ordered, all.perhaps_ordered), (2, 2, 2, 2));
+        assert_eq!(
+            (all.committed, all.unknown, all.ordered, all.perhaps_ordered),
+            (2, 2, 2, 2)
+        );
         assert_eq!(all.aborted["LOCK_TIMEOUT"], 2);
         assert!((all.tps() - 1.0).abs() < 1e-9);
         assert_eq!(all.latency.len(), 2);

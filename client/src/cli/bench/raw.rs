@@ -54,8 +54,9 @@ impl Table {
                 .await?;
             for first in (0..each).step_by(FILL_ROWS as usize) {
                 let last = each.min(first + FILL_ROWS);
-                let rows: Vec<String> =
-                    (first..last).map(|id| format!("({id},{OPENING})")).collect();
+                let rows: Vec<String> = (first..last)
+                    .map(|id| format!("({id},{OPENING})"))
+                    .collect();
                 let insert = format!("INSERT INTO concord_raw.accounts VALUES {}", rows.join(","));
                 server.run(&insert).await?;
             }
@@ -74,16 +75,27 @@ impl Table {
         for server in self.servers.iter() {
             let mut connection = server.connect().await?;
             let set = format!("SET SESSION innodb_lock_wait_timeout = {LOCK_WAIT_S}");
-            sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut connection).await.map_err(failed)?;
+            sqlx::raw_sql(AssertSqlSafe(set))
+                .execute(&mut connection)
+                .await
+                .map_err(failed)?;
             connections.push(connection);
         }
         let run = format!("{}-{number}", self.run);
-        Ok(RawWorker { table: self.clone(), connections, run, next: 0 })
+        Ok(RawWorker {
+            table: self.clone(),
+            connections,
+            run,
+            next: 0,
+        })
     }
 
     /// A client that asks Concord to do the same.
     pub(super) fn plain(&self, client: Client) -> PlainWorker {
-        PlainWorker { table: self.clone(), client }
+        PlainWorker {
+            table: self.clone(),
+            client,
+        }
     }
 }
 
@@ -118,24 +130,28 @@ enum Vote {
 
 impl RawWorker {
     pub(super) async fn once(&mut self) -> Result<Done, Failure> {
-        let ((from, &payer), (to, &payee)) = self.table.rows.pair();
+        let ((from, &debtor), (to, &creditor)) = self.table.rows.pair();
         self.next += 1;
         let xid = format!("'{}-{}'", self.run, self.next);
         if from == to {
-            return self.local(from, payer, payee).await;
+            return self.local(from, debtor, creditor).await;
         }
         let (debit, credit) = two(&mut self.connections, from, to);
         let first = format!("{xid},'1'");
         let second = format!("{xid},'2'");
+        let (take, give) = (update(debtor, -1), update(creditor, 1));
         let (a, b) = try_join!(
-            prepare(debit, &first, &update(payer, -1)),
-            prepare(credit, &second, &update(payee, 1)),
+            prepare(debit, &first, &take),
+            prepare(credit, &second, &give)
         )?;
         let verb = match (&a, &b) {
             (Vote::Prepared, Vote::Prepared) => "COMMIT",
             _ => "ROLLBACK",
         };
-        try_join!(finish(debit, &first, &a, verb), finish(credit, &second, &b, verb))?;
+        try_join!(
+            finish(debit, &first, &a, verb),
+            finish(credit, &second, &b, verb)
+        )?;
         Ok(match (a, b) {
             (Vote::Prepared, Vote::Prepared) => Done::Committed { ordered: 0 },
             (Vote::Refused(why), _) | (_, Vote::Refused(why)) => Done::Aborted(why.into()),
@@ -143,14 +159,23 @@ impl RawWorker {
     }
 
     /// Both rows on one server: one local transaction.
-    async fn local(&mut self, server: usize, payer: u32, payee: u32) -> Result<Done, Failure> {
-        let text =
-            format!("BEGIN; {}; {}; COMMIT", update(payer, -1), update(payee, 1));
+    async fn local(&mut self, server: usize, debtor: u32, creditor: u32) -> Result<Done, Failure> {
+        let text = format!(
+            "BEGIN; {}; {}; COMMIT",
+            update(debtor, -1),
+            update(creditor, 1)
+        );
         let connection = &mut self.connections[server];
-        match sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut *connection).await {
+        match sqlx::raw_sql(AssertSqlSafe(text))
+            .execute(&mut *connection)
+            .await
+        {
             Ok(_) => Ok(Done::Committed { ordered: 0 }),
             Err(sqlx::Error::Database(error)) => {
-                sqlx::raw_sql("ROLLBACK").execute(connection).await.map_err(failed)?;
+                sqlx::raw_sql("ROLLBACK")
+                    .execute(connection)
+                    .await
+                    .map_err(failed)?;
                 Ok(Done::Aborted(name(&*error).into()))
             }
             Err(error) => Err(failed(error)),
@@ -171,9 +196,17 @@ fn update(row: u32, amount: i64) -> String {
     text
 }
 
-fn two(list: &mut [MySqlConnection], a: usize, b: usize) -> (&mut MySqlConnection, &mut MySqlConnection) {
+fn two(
+    list: &mut [MySqlConnection],
+    a: usize,
+    b: usize,
+) -> (&mut MySqlConnection, &mut MySqlConnection) {
     let (low, high) = list.split_at_mut(a.max(b));
-    if a < b { (&mut low[a], &mut high[0]) } else { (&mut high[0], &mut low[b]) }
+    if a < b {
+        (&mut low[a], &mut high[0])
+    } else {
+        (&mut high[0], &mut low[b])
+    }
 }
 
 fn name(error: &dyn sqlx::error::DatabaseError) -> String {
@@ -193,19 +226,30 @@ async fn prepare(
     update: &str,
 ) -> Result<Vote, Failure> {
     let text = format!("XA START {xid}; {update}; XA END {xid}; XA PREPARE {xid}");
-    match sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut *connection).await {
+    match sqlx::raw_sql(AssertSqlSafe(text))
+        .execute(&mut *connection)
+        .await
+    {
         Ok(done) if done.rows_affected() == 1 => Ok(Vote::Prepared),
         Ok(_) => {
             let text = format!("XA ROLLBACK {xid}");
-            sqlx::raw_sql(AssertSqlSafe(text)).execute(connection).await.map_err(failed)?;
+            sqlx::raw_sql(AssertSqlSafe(text))
+                .execute(connection)
+                .await
+                .map_err(failed)?;
             Ok(Vote::Refused("INSUFFICIENT_FUNDS".to_owned()))
         }
         Err(sqlx::Error::Database(error)) => {
             // A deadlock's victim answers XA END with an error and takes XA ROLLBACK all the same.
             let text = format!("XA END {xid}");
-            let _ = sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut *connection).await;
+            let _ = sqlx::raw_sql(AssertSqlSafe(text))
+                .execute(&mut *connection)
+                .await;
             let text = format!("XA ROLLBACK {xid}");
-            sqlx::raw_sql(AssertSqlSafe(text)).execute(connection).await.map_err(failed)?;
+            sqlx::raw_sql(AssertSqlSafe(text))
+                .execute(connection)
+                .await
+                .map_err(failed)?;
             Ok(Vote::Refused(name(&*error)))
         }
         Err(error) => Err(failed(error)),
@@ -220,7 +264,10 @@ async fn finish(
 ) -> Result<(), Failure> {
     if let Vote::Prepared = vote {
         let text = format!("XA {verb} {xid}");
-        sqlx::raw_sql(AssertSqlSafe(text)).execute(connection).await.map_err(failed)?;
+        sqlx::raw_sql(AssertSqlSafe(text))
+            .execute(connection)
+            .await
+            .map_err(failed)?;
     }
     Ok(())
 }
@@ -234,19 +281,19 @@ pub(super) struct PlainWorker {
 
 impl PlainWorker {
     pub(super) async fn once(&mut self) -> Done {
-        let ((from, &payer), (to, &payee)) = self.table.rows.pair();
+        let ((from, &debtor), (to, &creditor)) = self.table.rows.pair();
         let statement = |row: u32, amount: i64| {
-            Statement::new(UPDATE).bind(amount).bind(row).bind(amount).expect_rows(
-                1,
-                Some(1),
-                "INSUFFICIENT_FUNDS",
-            )
+            Statement::new(UPDATE)
+                .bind(amount)
+                .bind(row)
+                .bind(amount)
+                .expect_rows(1, Some(1), "INSUFFICIENT_FUNDS")
         };
         let outcome = self
             .client
             .one_shot()
-            .on(&self.table.servers[from].name, statement(payer, -1))
-            .on(&self.table.servers[to].name, statement(payee, 1))
+            .on(&self.table.servers[from].name, statement(debtor, -1))
+            .on(&self.table.servers[to].name, statement(creditor, 1))
             .send()
             .await;
         Done::of(&outcome, 0)

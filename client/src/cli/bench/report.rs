@@ -46,7 +46,9 @@ impl Slices {
     }
 
     fn get(&self, side: Side) -> Option<(f64, &Stats)> {
-        self.sides.get(&side).map(|(tps, stats)| (median(tps), stats))
+        self.sides
+            .get(&side)
+            .map(|(tps, stats)| (median(tps), stats))
     }
 }
 
@@ -71,8 +73,13 @@ pub(super) struct Report<'a> {
     pub in_doubt: usize,
 }
 
-const QUANTILES: [(&str, f64); 5] =
-    [("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p99_9", 0.999)];
+const QUANTILES: [(&str, f64); 5] = [
+    ("p50", 0.5),
+    ("p90", 0.9),
+    ("p95", 0.95),
+    ("p99", 0.99),
+    ("p99_9", 0.999),
+];
 
 /// A quantile of the latencies in milliseconds.
 #[allow(clippy::cast_precision_loss)] // Microseconds below 2^53.
@@ -86,8 +93,11 @@ fn side_json(tps: f64, stats: &Stats) -> Value {
         latency.insert(name.to_owned(), json!(millis(stats, quantile)));
     }
     latency.insert("max".to_owned(), json!(millis(stats, 1.0)));
-    let aborted: BTreeMap<&str, u64> =
-        stats.aborted.iter().map(|(code, count)| (&**code, *count)).collect();
+    let aborted: BTreeMap<&str, u64> = stats
+        .aborted
+        .iter()
+        .map(|(code, count)| (&**code, *count))
+        .collect();
     json!({
         "tps": tps,
         "committed": stats.committed,
@@ -113,7 +123,10 @@ impl Report<'_> {
     fn ratios(&self) -> Option<(f64, f64)> {
         let (tps, stats) = self.slices.get(Side::Plain)?;
         let (raw_tps, raw_stats) = self.slices.get(Side::Raw)?;
-        Some((ratio(tps, raw_tps)?, ratio(millis(stats, 0.5), millis(raw_stats, 0.5))?))
+        Some((
+            ratio(tps, raw_tps)?,
+            ratio(millis(stats, 0.5), millis(raw_stats, 0.5))?,
+        ))
     }
 
     pub(super) fn json(&self) -> Value {
@@ -162,25 +175,45 @@ impl Report<'_> {
             Some(row)
         });
         let header = [
-            "", "tx/s>", "p50 ms>", "p95 ms>", "p99 ms>", "max ms>", "committed>", "aborted>",
+            "",
+            "tx/s>",
+            "p50 ms>",
+            "p95 ms>",
+            "p99 ms>",
+            "max ms>",
+            "committed>",
+            "aborted>",
             "unknown>",
         ];
         let mut text = output::table(&header, shown);
         for (side, (_, stats)) in &self.slices.sides {
             for (code, count) in &stats.aborted {
                 let code = output::clean(code);
-                text.push_str(&format!("\n{}: {count} × {code}", side.name()));
+                output::push(
+                    &mut text,
+                    format_args!("\n{}: {count} × {code}", side.name()),
+                );
             }
         }
         if let Some((tps, p50)) = self.ratios() {
-            text.push_str(&format!(
-                "\nconcord / raw, medians over {} slices each: {tps:.3} of the throughput, \
+            output::push(
+                &mut text,
+                format_args!(
+                    "\nconcord / raw, medians over {} slices each: {tps:.3} of the throughput, \
                  {p50:.2} × the median latency",
-                self.args.rounds
-            ));
+                    self.args.rounds
+                ),
+            );
         }
-        let books = if self.conserved { "they add up" } else { "THEY DO NOT ADD UP" };
-        text.push_str(&format!("\nbooks: {books}; branches in doubt: {}", self.in_doubt));
+        let books = if self.conserved {
+            "they add up"
+        } else {
+            "THEY DO NOT ADD UP"
+        };
+        output::push(
+            &mut text,
+            format_args!("\nbooks: {books}; branches in doubt: {}", self.in_doubt),
+        );
         text
     }
 
@@ -192,13 +225,21 @@ impl Report<'_> {
                 .next("keep the cluster's folder and report this: it must never happen"));
         }
         if self.in_doubt > 0 {
-            return Err(Failure::new(Exit::Other, "branches are still in doubt after a minute")
-                .next("look at `concord indoubt list` and `concord status`"));
+            return Err(
+                Failure::new(Exit::Other, "branches are still in doubt after a minute")
+                    .next("look at `concord indoubt list` and `concord status`"),
+            );
         }
-        if self.headline().is_none_or(|(_, stats)| stats.committed == 0) {
-            return Err(Failure::new(Exit::Unavailable, "nothing was committed, so nothing was \
-                                                        measured")
-                .next("look at `concord status`"));
+        if self
+            .headline()
+            .is_none_or(|(_, stats)| stats.committed == 0)
+        {
+            return Err(Failure::new(
+                Exit::Unavailable,
+                "nothing was committed, so nothing was \
+                                                        measured",
+            )
+            .next("look at `concord status`"));
         }
         Ok(())
     }

@@ -23,16 +23,16 @@ use crate::retry::RetryPolicy;
 use crate::v1;
 
 /// How long a killed daemon and what it left open may take.
-pub(super) const RECOVERY: Duration = Duration::from_secs(60);
+pub(super) const RECOVERY: Duration = Duration::from_mins(1);
 /// How long one phase of the protocol may take while a daemon is held still. Below the coordinator's
 /// patience with a silent participant.
 const PHASE: Duration = Duration::from_secs(8);
 /// The currency of the demonstration.
 pub(super) const EURO: &str = "EUR";
 /// What each account begins with.
-const OPENING: i64 = 100_00;
+const OPENING: i64 = 10_000;
 /// Price of the product.
-pub(super) const PRICE: i64 = 7_50;
+pub(super) const PRICE: i64 = 750;
 /// Pieces in stock at the beginning.
 const STOCK: i64 = 10;
 /// Ids that are tried until one lies on another server.
@@ -70,11 +70,16 @@ impl Stage {
         let folder = Folder::new(dir);
         let servers = folder.servers()?;
         if servers.len() < 2 {
-            return Err(Failure::new(Exit::Usage, "the demonstration needs two servers")
-                .next("start the cluster with `concord up --servers 2`"));
+            return Err(
+                Failure::new(Exit::Usage, "the demonstration needs two servers")
+                    .next("start the cluster with `concord up --servers 2`"),
+            );
         }
         let builder = ctx.global.builder();
-        let patient = builder.clone().retry(RetryPolicy::lasting(RECOVERY)).build()?;
+        let patient = builder
+            .clone()
+            .retry(RetryPolicy::lasting(RECOVERY))
+            .build()?;
         let client = builder.retry(RetryPolicy::none()).build()?;
         let run = Uuid::now_v7().simple().to_string();
         let run = &run[run.len() - 6..];
@@ -113,9 +118,21 @@ impl Stage {
             return;
         }
         let rows = [
-            (&self.anna.account_id, money::show(OPENING, EURO), &self.anna.participant),
-            (&self.bert.account_id, money::show(OPENING, EURO), &self.bert.participant),
-            (&self.mug.product_id, format!("{STOCK} in stock"), &self.mug.participant),
+            (
+                &self.anna.account_id,
+                money::show(OPENING, EURO),
+                &self.anna.participant,
+            ),
+            (
+                &self.bert.account_id,
+                money::show(OPENING, EURO),
+                &self.bert.participant,
+            ),
+            (
+                &self.mug.product_id,
+                format!("{STOCK} in stock"),
+                &self.mug.participant,
+            ),
         ]
         .map(|(id, what, place)| vec![id.clone(), what, format!("behind {place}")]);
         println!("{}", output::table(&["id", "holds", "server"], rows));
@@ -145,7 +162,10 @@ impl Stage {
     /// The server behind a participant.
     pub(super) fn server(&self, participant: &str) -> Result<&Server, Failure> {
         self.servers.get(participant).ok_or_else(|| {
-            Failure::new(Exit::Other, format!("no configuration of {participant} in the folder"))
+            Failure::new(
+                Exit::Other,
+                format!("no configuration of {participant} in the folder"),
+            )
         })
     }
 
@@ -199,7 +219,11 @@ impl Stage {
     /// Begins to collect state changes.
     pub(super) async fn watch(&mut self) -> Result<(), Failure> {
         let failed = |error| Failure::of_call("transactions cannot be watched", &error);
-        let mut stream = self.patient.watch_transactions(None).await.map_err(failed)?;
+        let mut stream = self
+            .patient
+            .watch_transactions(None)
+            .await
+            .map_err(failed)?;
         if let Some(old) = self.changes.take() {
             old.abort();
         }
@@ -242,7 +266,10 @@ impl Stage {
     /// Stops a daemon for a while.
     pub(super) fn freeze(&mut self, name: &str) -> Result<Frozen, Failure> {
         let process = self.folder.process(name)?;
-        self.say(format!("hold {name} still (SIGSTOP to pid {})", process.pid));
+        self.say(format!(
+            "hold {name} still (SIGSTOP to pid {})",
+            process.pid
+        ));
         Ok(Frozen::new(process))
     }
 
@@ -251,7 +278,10 @@ impl Stage {
         let process = self.folder.process(name)?;
         process.signal(Signal::SIGKILL);
         if !process.ended(PHASE).await {
-            return Err(Failure::new(Exit::Other, format!("{name} survived SIGKILL")));
+            return Err(Failure::new(
+                Exit::Other,
+                format!("{name} survived SIGKILL"),
+            ));
         }
         self.say(format!("kill -9 {} ({name})", process.pid));
         Ok(())
@@ -268,7 +298,9 @@ impl Stage {
             let newest = self.client.list_transactions(&[], false, 50).await;
             let newest = newest
                 .map_err(|error| Failure::of_call("transactions cannot be listed", &error))?;
-            let found = newest.into_iter().find(|found| found.request_id == request_id);
+            let found = newest
+                .into_iter()
+                .find(|found| found.request_id == request_id);
             Ok(found.filter(&ready))
         })
         .await
@@ -309,20 +341,32 @@ impl Stage {
         gtrid: &str,
         expected: bool,
     ) -> Result<(), Failure> {
-        let listed = self.server(participant)?.lists_branch_of(uuid_of(gtrid)?).await?;
-        let text = if listed { "lists the branch: prepared" } else { "lists no such branch" };
+        let listed = self
+            .server(participant)?
+            .lists_branch_of(uuid_of(gtrid)?)
+            .await?;
+        let text = if listed {
+            "lists the branch: prepared"
+        } else {
+            "lists no such branch"
+        };
         self.say(format!("XA RECOVER on the server of {participant} {text}"));
         if listed == expected {
             return Ok(());
         }
-        Err(Failure::new(Exit::Other, "a branch is not in the state that this step needs")
-            .next("run the demonstration again; another user may have worked on these accounts"))
+        Err(Failure::new(
+            Exit::Other,
+            "a branch is not in the state that this step needs",
+        )
+        .next("run the demonstration again; another user may have worked on these accounts"))
     }
 
     /// Waits until everybody is up, can vote, and nothing is in doubt.
     pub(super) async fn until_well(&mut self) -> Result<(), Failure> {
         until("the cluster is well again", RECOVERY, async || {
-            let Ok(status) = self.client.cluster_status().await else { return Ok(None) };
+            let Ok(status) = self.client.cluster_status().await else {
+                return Ok(None);
+            };
             let well = status.participants.iter().all(|info| {
                 info.connected && info.status.as_ref().is_some_and(|status| status.can_vote)
             });
@@ -345,7 +389,9 @@ impl Drop for Stage {
 }
 
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// A gtrid in text form as the bytes that stand in an xid.
@@ -356,7 +402,11 @@ fn uuid_of(gtrid: &str) -> Result<Uuid, Failure> {
 }
 
 fn suffix(i: u32) -> String {
-    if i == 0 { String::new() } else { (i + 1).to_string() }
+    if i == 0 {
+        String::new()
+    } else {
+        (i + 1).to_string()
+    }
 }
 
 /// Something that knows where it lies.
@@ -382,13 +432,16 @@ async fn elsewhere<T: Placed, F: Future<Output = Result<T, Failure>>>(
     make: impl Fn(u32) -> F,
 ) -> Result<T, Failure> {
     for i in 0..TRIES {
-        let made = make(i).await?;
-        if made.participant() != there {
-            return Ok(made);
+        let thing = make(i).await?;
+        if thing.participant() != there {
+            return Ok(thing);
         }
     }
-    Err(Failure::new(Exit::Other, format!("{TRIES} ids in a row lie behind {there}"))
-        .next("does the cluster have a second participant? See `concord status`"))
+    Err(Failure::new(
+        Exit::Other,
+        format!("{TRIES} ids in a row lie behind {there}"),
+    )
+    .next("does the cluster have a second participant? See `concord status`"))
 }
 
 async fn open(client: &Client, id: &str) -> Result<v1::Account, Failure> {

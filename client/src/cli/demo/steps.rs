@@ -17,9 +17,9 @@ use crate::outcome::Outcome;
 use crate::v1;
 
 /// What is transferred in each step, in minor units.
-const AMOUNT: i64 = 10_00;
+const AMOUNT: i64 = 1_000;
 /// More than Anna has.
-const TOO_MUCH: i64 = 1_000_000_00;
+const TOO_MUCH: i64 = 100_000_000;
 
 fn request_id(step: &str) -> String {
     format!("demo-{step}-{}", Uuid::now_v7())
@@ -33,14 +33,24 @@ fn unexpected<R: std::fmt::Debug>(what: &str, outcome: &Outcome<R>) -> Failure {
 
 /// What the books must be after Anna paid Bert.
 fn paid(before: &Books, amount: i64) -> Books {
-    Books { anna: before.anna - amount, bert: before.bert + amount, ..before.clone() }
+    Books {
+        anna: before.anna - amount,
+        bert: before.bert + amount,
+        ..before.clone()
+    }
 }
 
 pub(super) async fn commits(stage: &mut Stage) -> Result<(), Failure> {
     let before = stage.tell_books("before").await?;
     stage.watch().await?;
-    stage.say(format!("concord transfer anna bert {}", money::show(AMOUNT, "EUR")));
-    let outcome = stage.patient.transfer(stage.transfer(AMOUNT, &request_id("commit"))).await;
+    stage.say(format!(
+        "concord transfer anna bert {}",
+        money::show(AMOUNT, "EUR")
+    ));
+    let outcome = stage
+        .patient
+        .transfer(stage.transfer(AMOUNT, &request_id("commit")))
+        .await;
     let Outcome::Committed { gtrid, .. } = &outcome else {
         return Err(unexpected("the transfer", &outcome));
     };
@@ -52,8 +62,14 @@ pub(super) async fn commits(stage: &mut Stage) -> Result<(), Failure> {
 pub(super) async fn refused(stage: &mut Stage) -> Result<(), Failure> {
     let before = stage.tell_books("before").await?;
     stage.watch().await?;
-    stage.say(format!("concord transfer anna bert {}", money::show(TOO_MUCH, "EUR")));
-    let outcome = stage.patient.transfer(stage.transfer(TOO_MUCH, &request_id("refuse"))).await;
+    stage.say(format!(
+        "concord transfer anna bert {}",
+        money::show(TOO_MUCH, "EUR")
+    ));
+    let outcome = stage
+        .patient
+        .transfer(stage.transfer(TOO_MUCH, &request_id("refuse")))
+        .await;
     let Outcome::Aborted { reason, gtrid } = &outcome else {
         return Err(unexpected("the transfer", &outcome));
     };
@@ -86,9 +102,15 @@ pub(super) async fn order(stage: &mut Stage) -> Result<(), Failure> {
     stage.say("concord order place mug=2 --from anna --to bert");
     let order = made(stage.patient.place_order(request).await, "the order")?;
     let total = money::show(order.total, &order.currency);
-    stage.say(format!("order {} over {total}, committed in {}", order.order_id, order.gtrid));
+    stage.say(format!(
+        "order {} over {total}, committed in {}",
+        order.order_id, order.gtrid
+    ));
     tell_transaction(stage, &order.gtrid).await?;
-    let expected = Books { stock: before.stock - 2, ..paid(&before, 2 * PRICE) };
+    let expected = Books {
+        stock: before.stock - 2,
+        ..paid(&before, 2 * PRICE)
+    };
     stage.check(&expected).await
 }
 
@@ -102,14 +124,27 @@ async fn tell_transaction(stage: &mut Stage, gtrid: &str) -> Result<(), Failure>
     let branches: Vec<String> = found
         .branches
         .iter()
-        .map(|branch| format!("{} {}", branch.participant, view::branch_state(branch.state())))
+        .map(|branch| {
+            format!(
+                "{} {}",
+                branch.participant,
+                view::branch_state(branch.state())
+            )
+        })
         .collect();
-    stage.say(format!("{}: {}", view::state(found.state()), branches.join(", ")));
+    stage.say(format!(
+        "{}: {}",
+        view::state(found.state()),
+        branches.join(", ")
+    ));
     Ok(())
 }
 
 fn branch_is(found: &v1::Transaction, participant: &str, state: v1::BranchState) -> bool {
-    found.branches.iter().any(|branch| branch.participant == participant && branch.state() == state)
+    found
+        .branches
+        .iter()
+        .any(|branch| branch.participant == participant && branch.state() == state)
 }
 
 /// A transfer that was sent and is waited for elsewhere.
@@ -121,7 +156,8 @@ fn send(client: &Client, request: v1::TransferRequest) -> Sent {
 }
 
 async fn answer(sent: Sent) -> Result<Outcome<()>, Failure> {
-    sent.await.map_err(|error| Failure::new(Exit::Other, "the transfer's task died").why(error))
+    sent.await
+        .map_err(|error| Failure::new(Exit::Other, "the transfer's task died").why(error))
 }
 
 /// Sends a transfer with Bert's participant stopped, and waits until Anna's branch has voted.
@@ -131,16 +167,25 @@ async fn half_prepared(
     id: &str,
 ) -> Result<(Sent, Frozen, String), Failure> {
     stage.watch().await?;
-    let (anna, bert) = (stage.anna.participant.clone(), stage.bert.participant.clone());
+    let (anna, bert) = (
+        stage.anna.participant.clone(),
+        stage.bert.participant.clone(),
+    );
     let frozen = stage.freeze(&bert)?;
-    stage.say(format!("concord transfer anna bert {}", money::show(AMOUNT, "EUR")));
+    stage.say(format!(
+        "concord transfer anna bert {}",
+        money::show(AMOUNT, "EUR")
+    ));
     let sent = send(client, stage.transfer(AMOUNT, id));
     let found = stage
         .until_transaction("Anna's branch is prepared", id, |found| {
             branch_is(found, &anna, v1::BranchState::Prepared)
         })
         .await?;
-    stage.say(format!("{}: {anna} is PREPARED, {bert} has not voted", found.gtrid));
+    stage.say(format!(
+        "{}: {anna} is PREPARED, {bert} has not voted",
+        found.gtrid
+    ));
     stage.tell_branch(&anna, &found.gtrid, true).await?;
     Ok((sent, frozen, found.gtrid))
 }
@@ -154,10 +199,15 @@ async fn half_committed(
     before: &Books,
 ) -> Result<(Sent, Frozen, String), Failure> {
     let (sent, bert_frozen, gtrid) = half_prepared(stage, client, id).await?;
-    let (anna, bert) = (stage.anna.participant.clone(), stage.bert.participant.clone());
+    let (anna, bert) = (
+        stage.anna.participant.clone(),
+        stage.bert.participant.clone(),
+    );
     let anna_frozen = stage.freeze(&anna)?;
     bert_frozen.release();
-    stage.say(format!("let {bert} go on: it votes, the coordinator decides"));
+    stage.say(format!(
+        "let {bert} go on: it votes, the coordinator decides"
+    ));
     stage
         .until_transaction("the decision, and Bert's commit", id, |found| {
             branch_is(found, &bert, v1::BranchState::Committed)
@@ -167,11 +217,17 @@ async fn half_committed(
     let between = stage.tell_books("between prepare and commit").await?;
     stage.tell_branch(&anna, &gtrid, true).await?;
     stage.tell_branch(&bert, &gtrid, false).await?;
-    let half = Books { bert: before.bert + AMOUNT, ..before.clone() };
+    let half = Books {
+        bert: before.bert + AMOUNT,
+        ..before.clone()
+    };
     if between != half {
-        return Err(Failure::new(Exit::Other, "this is not the moment between prepare and commit")
-            .why(format!("expected {half:?}, found {between:?}"))
-            .next("run the demonstration again; another user may have worked on these accounts"));
+        return Err(Failure::new(
+            Exit::Other,
+            "this is not the moment between prepare and commit",
+        )
+        .why(format!("expected {half:?}, found {between:?}"))
+        .next("run the demonstration again; another user may have worked on these accounts"));
     }
     Ok((sent, anna_frozen, gtrid))
 }
@@ -183,7 +239,9 @@ pub(super) async fn participant_killed(stage: &mut Stage) -> Result<(), Failure>
     let anna = stage.anna.participant.clone();
     stage.kill(&anna).await?;
     frozen.release();
-    stage.say(format!("the supervisor starts {anna} again; it finds the branch and asks"));
+    stage.say(format!(
+        "the supervisor starts {anna} again; it finds the branch and asks"
+    ));
     let outcome = answer(sent).await?;
     if !outcome.is_committed() {
         return Err(unexpected("the transfer", &outcome));
@@ -211,9 +269,16 @@ pub(super) async fn coordinator_killed_undecided(stage: &mut Stage) -> Result<()
     stage.until_no_branch(&gtrid).await?;
     stage.say("no decision was on record, so the branches were rolled back (presumed abort)");
     stage.check(&before).await?;
-    stage.say(format!("the client repeats the call with the same request id {id}"));
+    stage.say(format!(
+        "the client repeats the call with the same request id {id}"
+    ));
     let outcome = stage.patient.transfer(stage.transfer(AMOUNT, &id)).await;
-    let Outcome::Committed { gtrid, replayed: false, .. } = &outcome else {
+    let Outcome::Committed {
+        gtrid,
+        replayed: false,
+        ..
+    } = &outcome
+    else {
         return Err(unexpected("the repeated transfer", &outcome));
     };
     stage.say(format!("committed in {gtrid}"));
@@ -242,7 +307,9 @@ pub(super) async fn both_killed_decided(stage: &mut Stage) -> Result<(), Failure
     stage.until_no_branch(&gtrid).await?;
     tell_transaction(stage, &gtrid).await?;
     stage.check(&paid(&before, AMOUNT)).await?;
-    stage.say(format!("the client repeats the call with the same request id {id}"));
+    stage.say(format!(
+        "the client repeats the call with the same request id {id}"
+    ));
     let outcome = stage.patient.transfer(stage.transfer(AMOUNT, &id)).await;
     if !matches!(&outcome, Outcome::Committed { gtrid: same, replayed: true, .. } if *same == gtrid)
     {

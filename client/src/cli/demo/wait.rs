@@ -23,8 +23,10 @@ pub(super) async fn until<T>(
             return Ok(found);
         }
         if Instant::now() >= deadline {
-            return Err(Failure::new(Exit::Other, format!("{what}: not seen within {patience:?}"))
-                .next("look at `concord status` and at the logs in the cluster's folder"));
+            return Err(
+                Failure::new(Exit::Other, format!("{what}: not seen within {patience:?}"))
+                    .next("look at `concord status` and at the logs in the cluster's folder"),
+            );
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -42,7 +44,9 @@ impl Frozen {
     }
 
     /// Lets it go on.
-    pub(super) fn release(self) {}
+    pub(super) fn release(self) {
+        drop(self);
+    }
 }
 
 impl Drop for Frozen {

@@ -26,7 +26,7 @@ use crate::v1;
 
 /// How long one line is retried when nothing else is said: a supervisor's restart of a server that
 /// has to recover takes some seconds.
-const RETRY_FOR: Duration = Duration::from_secs(60);
+const RETRY_FOR: Duration = Duration::from_mins(1);
 
 /// What is asked for.
 #[derive(Debug)]
@@ -64,7 +64,11 @@ pub(super) async fn run(ctx: &Ctx, job: Job) -> Result<(), Failure> {
         summary.add(&verdict);
         failed.add(number, &payment, &verdict);
         progress.set_position(progress.position().max(end));
-        progress.set_message(format!("{} done, {} failed", summary.done(), summary.failed()));
+        progress.set_message(format!(
+            "{} done, {} failed",
+            summary.done(),
+            summary.failed()
+        ));
     }
     progress.finish_and_clear();
     let took = started.elapsed();
@@ -76,10 +80,13 @@ pub(super) async fn run(ctx: &Ctx, job: Job) -> Result<(), Failure> {
     let value = summary.json(took, failed.as_deref());
     ctx.print(&value, || summary.text(took, failed.as_deref()))?;
     if let Err(error) = end {
-        return Err(Failure::new(Exit::Other.max(summary.exit()), "the payment file was not read \
-                                                                  to its end")
-            .why(error)
-            .next("mend it and run the file again: nothing is paid twice"));
+        return Err(Failure::new(
+            Exit::Other.max(summary.exit()),
+            "the payment file was not read \
+                                                                  to its end",
+        )
+        .why(error)
+        .next("mend it and run the file again: nothing is paid twice"));
     }
     match summary.exit() {
         Exit::Done => Ok(()),
@@ -89,9 +96,12 @@ pub(super) async fn run(ctx: &Ctx, job: Job) -> Result<(), Failure> {
 
 fn open(path: &PathBuf) -> Result<(Input, Option<u64>), Failure> {
     let cannot = |why: &dyn std::fmt::Display| {
-        Failure::new(Exit::Usage, format!("the payment file {} cannot be used", path.display()))
-            .why(why)
-            .next("see `concord transfer --help` for its form; nothing was sent")
+        Failure::new(
+            Exit::Usage,
+            format!("the payment file {} cannot be used", path.display()),
+        )
+        .why(why)
+        .next("see `concord transfer --help` for its form; nothing was sent")
     };
     let (reader, size): (Box<dyn BufRead + Send>, _) = if path.as_os_str() == "-" {
         (Box::new(BufReader::new(io::stdin())), None)
@@ -107,7 +117,11 @@ fn open(path: &PathBuf) -> Result<(Input, Option<u64>), Failure> {
 
 fn failed_path(job: &Job) -> Result<PathBuf, Failure> {
     let path = job.failed.clone().unwrap_or_else(|| {
-        let stem = if job.path.as_os_str() == "-" { OsStr::new("stdin") } else { job.path.as_os_str() };
+        let stem = if job.path.as_os_str() == "-" {
+            OsStr::new("stdin")
+        } else {
+            job.path.as_os_str()
+        };
         let mut name = stem.to_owned();
         name.push(".failed.csv");
         PathBuf::from(name)
@@ -116,8 +130,10 @@ fn failed_path(job: &Job) -> Result<PathBuf, Failure> {
         a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
     };
     if same(&path, &job.path) {
-        return Err(Failure::new(Exit::Usage, "--failed names the payment file itself")
-            .next("name another file; nothing was sent"));
+        return Err(
+            Failure::new(Exit::Usage, "--failed names the payment file itself")
+                .next("name another file; nothing was sent"),
+        );
     }
     Ok(path)
 }
@@ -125,7 +141,10 @@ fn failed_path(job: &Job) -> Result<PathBuf, Failure> {
 /// A bar on a terminal, and nothing anywhere else.
 fn progress(size: Option<u64>) -> ProgressBar {
     let (bar, template) = match size {
-        Some(size) => (ProgressBar::new(size), "{bar:30} {percent:>3}%  {msg}  {elapsed}"),
+        Some(size) => (
+            ProgressBar::new(size),
+            "{bar:30} {percent:>3}%  {msg}  {elapsed}",
+        ),
         None => (ProgressBar::no_length(), "{spinner}  {msg}  {elapsed}"),
     };
     // The templates are constants, and a bar in another style is no reason not to pay.
@@ -159,7 +178,9 @@ fn feed(
     stop: &CancellationToken,
 ) -> io::Result<bool> {
     while !stop.is_cancelled() {
-        let Some(line) = lines.next()? else { return Ok(true) };
+        let Some(line) = lines.next()? else {
+            return Ok(true);
+        };
         if sender.blocking_send(line).is_err() {
             return Ok(false);
         }
@@ -174,7 +195,7 @@ async fn pay(
     line: Line,
 ) -> (u64, u64, Payment, Verdict) {
     let (payment, verdict) = match line.content {
-        Err((payment, why)) => (payment, Verdict::Unreadable(why)),
+        Err((payment, why)) => (*payment, Verdict::Unreadable(why)),
         Ok(payment) if stop.is_cancelled() => (payment, Verdict::NotTried),
         Ok(payment) => {
             let request = v1::TransferRequest {

@@ -25,6 +25,9 @@ pub(super) struct Payment {
     pub memo: String,
 }
 
+/// What could be read of a line that is no payment, and why it is none.
+pub(super) type Unreadable = (Box<Payment>, String);
+
 /// One line after the header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Line {
@@ -32,8 +35,8 @@ pub(super) struct Line {
     pub number: u64,
     /// Position after the line, in bytes.
     pub end: u64,
-    /// The payment, or what could be read of it and why it is none.
-    pub content: Result<Payment, (Payment, String)>,
+    /// The payment, if it is one.
+    pub content: Result<Payment, Unreadable>,
 }
 
 /// Where the columns are.
@@ -52,9 +55,13 @@ const REPORT_COLUMNS: &[&str] = &["line", "outcome", "reason", "message"];
 
 impl Columns {
     fn read(text: &str) -> Result<(Self, Vec<String>), String> {
-        let names: Vec<String> = fields(text)?.iter().map(|n| n.to_ascii_lowercase()).collect();
+        let names: Vec<String> = fields(text)?.iter().map(str::to_ascii_lowercase).collect();
         let find = |name: &str| {
-            let mut found = names.iter().enumerate().filter(|(_, n)| *n == name).map(|(i, _)| i);
+            let mut found = names
+                .iter()
+                .enumerate()
+                .filter(|(_, n)| *n == name)
+                .map(|(i, _)| i);
             match (found.next(), found.next()) {
                 (Some(_), Some(_)) => Err(format!("the column \"{name}\" stands there twice")),
                 (found, _) => Ok(found),
@@ -80,14 +87,19 @@ impl Columns {
         let known = ["request_id", "from", "to", "amount", "memo"];
         let ignored = names
             .iter()
-            .filter(|name| !known.iter().chain(REPORT_COLUMNS).any(|known| known == name))
+            .filter(|name| {
+                !known
+                    .iter()
+                    .chain(REPORT_COLUMNS)
+                    .any(|known| known == name)
+            })
             .cloned()
             .collect();
         Ok((columns, ignored))
     }
 
-    fn payment(&self, text: &str) -> Result<Payment, (Payment, String)> {
-        let fields = fields(text).map_err(|why| (Payment::default(), why))?;
+    fn payment(&self, text: &str) -> Result<Payment, Unreadable> {
+        let fields = fields(text).map_err(|why| (Box::default(), why))?;
         if fields.len() != self.count {
             let why = format!(
                 "it has {} columns and the header has {}: {}",
@@ -95,7 +107,7 @@ impl Columns {
                 self.count,
                 excerpt(text)
             );
-            return Err((Payment::default(), why));
+            return Err((Box::default(), why));
         }
         let field = |at: usize| fields.get(at).unwrap_or_default().to_owned();
         let mut payment = Payment {
@@ -115,7 +127,7 @@ impl Columns {
         // Without a request id, running the file again would pay again.
         if let Some((name, _)) = empty.iter().find(|(_, value)| value.is_empty()) {
             let why = format!("its {name} is empty");
-            return Err((payment, why));
+            return Err((Box::new(payment), why));
         }
         match money::positive(&payment.amount) {
             Ok(amount) => {
@@ -123,7 +135,7 @@ impl Columns {
                 payment.currency = amount.currency;
                 Ok(payment)
             }
-            Err(why) => Err((payment, why)),
+            Err(why) => Err((Box::new(payment), why)),
         }
     }
 }
@@ -131,7 +143,12 @@ impl Columns {
 /// The fields of one line, without the white space around them.
 fn fields(text: &str) -> Result<csv::StringRecord, String> {
     // Within a quoted field a quote is doubled, so a line that is complete has an even number.
-    if !text.bytes().filter(|byte| *byte == b'"').count().is_multiple_of(2) {
+    if !text
+        .bytes()
+        .filter(|byte| *byte == b'"')
+        .count()
+        .is_multiple_of(2)
+    {
         return Err(format!("a quote is not closed: {}", excerpt(text)));
     }
     let mut reader = csv::ReaderBuilder::new()
@@ -172,10 +189,14 @@ impl<R: BufRead> Lines<R> {
     pub(super) fn open(mut reader: R) -> io::Result<Result<Self, String>> {
         let mut raw = Vec::new();
         let Some(read) = read_line(&mut reader, &mut raw)? else {
-            return Ok(Err("it is empty; the first line must name the columns".to_owned()));
+            return Ok(Err(
+                "it is empty; the first line must name the columns".to_owned()
+            ));
         };
         if read.too_long {
-            return Ok(Err(format!("its first line is longer than {LINE_BYTES_MAX} bytes")));
+            return Ok(Err(format!(
+                "its first line is longer than {LINE_BYTES_MAX} bytes"
+            )));
         }
         let Ok(text) = str::from_utf8(&raw) else {
             return Ok(Err("its first line is not UTF-8".to_owned()));
@@ -194,22 +215,28 @@ impl<R: BufRead> Lines<R> {
     pub(super) fn next(&mut self) -> io::Result<Option<Line>> {
         loop {
             let mut raw = Vec::new();
-            let Some(read) = read_line(&mut self.reader, &mut raw)? else { return Ok(None) };
+            let Some(read) = read_line(&mut self.reader, &mut raw)? else {
+                return Ok(None);
+            };
             self.number += 1;
             self.position += read.bytes;
             let content = match String::from_utf8(raw) {
                 _ if read.too_long => Err((
-                    Payment::default(),
+                    Box::default(),
                     format!("it is {} bytes long; at most {LINE_BYTES_MAX}", read.bytes),
                 )),
                 Ok(text) if text.trim().is_empty() => continue,
                 Ok(text) => self.columns.payment(&text),
                 Err(error) => {
                     let shown = excerpt(&String::from_utf8_lossy(error.as_bytes()));
-                    Err((Payment::default(), format!("it is not UTF-8: {shown}")))
+                    Err((Box::default(), format!("it is not UTF-8: {shown}")))
                 }
             };
-            return Ok(Some(Line { number: self.number, end: self.position, content }));
+            return Ok(Some(Line {
+                number: self.number,
+                end: self.position,
+                content,
+            }));
         }
     }
 }
@@ -279,8 +306,12 @@ mod tests {
 
     #[test]
     fn columns_may_stand_in_any_order_and_memo_may_be_missing() {
-        let read_lines = read(b"\xef\xbb\xbfAmount, to,from,request_id\r\n5,b,a,r1\r\n\r\n 7 ,b, a,r2");
-        assert_eq!(read_lines, [(2, Ok(payment("r1", 5, ""))), (4, Ok(payment("r2", 7, "")))]);
+        let read_lines =
+            read(b"\xef\xbb\xbfAmount, to,from,request_id\r\n5,b,a,r1\r\n\r\n 7 ,b, a,r2");
+        assert_eq!(
+            read_lines,
+            [(2, Ok(payment("r1", 5, ""))), (4, Ok(payment("r2", 7, "")))]
+        );
         let read_lines = read(b"request_id,from,to,amount,memo\nr1,a,b,5,\"x, \"\"y\"\"\"\n");
         assert_eq!(read_lines, [(2, Ok(payment("r1", 5, "x, \"y\"")))]);
     }
@@ -294,8 +325,16 @@ mod tests {
         text.extend_from_slice(b"\nr9,a,b,5\n");
         let lines = read(&text);
         let expected = [
-            "3 columns", "negative", "UTF-8", "quote", "5 columns", "request_id is empty",
-            "currency", "at least 1", "10^15", "bytes long",
+            "3 columns",
+            "negative",
+            "UTF-8",
+            "quote",
+            "5 columns",
+            "request_id is empty",
+            "currency",
+            "at least 1",
+            "10^15",
+            "bytes long",
         ];
         assert_eq!(lines.len(), expected.len() + 1);
         for (i, (line, expected)) in lines.iter().zip(expected).enumerate() {
@@ -311,7 +350,10 @@ mod tests {
         let text: &[u8] = b"request_id,from,to,amount\nr2,a,b,-5\n";
         let mut lines = Lines::open(text).unwrap().unwrap();
         let (kept, _) = lines.next().unwrap().unwrap().content.unwrap_err();
-        assert_eq!((kept.request_id.as_str(), kept.amount.as_str()), ("r2", "-5"));
+        assert_eq!(
+            (kept.request_id.as_str(), kept.amount.as_str()),
+            ("r2", "-5")
+        );
     }
 
     #[test]

@@ -39,7 +39,9 @@ impl Verdict {
     pub(super) fn of(outcome: Outcome<()>) -> Self {
         let transient = outcome.is_transient();
         match outcome {
-            Outcome::Committed { replayed: false, .. } => Self::Committed,
+            Outcome::Committed {
+                replayed: false, ..
+            } => Self::Committed,
             Outcome::Committed { replayed: true, .. } => Self::Replayed,
             Outcome::Unknown { message, .. } => Self::Unknown(message),
             Outcome::Aborted { reason, .. } => {
@@ -140,12 +142,28 @@ impl Summary {
     pub(super) fn text(&self, took: Duration, failed: Option<&Path>) -> String {
         let rows = [
             ("committed", self.committed, "now"),
-            ("replayed", self.replayed, "were committed before; not paid twice"),
+            (
+                "replayed",
+                self.replayed,
+                "were committed before; not paid twice",
+            ),
             ("refused", self.refused, "for good; nothing was moved"),
             ("unreadable", self.unreadable, "lines"),
-            ("unknown", self.unknown, "run the file again to learn what became of them"),
-            ("unavailable", self.unavailable, "not made in time; run the file again"),
-            ("not tried", self.not_tried, "interrupted; run the file again"),
+            (
+                "unknown",
+                self.unknown,
+                "run the file again to learn what became of them",
+            ),
+            (
+                "unavailable",
+                self.unavailable,
+                "not made in time; run the file again",
+            ),
+            (
+                "not tried",
+                self.not_tried,
+                "interrupted; run the file again",
+            ),
         ];
         let shown = rows
             .iter()
@@ -155,13 +173,22 @@ impl Summary {
             });
         let mut text = output::table(&["outcome", "lines>", ""], shown);
         for (code, count) in &self.reasons {
-            text.push_str(&format!("\n  {count} × {}", output::clean(code)));
+            output::push(
+                &mut text,
+                format_args!("\n  {count} × {}", output::clean(code)),
+            );
         }
         #[allow(clippy::cast_precision_loss)] // A rate for people.
         let rate = self.done() as f64 / took.as_secs_f64().max(0.001);
-        text.push_str(&format!("\n{:.1} s, {rate:.0} payments/s", took.as_secs_f64()));
+        output::push(
+            &mut text,
+            format_args!("\n{:.1} s, {rate:.0} payments/s", took.as_secs_f64()),
+        );
         if let Some(path) = failed {
-            text.push_str(&format!("\nfailed lines, with their reasons: {}", path.display()));
+            output::push(
+                &mut text,
+                format_args!("\nfailed lines, with their reasons: {}", path.display()),
+            );
         }
         text
     }
@@ -199,15 +226,32 @@ impl FailedLines {
             .map_err(|error| cannot(&error))?;
         let mut writer = csv::Writer::from_writer(BufWriter::new(file));
         let header = [
-            "line", "request_id", "from", "to", "amount", "memo", "outcome", "reason", "message",
+            "line",
+            "request_id",
+            "from",
+            "to",
+            "amount",
+            "memo",
+            "outcome",
+            "reason",
+            "message",
         ];
-        writer.write_record(header).map_err(|error| cannot(&error))?;
-        Ok(Self { path, writer, count: 0, error: None })
+        writer
+            .write_record(header)
+            .map_err(|error| cannot(&error))?;
+        Ok(Self {
+            path,
+            writer,
+            count: 0,
+            error: None,
+        })
     }
 
     /// Adds a line, if it failed. Should the file no longer take it, stderr does.
     pub(super) fn add(&mut self, number: u64, payment: &Payment, verdict: &Verdict) {
-        let Some((outcome, reason, message)) = verdict.failure() else { return };
+        let Some((outcome, reason, message)) = verdict.failure() else {
+            return;
+        };
         self.count += 1;
         if self.error.is_none() {
             let written = self.writer.write_record([
@@ -224,7 +268,10 @@ impl FailedLines {
             self.error = written.err().map(|error| error.to_string());
         }
         if self.error.is_some() {
-            eprintln!("line {number}: {outcome} {reason}: {}", output::clean(message));
+            eprintln!(
+                "line {number}: {outcome} {reason}: {}",
+                output::clean(message)
+            );
         }
     }
 
@@ -242,9 +289,9 @@ impl FailedLines {
         }
         if self.count == 0 {
             return match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    Err(cannot(format!("the file of an earlier run cannot be removed: {error}")))
-                }
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(cannot(format!(
+                    "the file of an earlier run cannot be removed: {error}"
+                ))),
                 _ => Ok(None),
             };
         }
@@ -262,11 +309,16 @@ impl FailedLines {
 
 fn persist(mut writer: BufWriter<NamedTempFile>, path: &Path) -> std::io::Result<()> {
     writer.flush()?;
-    let file = writer.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    let file = writer
+        .into_inner()
+        .map_err(std::io::IntoInnerError::into_error)?;
     // A temporary file is readable by its owner only, which also fits what it holds.
     file.as_file().sync_all()?;
     file.persist(path)?;
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+    if let Some(folder) = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+    {
         File::open(folder)?.sync_all()?;
     }
     Ok(())
@@ -279,16 +331,31 @@ mod tests {
     use super::*;
 
     fn aborted(code: &str) -> Outcome<()> {
-        Outcome::Aborted { reason: Reason::new(code, "m"), gtrid: None }
+        Outcome::Aborted {
+            reason: Reason::new(code, "m"),
+            gtrid: None,
+        }
     }
 
     #[test]
     fn a_final_refusal_and_an_unavailable_cluster_are_told_apart() {
         let verdict = |code| Verdict::of(aborted(code));
-        assert!(matches!(verdict(code::INSUFFICIENT_FUNDS), Verdict::Refused(..)));
-        assert!(matches!(verdict(code::REQUEST_ID_REUSED), Verdict::Refused(..)));
-        assert!(matches!(verdict(code::LOCK_TIMEOUT), Verdict::Unavailable(..)));
-        assert!(matches!(verdict(code::COORDINATOR_DOWN), Verdict::Unavailable(..)));
+        assert!(matches!(
+            verdict(code::INSUFFICIENT_FUNDS),
+            Verdict::Refused(..)
+        ));
+        assert!(matches!(
+            verdict(code::REQUEST_ID_REUSED),
+            Verdict::Refused(..)
+        ));
+        assert!(matches!(
+            verdict(code::LOCK_TIMEOUT),
+            Verdict::Unavailable(..)
+        ));
+        assert!(matches!(
+            verdict(code::COORDINATOR_DOWN),
+            Verdict::Unavailable(..)
+        ));
         assert_eq!(verdict(code::REQUEST_ALREADY_COMMITTED), Verdict::Replayed);
     }
 
@@ -301,7 +368,10 @@ mod tests {
             (Verdict::Unreadable("x".into()), Exit::Refused),
             (Verdict::Unknown("x".into()), Exit::Unknown),
             (Verdict::Refused("X".into(), "x".into()), Exit::Unknown),
-            (Verdict::Unavailable("X".into(), "x".into()), Exit::Unavailable),
+            (
+                Verdict::Unavailable("X".into(), "x".into()),
+                Exit::Unavailable,
+            ),
         ] {
             summary.add(&verdict);
             assert_eq!(summary.exit(), exit);
@@ -309,22 +379,36 @@ mod tests {
         summary.interrupted = true;
         assert_eq!(summary.exit(), Exit::Interrupted);
         let value = summary.json(Duration::from_secs(1), None);
-        assert_eq!((&value["lines"], &value["reasons"]["X"]), (&json!(5), &json!(2)));
+        assert_eq!(
+            (&value["lines"], &value["reasons"]["X"]),
+            (&json!(5), &json!(2))
+        );
     }
 
     #[test]
     fn failed_lines_appear_whole_and_an_old_file_does_not_stay() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("f.csv");
-        let payment = Payment { request_id: "r".into(), memo: "a,\"b".into(), ..Payment::default() };
+        let payment = Payment {
+            request_id: "r".into(),
+            memo: "a,\"b".into(),
+            ..Payment::default()
+        };
         let mut failed = FailedLines::create(path.clone()).unwrap();
-        failed.add(7, &payment, &Verdict::Refused("POOR".into(), "no, money".into()));
+        failed.add(
+            7,
+            &payment,
+            &Verdict::Refused("POOR".into(), "no, money".into()),
+        );
         failed.add(8, &payment, &Verdict::Committed);
         assert!(!path.exists(), "not before it is whole");
         assert_eq!(failed.finish().unwrap(), Some(path.clone()));
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 2);
-        assert!(text.ends_with("7,r,,,,\"a,\"\"b\",refused,POOR,\"no, money\"\n"), "{text}");
+        assert!(
+            text.ends_with("7,r,,,,\"a,\"\"b\",refused,POOR,\"no, money\"\n"),
+            "{text}"
+        );
 
         let failed = FailedLines::create(path.clone()).unwrap();
         assert_eq!(failed.finish().unwrap(), None);

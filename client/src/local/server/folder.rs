@@ -49,7 +49,11 @@ impl ServerFolder {
             make(&path.join(part))?;
         }
         let socket = socket_path(&path)?;
-        Ok(Self { socket, password_file: path.join("password"), path })
+        Ok(Self {
+            socket,
+            password_file: path.join("password"),
+            path,
+        })
     }
 
     /// Where it is, absolute.
@@ -75,8 +79,10 @@ impl ServerFolder {
     /// The participant's password; made at the first call.
     pub fn password(&self) -> Result<String, ServerError> {
         if !self.password_file.exists() {
-            self.write_password()
-                .map_err(io_error("cannot write the password to", &self.password_file))?;
+            self.write_password().map_err(io_error(
+                "cannot write the password to",
+                &self.password_file,
+            ))?;
         }
         Ok(read(&self.password_file)?.trim().to_owned())
     }
@@ -115,7 +121,10 @@ impl ServerFolder {
     /// Removes what lies outside of the folder, for someone who is about to remove the folder.
     pub fn forget_socket(&self) -> Result<(), ServerError> {
         self.sweep()?;
-        if let Some(shared) = self.socket.parent().filter(|parent| !parent.starts_with(&self.path))
+        if let Some(shared) = self
+            .socket
+            .parent()
+            .filter(|parent| !parent.starts_with(&self.path))
         {
             // Fails while another server's socket is in it, as it should.
             let _ = fs::remove_dir(shared);
@@ -126,10 +135,15 @@ impl ServerFolder {
     /// Writes beside the goal and renames, so that a password is either whole or absent.
     fn write_password(&self) -> io::Result<()> {
         let password = Alphanumeric.sample_string(&mut rand::rng(), PASSWORD_CHARS);
-        let beside = self.path.join(format!("password.new-{}", std::process::id()));
+        let beside = self
+            .path
+            .join(format!("password.new-{}", std::process::id()));
         let _ = fs::remove_file(&beside);
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&beside)?;
         file.write_all(password.as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, &self.password_file)
@@ -150,7 +164,9 @@ fn socket_path(folder: &Path) -> Result<PathBuf, ServerError> {
     if inside.as_os_str().len() <= SOCKET_PATH_MAX {
         return Ok(inside);
     }
-    let user = fs::metadata("/proc/self").map_err(io_error("cannot read", folder))?.uid();
+    let user = fs::metadata("/proc/self")
+        .map_err(io_error("cannot read", folder))?
+        .uid();
     let shared = PathBuf::from(format!("/tmp/concord-{user}"));
     make(&shared)?;
     // Anyone may make files in /tmp, so a folder that was there already is not trusted blindly:
@@ -159,7 +175,10 @@ fn socket_path(folder: &Path) -> Result<PathBuf, ServerError> {
     if !found.is_dir() || found.uid() != user || found.mode() & 0o077 != 0 {
         return Err(ServerError::UnsafeFolder { path: shared });
     }
-    Ok(shared.join(format!("{:016x}.sock", fnv1a(folder.as_os_str().as_bytes()))))
+    Ok(shared.join(format!(
+        "{:016x}.sock",
+        fnv1a(folder.as_os_str().as_bytes())
+    )))
 }
 
 /// A hash that is the same in every build, so that a socket is found again.
@@ -210,7 +229,11 @@ mod tests {
         let temporary = tempfile::tempdir().unwrap();
         let deep = temporary.path().join("d".repeat(60)).join("e".repeat(60));
         let socket = ServerFolder::open(&deep).unwrap().socket;
-        assert!(socket.as_os_str().len() <= SOCKET_PATH_MAX, "{}", socket.display());
+        assert!(
+            socket.as_os_str().len() <= SOCKET_PATH_MAX,
+            "{}",
+            socket.display()
+        );
         assert_eq!(ServerFolder::open(&deep).unwrap().socket, socket);
         let other = ServerFolder::open(&deep.join("f")).unwrap().socket;
         assert_ne!(other, socket);

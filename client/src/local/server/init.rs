@@ -68,7 +68,11 @@ pub(super) async fn data_folder(
             fs::create_dir(&new).map_err(io_error("cannot make the folder", &new))?;
             let script = mariadb_script(binary, folder)?;
             args.extend(folder.settings(&new));
-            for arg in ["--bootstrap", "--log-warnings=0", "--enforce-storage-engine="] {
+            for arg in [
+                "--bootstrap",
+                "--log-warnings=0",
+                "--enforce-storage-engine=",
+            ] {
                 args.push(arg.into());
             }
             // `--bootstrap` reads from its standard input, which only a shell can connect to a
@@ -90,12 +94,22 @@ async fn finish(
     args: Vec<std::ffi::OsString>,
 ) -> Result<(), ServerError> {
     let output = folder.path().join("init.log");
-    let launch = Launch { program, args, env: Vec::new(), output: output.clone() };
+    let launch = Launch {
+        program,
+        args,
+        env: Vec::new(),
+        output: output.clone(),
+    };
     let child = Child::spawn(&launch).map_err(io_error("cannot start", binary.path()))?;
     let status = child.exited().await;
     if !status.success() {
         let log = log_tail(&output, LOG_TAIL_LINES);
-        return Err(ServerError::Init { path: folder.data(), status, log, hint: hint(binary) });
+        return Err(ServerError::Init {
+            path: folder.data(),
+            status,
+            log,
+            hint: hint(binary),
+        });
     }
     fs::rename(new, folder.data()).map_err(io_error("cannot rename", new))
 }
@@ -109,26 +123,29 @@ fn sweep_half_made(folder: &ServerFolder) -> Result<PathBuf, ServerError> {
             fs::remove_dir_all(&path).map_err(io_error("cannot remove", &path))?;
         }
     }
-    Ok(folder.path().join(format!("data.new-{}", std::process::id())))
+    Ok(folder
+        .path()
+        .join(format!("data.new-{}", std::process::id())))
 }
 
 /// Writes the whole text that makes MariaDB's own tables into one file.
-fn mariadb_script(
-    binary: &ServerBinary,
-    folder: &ServerFolder,
-) -> Result<PathBuf, ServerError> {
+fn mariadb_script(binary: &ServerBinary, folder: &ServerFolder) -> Result<PathBuf, ServerError> {
     let share = ["share/mysql", "share/mariadb", "share"]
         .map(|name| binary.basedir().join(name))
         .into_iter()
         .find(|share| share.join("maria_add_gis_sp_bootstrap.sql").is_file())
         .unwrap_or_else(|| binary.basedir().join("share"));
-    let mut text = String::from("create database mysql;\nuse mysql;\nset @auth_root_socket=NULL;\n");
+    let mut text =
+        String::from("create database mysql;\nuse mysql;\nset @auth_root_socket=NULL;\n");
     for suffix in MARIADB_SCRIPTS {
         let found = ["", "mysql", "mariadb"]
             .map(|prefix| share.join(format!("{prefix}{suffix}")))
             .into_iter()
             .find(|path| path.is_file());
-        let path = found.ok_or_else(|| ServerError::NoScript { suffix, folder: share.clone() })?;
+        let path = found.ok_or_else(|| ServerError::NoScript {
+            suffix,
+            folder: share.clone(),
+        })?;
         let bytes = fs::read(&path).map_err(io_error("cannot read", &path))?;
         text.push_str(&String::from_utf8_lossy(&bytes));
         text.push('\n');
@@ -151,9 +168,8 @@ pub(super) async fn make_account(
         ServerKind::Mysql => "PROCESS, XA_RECOVER_ADMIN, CONNECTION_ADMIN, REPLICATION CLIENT",
         ServerKind::Mariadb => "PROCESS, CONNECTION ADMIN, BINLOG MONITOR",
     };
-    let create = format!(
-        "CREATE USER IF NOT EXISTS {account} IDENTIFIED BY '{password}' ACCOUNT LOCK"
-    );
+    let create =
+        format!("CREATE USER IF NOT EXISTS {account} IDENTIFIED BY '{password}' ACCOUNT LOCK");
     run(root, create).await?;
     run(root, format!("GRANT {rights} ON *.* TO {account}")).await?;
     run(root, format!("GRANT {DATA_RIGHTS} ON `%`.* TO {account}")).await?;
@@ -161,13 +177,25 @@ pub(super) async fn make_account(
     for database in SYSTEM_DATABASES {
         // Of several grants that match a database, only the most exact one counts, on both kinds
         // of server. So this nearly empty one takes the system databases out of `%`.
-        run(root, format!("GRANT SHOW VIEW ON `{database}`.* TO {account}")).await?;
+        run(
+            root,
+            format!("GRANT SHOW VIEW ON `{database}`.* TO {account}"),
+        )
+        .await?;
     }
     for host in other_hosts_of_root(root).await? {
         // Host names come from the server's own table and may hold a quote only by malice.
-        run(root, format!("DROP USER IF EXISTS 'root'@'{}'", host.replace('\'', "''"))).await?;
+        run(
+            root,
+            format!("DROP USER IF EXISTS 'root'@'{}'", host.replace('\'', "''")),
+        )
+        .await?;
     }
-    run(root, format!("ALTER USER {account} IDENTIFIED BY '{password}' ACCOUNT UNLOCK")).await
+    run(
+        root,
+        format!("ALTER USER {account} IDENTIFIED BY '{password}' ACCOUNT UNLOCK"),
+    )
+    .await
 }
 
 async fn other_hosts_of_root(root: &mut MySqlConnection) -> Result<Vec<String>, sqlx::Error> {

@@ -10,7 +10,10 @@ async fn servers() -> Vec<(tempfile::TempDir, Server)> {
         let server = Server::start(ServerSpec::new(binary, folder.path().join("s"))).await;
         servers.push((folder, server.unwrap()));
     }
-    assert!(!servers.is_empty(), "no server found; `deploy/servers mariadb` gets one");
+    assert!(
+        !servers.is_empty(),
+        "no server found; `deploy/servers mariadb` gets one"
+    );
     servers
 }
 
@@ -23,8 +26,12 @@ async fn a_server_keeps_what_was_committed_before_it_was_killed() {
     for (_folder, mut server) in servers().await {
         let mut root = server.root().await.unwrap();
         run(&mut root, "CREATE DATABASE shop".into()).await.unwrap();
-        run(&mut root, "CREATE TABLE shop.t (id INT PRIMARY KEY)".into()).await.unwrap();
-        run(&mut root, "INSERT INTO shop.t VALUES (1)".into()).await.unwrap();
+        run(&mut root, "CREATE TABLE shop.t (id INT PRIMARY KEY)".into())
+            .await
+            .unwrap();
+        run(&mut root, "INSERT INTO shop.t VALUES (1)".into())
+            .await
+            .unwrap();
         let first = server.process();
 
         server.kill9();
@@ -69,7 +76,9 @@ async fn the_participant_has_what_it_needs_and_root_only_the_socket() {
             "XA COMMIT 0x01, 0x01, 1",
             "SHOW PROCESSLIST",
         ] {
-            run(&mut participant, sql.into()).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+            run(&mut participant, sql.into())
+                .await
+                .unwrap_or_else(|error| panic!("{sql}: {error}"));
         }
         for sql in [
             "CREATE USER thief",
@@ -78,9 +87,16 @@ async fn the_participant_has_what_it_needs_and_root_only_the_socket() {
             "GRANT ALL ON *.* TO 'concord'@'localhost'",
             "SELECT 1 INTO OUTFILE '/tmp/concord-thief'",
         ] {
-            assert!(run(&mut participant, sql.into()).await.is_err(), "{}: {sql}", server.kind());
+            assert!(
+                run(&mut participant, sql.into()).await.is_err(),
+                "{}: {sql}",
+                server.kind()
+            );
         }
-        for (name, wanted) in [("innodb_flush_log_at_trx_commit", "1"), ("sync_binlog", "1")] {
+        for (name, wanted) in [
+            ("innodb_flush_log_at_trx_commit", "1"),
+            ("sync_binlog", "1"),
+        ] {
             let sql = format!("SELECT CAST(@@global.{name} AS CHAR)");
             let found: String = sqlx::query_scalar(AssertSqlSafe(sql))
                 .fetch_one(&mut participant)

@@ -45,7 +45,16 @@ fn golden_bytes() {
         })
         .collect();
     assert_eq!(now, golden, "\n{now}");
-    assert_eq!(Sums { commit: 1, count: 2, weight: 3 }.encode().len(), 24);
+    assert_eq!(
+        Sums {
+            commit: 1,
+            count: 2,
+            weight: 3
+        }
+        .encode()
+        .len(),
+        24
+    );
 }
 
 #[test]
@@ -53,12 +62,18 @@ fn every_cut_and_every_flip_is_garbage() {
     for record in one_of_each() {
         let (key, sealed) = stored(&record);
         for length in 0..sealed.len() {
-            assert!(load(&key, &sealed[..length]).is_err(), "{record:?} cut at {length}");
+            assert!(
+                load(&key, &sealed[..length]).is_err(),
+                "{record:?} cut at {length}"
+            );
         }
         for bit in 0..sealed.len() * 8 {
             let mut bytes = sealed.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(load(&key, &bytes).is_err(), "{record:?} with bit {bit} flipped");
+            assert!(
+                load(&key, &bytes).is_err(),
+                "{record:?} with bit {bit} flipped"
+            );
         }
         let mut longer = sealed.clone();
         longer.push(0);
@@ -68,7 +83,10 @@ fn every_cut_and_every_flip_is_garbage() {
 
 #[test]
 fn a_body_under_another_key_is_garbage() {
-    let (_, sealed) = stored(&Record::End { gtrid: gtrid(1), committed: true });
+    let (_, sealed) = stored(&Record::End {
+        gtrid: gtrid(1),
+        committed: true,
+    });
     let other = key(gtrid(2), kind::END, Bqual(0), 0);
     assert_eq!(decode(&other, &sealed), Err(Garbage::Checksum));
 }
@@ -81,22 +99,40 @@ fn illegal_numbers_are_garbage() {
         decode(&key, &seal(&key, body))
     };
     assert!(check(kind::END, 0, 0, &[1]).is_ok());
-    assert_eq!(check(kind::END, 0, 0, &[2]), Err(Garbage::Illegal("outcome")));
+    assert_eq!(
+        check(kind::END, 0, 0, &[2]),
+        Err(Garbage::Illegal("outcome"))
+    );
     assert_eq!(check(kind::END, 0, 0, &[]), Err(Garbage::Short("outcome")));
     assert_eq!(check(kind::END, 0, 0, &[1, 0]), Err(Garbage::Trailing(1)));
     assert_eq!(check(kind::END, 1, 0, &[1]), Err(Garbage::Illegal("key")));
     assert_eq!(check(kind::END, 0, 1, &[1]), Err(Garbage::Illegal("key")));
     assert_eq!(check(0, 0, 0, &[1]), Err(Garbage::Illegal("kind")));
     assert_eq!(check(6, 0, 0, &[1]), Err(Garbage::Illegal("kind")));
-    assert_eq!(check(kind::REFUSED, 0, 0, &[0]), Err(Garbage::Illegal("request")));
+    assert_eq!(
+        check(kind::REFUSED, 0, 0, &[0]),
+        Err(Garbage::Illegal("request"))
+    );
     let huge_text = [&[0; 8][..], &[0], &[255; 4]].concat();
-    assert_eq!(check(kind::ONE_PHASE, 1, 0, &huge_text), Err(Garbage::Short("participant")));
+    assert_eq!(
+        check(kind::ONE_PHASE, 1, 0, &huge_text),
+        Err(Garbage::Short("participant"))
+    );
     let bad_utf8 = [&[0; 8][..], &[0], &[0, 0, 0, 1, 0xff]].concat();
-    assert_eq!(check(kind::ONE_PHASE, 1, 0, &bad_utf8), Err(Garbage::Illegal("participant")));
+    assert_eq!(
+        check(kind::ONE_PHASE, 1, 0, &bad_utf8),
+        Err(Garbage::Illegal("participant"))
+    );
     let many = [&[0; 8][..], &[0], &[255; 2]].concat();
-    assert_eq!(check(kind::DECISION, 0, 0, &many), Err(Garbage::Short("bqual")));
+    assert_eq!(
+        check(kind::DECISION, 0, 0, &many),
+        Err(Garbage::Short("bqual"))
+    );
     for name in ["", "epochs", "incarnation/", "records"] {
-        assert!(decode_meta(name, &seal(name.as_bytes(), &[])).is_err(), "{name}");
+        assert!(
+            decode_meta(name, &seal(name.as_bytes(), &[])).is_err(),
+            "{name}"
+        );
     }
 }
 
@@ -120,14 +156,21 @@ fn random_bytes_never_panic() {
         state
     };
     for _ in 0..50_000 {
-        let body: Vec<u8> =
-            (0..random() % 60).map(|_| random().to_be_bytes()[0] & 0x83).collect();
+        let body: Vec<u8> = (0..random() % 60)
+            .map(|_| random().to_be_bytes()[0] & 0x83)
+            .collect();
         let kind = (random() % 8) as u8;
         let key = key(gtrid(1), kind, Bqual((random() % 2) as u32), 0);
         let _ = decode(&key, &seal(&key, &body));
         let _ = decode(&key, &body);
         let _ = decode(&body, &body);
-        for name in [name::EPOCH, name::HORIZON, name::PLACEMENT, name::SUMS, "incarnation/p"] {
+        for name in [
+            name::EPOCH,
+            name::HORIZON,
+            name::PLACEMENT,
+            name::SUMS,
+            "incarnation/p",
+        ] {
             let _ = decode_meta(name, &seal(name.as_bytes(), &body));
         }
         let _ = Sums::decode(&body);

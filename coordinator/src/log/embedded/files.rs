@@ -27,7 +27,11 @@ pub struct Directory {
 }
 
 fn failed<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> LogError + 'a {
-    move |source| LogError::Open { doing, path: path.to_owned(), source }
+    move |source| LogError::Open {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 impl Directory {
@@ -36,8 +40,13 @@ impl Directory {
         if !path.is_dir() {
             let mut builder = DirBuilder::new();
             builder.recursive(true).mode(0o700);
-            builder.create(path).map_err(failed("create the directory", path))?;
-            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            builder
+                .create(path)
+                .map_err(failed("create the directory", path))?;
+            if let Some(parent) = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty())
+            {
                 sync_directory(parent)?;
             }
         }
@@ -55,7 +64,10 @@ impl Directory {
                     "" => "another process".to_owned(),
                     pid => format!("process {pid}"),
                 };
-                return Err(LogError::Held { path: path.to_owned(), holder });
+                return Err(LogError::Held {
+                    path: path.to_owned(),
+                    holder,
+                });
             }
             Err(TryLockError::Error(source)) => {
                 return Err(failed("lock", &lock_path)(source));
@@ -67,7 +79,10 @@ impl Directory {
             writeln!(lock, "{}", std::process::id())
         };
         note(&mut lock).map_err(failed("write the lock file", &lock_path))?;
-        Ok(Self { path: path.to_owned(), _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            _lock: lock,
+        })
     }
 
     /// Where it is.
@@ -116,14 +131,16 @@ fn private(options: &mut OpenOptions) -> &mut OpenOptions {
 }
 
 fn backend(file: File, path: &Path) -> Result<Arc<dyn StorageBackend>, LogError> {
-    let backend = FileBackend::new(file)
-        .map_err(|error| failed("open", path)(io::Error::other(error)))?;
+    let backend =
+        FileBackend::new(file).map_err(|error| failed("open", path)(io::Error::other(error)))?;
     Ok(Arc::new(backend))
 }
 
 /// A new name is durable when its directory is.
 fn sync_directory(path: &Path) -> Result<(), LogError> {
-    File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("sync the directory", path))
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(failed("sync the directory", path))
 }
 
 /// Makes the kernel forget what it holds of the file. When a former process died of a failed

@@ -47,22 +47,27 @@ pub fn read_block(disk: &dyn StorageBackend) -> io::Result<Block> {
     }
     let mut block = [0; BLOCK_BYTES as usize];
     disk.read(0, &mut block)?;
-    if block.iter().all(|byte| *byte == 0) {
+    let (head, rest) = block.split_at(20);
+    if head.iter().chain(&rest[..4]).all(|byte| *byte == 0) {
         return Ok(Block::Blank);
     }
-    let (head, rest) = block.split_at(20);
     if &head[..16] != MAGIC || rest[..4] != crc32fast::hash(head).to_be_bytes() {
         return Ok(Block::Foreign);
     }
-    let version = head[16..].iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+    let version = head[16..]
+        .iter()
+        .fold(0, |sum, byte| sum << 8 | u32::from(*byte));
     if version != FRAME_VERSION {
         return Ok(Block::Newer(version));
     }
     let slot = |offset: u64| {
         let slot = &block[offset as usize..][..12];
         let (commit, crc) = slot.split_at(8);
-        (crc == crc32fast::hash(commit).to_be_bytes())
-            .then(|| commit.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+        (crc == crc32fast::hash(commit).to_be_bytes()).then(|| {
+            commit
+                .iter()
+                .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+        })
     };
     // A slot that was torn or rotted away leaves the other one, which is lower by one.
     match SLOT_OFFSETS.into_iter().filter_map(slot).max() {
@@ -71,16 +76,18 @@ pub fn read_block(disk: &dyn StorageBackend) -> io::Result<Block> {
     }
 }
 
-/// Writes the first block of a log whose first commit is durable.
+/// Writes the first block of a log whose first commit is durable. Its head, which is what makes it
+/// a log, lies within one sector and comes after everything else.
 pub fn write_block(disk: &dyn StorageBackend, commit: u64) -> io::Result<()> {
+    acknowledge(disk, commit.saturating_sub(1))?;
+    acknowledge(disk, commit)?;
+    disk.sync_data()?;
     let mut head = Vec::with_capacity(24);
     head.extend_from_slice(MAGIC);
     head.extend_from_slice(&FRAME_VERSION.to_be_bytes());
     let crc = crc32fast::hash(&head);
     head.extend_from_slice(&crc.to_be_bytes());
     disk.write(0, &head)?;
-    acknowledge(disk, commit.saturating_sub(1))?;
-    acknowledge(disk, commit)?;
     disk.sync_data()
 }
 
@@ -141,8 +148,22 @@ impl Overlay {
     /// An untouched view of a disk.
     pub fn new(disk: Arc<dyn StorageBackend>) -> io::Result<Self> {
         let len = disk.len()?;
-        let state = OverlayState { len, visible: len, blocks: BTreeMap::new() };
-        Ok(Self { disk, state: Mutex::new(state) })
+        let state = OverlayState {
+            len,
+            visible: len,
+            blocks: BTreeMap::new(),
+        };
+        Ok(Self {
+            disk,
+            state: Mutex::new(state),
+        })
+    }
+
+    /// Whether anything was written to it.
+    #[cfg(test)]
+    pub fn is_changed(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        !state.blocks.is_empty() || state.len != self.disk.len().unwrap_or_default()
     }
 
     fn block(&self, state: &OverlayState, index: u64) -> io::Result<Vec<u8>> {
@@ -161,7 +182,11 @@ impl Overlay {
 
 impl StorageBackend for Overlay {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state.lock().unwrap_or_else(PoisonError::into_inner).len)
+        Ok(self
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {

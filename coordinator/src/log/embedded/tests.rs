@@ -1,16 +1,62 @@
-//! What the contract does not say: files, locks, faults.
+//! What the contract does not say: files, locks, sizes; and in [`faults`] what disks do.
 
-use super::super::conformance;
+mod disk;
+mod faults;
+
+use std::cell::Cell;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+use std::sync::{RwLock, RwLockReadGuard};
+
+use super::super::conformance::{self, decision, gtrid};
 use super::*;
 
-fn directory() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("log").tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/../target").expect("a directory")
+/// A process that is being spawned holds, until its exec, whatever its parent has locked. Tests
+/// that lock share this; the one that spawns has it alone.
+static SPAWNING: RwLock<()> = RwLock::new(());
+
+/// A directory on the disk that the project is on, which may be of another kind than `/tmp`.
+struct Place {
+    directory: tempfile::TempDir,
+    _quiet: RwLockReadGuard<'static, ()>,
+}
+
+impl Place {
+    fn new() -> Self {
+        let quiet = SPAWNING.read().expect("no test panicked while it spawned");
+        Self {
+            directory: temporary(),
+            _quiet: quiet,
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+fn temporary() -> tempfile::TempDir {
+    let target = concat!(env!("CARGO_MANIFEST_DIR"), "/../target");
+    fs::create_dir_all(target).expect("the target directory");
+    tempfile::Builder::new()
+        .prefix("log-")
+        .tempdir_in(target)
+        .expect("a directory")
+}
+
+fn end(number: u64) -> Record {
+    Record::End {
+        gtrid: gtrid(number),
+        committed: true,
+    }
 }
 
 #[test]
 fn it_keeps_the_contract() {
-    let root = directory();
-    let count = std::cell::Cell::new(0);
+    let root = Place::new();
+    let count = Cell::new(0);
     let make = || {
         count.set(count.get() + 1);
         EmbeddedLog::open(&root.path().join(count.get().to_string()), "test").expect("a log")
@@ -21,4 +67,190 @@ fn it_keeps_the_contract() {
         EmbeddedLog::open(&path, "test").expect("the log")
     };
     conformance::run_all(make, reopen);
+}
+
+#[test]
+fn its_files_are_private() {
+    let root = Place::new();
+    let path = root.path().join("a/b/log");
+    let log = EmbeddedLog::open(&path, "test").expect("a log");
+    let mode = |path: &Path| fs::metadata(path).expect("it exists").permissions().mode() & 0o777;
+    assert_eq!(mode(&path), 0o700);
+    assert_eq!(mode(&path.join(files::FILE)), 0o600);
+    assert!(log.stats().bytes > 0);
+}
+
+#[test]
+fn a_second_open_is_refused_and_names_the_holder() {
+    let root = Place::new();
+    let log = EmbeddedLog::open(root.path(), "test").expect("a log");
+    let error = EmbeddedLog::open(root.path(), "test").expect_err("it is in use");
+    assert!(matches!(error, LogError::Held { .. }), "{error:?}");
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("process {}", std::process::id())),
+        "{error}"
+    );
+    drop(log);
+    EmbeddedLog::open(root.path(), "test").expect("it is free");
+}
+
+#[test]
+fn a_second_process_is_refused() {
+    let _alone = SPAWNING.write().expect("no test panicked while it spawned");
+    let root = temporary();
+    drop(EmbeddedLog::open(root.path(), "test").expect("a log"));
+    let mut holder = Command::new("flock")
+        .args([
+            "-x".as_ref(),
+            root.path().join(files::LOCK_FILE).as_os_str(),
+        ])
+        .args(["sh", "-c", "echo locked; cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("flock of util-linux");
+    let mut line = String::new();
+    let mut output = BufReader::new(holder.stdout.take().expect("it is piped"));
+    output.read_line(&mut line).expect("a line");
+    assert_eq!(line, "locked\n");
+    let error = EmbeddedLog::open(root.path(), "test").expect_err("it is in use");
+    assert!(matches!(error, LogError::Held { .. }), "{error:?}");
+    drop(holder.stdin.take());
+    holder.wait().expect("it ends");
+    EmbeddedLog::open(root.path(), "test").expect("it is free");
+}
+
+#[test]
+fn the_log_of_another_cluster_is_refused() {
+    let root = Place::new();
+    drop(EmbeddedLog::open(root.path(), "east").expect("a log"));
+    let error = EmbeddedLog::open(root.path(), "west").expect_err("another cluster");
+    let text = error.to_string();
+    assert!(
+        text.contains("\"east\"") && text.contains("\"west\""),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_later_format_is_refused() {
+    let disk = disk::Disk::default();
+    let open = |cluster| {
+        EmbeddedLog::open_with_backend(Box::new(disk.clone()), Path::new("simulated"), cluster)
+    };
+    drop(open("test").expect("a log"));
+    let database = builder()
+        .create_with_backend(Frame(Arc::new(disk.clone())))
+        .expect("a file");
+    let transaction = database.begin_write().expect("a transaction");
+    {
+        let mut meta = transaction.open_table(META).expect("a table");
+        put_meta(&mut meta, name::FORMAT, &2_u32.to_be_bytes()).expect("insert");
+    }
+    transaction.commit().expect("commit");
+    drop(database);
+    let error = open("test").expect_err("a later format");
+    assert!(
+        matches!(
+            error,
+            LogError::NewerFormat {
+                found: 2,
+                known: 1,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn an_unfinished_file_is_replaced_and_a_lost_one_is_not() {
+    let root = Place::new();
+    fs::write(root.path().join("decisions.redb.new"), "unfinished").expect("write");
+    drop(EmbeddedLog::open(root.path(), "test").expect("a log"));
+    assert!(!root.path().join("decisions.redb.new").exists());
+    // An empty file under the log's own name was a log once: names are given to complete ones.
+    fs::write(root.path().join(files::FILE), "").expect("write");
+    let error = EmbeddedLog::open(root.path(), "test").expect_err("it lost everything");
+    assert!(matches!(error, LogError::Damaged { .. }), "{error:?}");
+}
+
+#[test]
+fn an_unwritable_place_is_named() {
+    let root = Place::new();
+    let file = root.path().join("file");
+    fs::write(&file, "").expect("write");
+    let error = EmbeddedLog::open(&file.join("log"), "test").expect_err("a file is in the way");
+    assert!(
+        error
+            .to_string()
+            .contains(&file.join("log").display().to_string()),
+        "{error}"
+    );
+}
+
+/// Ten retention windows pass through the log, and it is as large as after the second.
+#[test]
+fn it_stays_small_for_ever() {
+    const WINDOW: u64 = 4_000;
+    const BATCH: u64 = 100;
+    let disk = disk::Disk::default();
+    let open = || {
+        EmbeddedLog::open_with_backend(Box::new(disk.clone()), Path::new("simulated"), "test")
+            .expect("the log")
+    };
+    let mut log = open();
+    let mut sizes = Vec::new();
+    for batch in 0..10 * WINDOW / BATCH {
+        let first = batch * BATCH;
+        let mut records: Vec<Record> = (first..first + BATCH).map(decision).collect();
+        records.extend((first..first + BATCH).map(end));
+        if let Some(old) = first.checked_sub(WINDOW) {
+            let gone: Vec<Gtrid> = (old..old + BATCH).map(gtrid).collect();
+            log.forget(&gone, gtrid(old + BATCH)).expect("forget");
+        }
+        log.append(&records).expect("append");
+        sizes.push(log.stats().bytes);
+    }
+    assert_eq!(log.stats().decisions, WINDOW);
+    let (early, late) = (sizes[sizes.len() / 5], sizes[sizes.len() - 1]);
+    println!("{early} bytes after two windows, {late} after ten");
+    assert!(
+        late <= early + early / 4,
+        "{early} bytes after two windows, {late} after ten"
+    );
+    drop(log);
+    assert_eq!(open().stats().decisions, WINDOW);
+}
+
+#[test]
+fn what_is_free_is_given_back_when_it_is_opened() {
+    let disk = disk::Disk::default();
+    let open = || {
+        EmbeddedLog::open_with_backend(Box::new(disk.clone()), Path::new("simulated"), "test")
+            .expect("the log")
+    };
+    let mut log = open();
+    let count = 60_000;
+    log.append(
+        &(0..count)
+            .flat_map(|n| [decision(n), end(n)])
+            .collect::<Vec<_>>(),
+    )
+    .expect("append");
+    let large = log.stats().bytes;
+    let gone: Vec<Gtrid> = (1..count).map(gtrid).collect();
+    log.forget(&gone, gtrid(count)).expect("forget");
+    log.append(&[]).expect("append");
+    drop(log);
+    let log = open();
+    let small = log.stats().bytes;
+    println!("{large} bytes, then {small}");
+    assert!(
+        large > COMPACT_MIN_BYTES && small < large / 4,
+        "{large} bytes, then {small}"
+    );
+    assert_eq!(log.stats().decisions, 1);
 }

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use concord_core::id::{BranchId, Gtrid};
 use concord_core::record::ParticipantRecord;
 
+use super::migrate::Version;
 use super::xa::{hex, push_hex};
 
 /// `ledger.state` of a branch's own row.
@@ -19,12 +20,12 @@ pub const STATE_TOMBSTONE: u8 = 2;
 pub const REQUEST_KEY: &str = "request_id";
 /// Longest message of a damage report, in characters.
 const DAMAGE_MESSAGE_MAX: usize = 2_000;
-/// User-level lock under which one participant at a time migrates.
-pub const MIGRATION_LOCK: &str = "concord.migrate";
+/// The schema.
+pub const SCHEMA: &str = "concord";
 
 /// Statements that bring the schema from version `index` to `index + 1`. Each may be repeated:
 /// DDL is not transactional, so a crash may leave a version half done.
-pub const MIGRATIONS: &[&[&str]] = &[&[
+const MIGRATIONS: &[&[&str]] = &[&[
     "CREATE TABLE IF NOT EXISTS concord.ledger (\
         gtrid BINARY(16) NOT NULL, \
         bqual INT UNSIGNED NOT NULL, \
@@ -64,18 +65,17 @@ pub const MIGRATIONS: &[&[&str]] = &[&[
      ) ENGINE=InnoDB COMMENT='whose data this is'",
 ]];
 
-/// The first statements of a migration: whatever the version.
-pub const CREATE_SCHEMA: &[&str] = &[
-    "CREATE DATABASE IF NOT EXISTS concord",
-    "CREATE TABLE IF NOT EXISTS concord.schema_version (\
-        version INT UNSIGNED NOT NULL PRIMARY KEY, \
-        applied TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP\
-     ) ENGINE=InnoDB",
-];
-
 /// The version that this program works with.
 pub fn current_version() -> u32 {
     u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX)
+}
+
+/// All versions, for the migration.
+pub fn versions() -> Vec<Version<'static>> {
+    (1..)
+        .zip(MIGRATIONS)
+        .map(|(number, statements)| Version { number, statements: statements.to_vec() })
+        .collect()
 }
 
 /// Says whose data this is, unless somebody said so before.

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use concord_core::reason::{Reason, code};
 use futures::TryStreamExt as _;
-use sqlx::mysql::{MySqlConnection, MySqlQueryResult, MySqlRow};
+use sqlx::mysql::{MySqlConnection, MySqlQueryResult, MySqlRow, MySqlSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Either, Executor as _, Row as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{Instant as Deadline, timeout, timeout_at};
+use tokio::time::{Instant as Deadline, timeout_at};
 
 use super::error::Failure;
 use super::options::Options;
@@ -157,12 +157,6 @@ impl Pool {
         self.open.fetch_sub(u32::try_from(closed).unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// A connection, new or idle, within the acquire time-out.
-    pub async fn acquire(self: &Arc<Self>, class: Class) -> Result<Conn, Reason> {
-        let deadline = Deadline::now() + self.options.acquire_timeout;
-        self.acquire_by(class, deadline).await
-    }
-
     /// A connection by `deadline`, or by the acquire time-out when that is earlier.
     pub async fn acquire_by(
         self: &Arc<Self>,
@@ -237,7 +231,7 @@ impl Pool {
     }
 
     async fn open_raw(&self) -> Result<(MySqlConnection, u64), Failure> {
-        let mut raw = self.options.driver().connect().await?;
+        let mut raw = self.login().await?;
         let extra = lock(&self.extra_session).clone();
         let text = format!("{extra}{}", self.options.session());
         let mut id = None;
@@ -255,6 +249,25 @@ impl Pool {
             raw.execute(sqlx::raw_sql(AssertSqlSafe(format!("USE `{name}`")))).await?;
         }
         Ok((raw, id))
+    }
+
+    /// Logs in. MySQL's `caching_sha2_password` wants the password itself once after each start of
+    /// the server, and the driver sends that over TLS only; from then on a challenge is enough,
+    /// which spares the unix socket TLS on every packet.
+    async fn login(&self) -> Result<MySqlConnection, sqlx::Error> {
+        let driver = self.options.driver();
+        match driver.connect().await {
+            Ok(raw) => Ok(raw),
+            Err(error @ (sqlx::Error::Io(_) | sqlx::Error::Database(_))) => Err(error),
+            Err(error) if driver.get_socket().is_none() => Err(error),
+            Err(error) => {
+                let over_tls = driver.clone().ssl_mode(MySqlSslMode::Required);
+                let Ok(first) = over_tls.connect().await else { return Err(error) };
+                // It has served its purpose; how it ends does not matter.
+                let _ = first.close_hard().await;
+                driver.connect().await
+            }
+        }
     }
 
     fn down(&self, number: Option<u16>, reason: &Reason) -> Reason {
@@ -418,11 +431,6 @@ impl Conn {
         Ok(rows)
     }
 
-    /// Marks it as unfit for reuse.
-    pub fn taint(&mut self) {
-        self.tainted = true;
-    }
-
     /// Gives it back, or closes it when it saw an error.
     pub fn release(mut self) {
         if self.tainted || self.busy || self.generation != self.pool.generation() {
@@ -439,16 +447,6 @@ impl Conn {
     /// Ends it on the server too, whatever runs in it.
     pub fn kill(self) {
         self.pool.kill(self.id);
-    }
-
-    /// Closes it the polite way, so that the server ends the session at once.
-    pub async fn close(mut self) {
-        if let (Some(raw), false) = (self.raw.take(), self.busy) {
-            self.pool.open.fetch_sub(1, Ordering::Relaxed);
-            lock(&self.pool.held).remove(&self.id);
-            // A server that does not take the good-bye sees the socket close.
-            let _ = timeout(CONNECT_TIMEOUT, raw.close()).await;
-        }
     }
 }
 

@@ -5,6 +5,8 @@
 //! guess: it proves that the answers before it were counted right, whatever bytes a statement
 //! made the server return.
 
+use std::sync::Arc;
+
 use concord_core::id::BranchId;
 use concord_core::reason::{Reason, code};
 use concord_proto::model::{Expect, Isolation, Statement};
@@ -122,6 +124,8 @@ impl Script {
 pub struct Outcome {
     /// Results of the client's statements that succeeded, in order.
     pub results: Vec<v1::StatementResult>,
+    /// Whether `XA END` succeeded.
+    pub ended: bool,
     /// How it ended.
     pub end: End,
 }
@@ -216,7 +220,8 @@ impl Reader {
                 }
             }
         };
-        Outcome { results: self.results, end }
+        let ended = self.steps[..self.at.min(self.steps.len())].contains(&Step::End);
+        Outcome { results: self.results, ended, end }
     }
 }
 
@@ -238,7 +243,7 @@ pub fn violated(expect: Option<&Expect>, rows: u64, index: usize) -> Option<Reas
 pub fn judge_all(
     judge: &Judge,
     statements: &[Statement],
-) -> Result<Vec<std::sync::Arc<Judged>>, (usize, Reason)> {
+) -> Result<Vec<Arc<Judged>>, (usize, Reason)> {
     statements
         .iter()
         .enumerate()

@@ -1,5 +1,6 @@
 //! The first phase: running a branch's work and preparing it, or committing it in one phase.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use concord_core::id::BranchId;
@@ -192,7 +193,7 @@ impl MySql {
     }
 
     /// What must be true before anything is sent.
-    async fn admit(&self, work: &Work) -> Result<(Facts, Vec<std::sync::Arc<Judged>>), Unfinished> {
+    async fn admit(&self, work: &Work) -> Result<(Arc<Facts>, Vec<Arc<Judged>>), Unfinished> {
         let judged = judge_all(&self.judge, &work.statements)
             .map_err(|(index, reason)| Unfinished::never_began(reason, Some(index)))?;
         let facts =
@@ -227,7 +228,7 @@ impl MySql {
         &self,
         branch: BranchId,
         work: &Work,
-        judged: &[std::sync::Arc<Judged>],
+        judged: &[Arc<Judged>],
         facts: &Facts,
         deadline: Deadline,
     ) -> Result<Vec<v1::StatementResult>, Unfinished> {
@@ -243,7 +244,7 @@ impl MySql {
         }
         script.guard(facts);
         script.verb(Step::Finish, "COMMIT");
-        let Outcome { results, end } = script.run(&mut conn, facts, deadline).await;
+        let Outcome { results, end, .. } = script.run(&mut conn, facts, deadline).await;
         let (reason, failed) = match end {
             End::Fine => {
                 conn.release();
@@ -305,11 +306,12 @@ impl MySql {
             // Nothing was begun; unless the xid belongs to a branch that lives elsewhere.
             drop(conn);
             failure.number() != Some(error::XAER_DUPID)
+        } else if self.roll_back_on(branch, &mut conn, outcome.ended, deadline).await {
+            conn.release();
+            true
         } else {
-            self.roll_back_on(branch, &mut conn, deadline).await && {
-                conn.release();
-                true
-            } || self.make_sure(branch, deadline).await
+            conn.kill();
+            self.make_sure(branch, deadline).await
         };
         if let Some((Step::Ledger, failure)) = &step
             && failure.number() == Some(error::DUPLICATE_KEY)
@@ -324,13 +326,16 @@ impl MySql {
         &self,
         branch: BranchId,
         conn: &mut Conn,
+        ended: bool,
         deadline: Deadline,
     ) -> bool {
         let xid = self.xids.text(branch);
-        // Refused when the branch is prepared already, or a deadlock's victim; both is fine.
-        let ended = conn.execute(format!("XA END {xid}"), deadline, "XA END").await;
-        if matches!(ended, Err(Failure::Broken(_))) {
-            return false;
+        if !ended {
+            // Refused for a deadlock's victim (1614 on MySQL, 1399 on MariaDB), which is fine.
+            let ended = conn.execute(format!("XA END {xid}"), deadline, "XA END").await;
+            if matches!(ended, Err(Failure::Broken(_))) {
+                return false;
+            }
         }
         let rolled_back = conn.execute(format!("XA ROLLBACK {xid}"), deadline, "XA ROLLBACK").await;
         match rolled_back {
@@ -414,7 +419,7 @@ fn already_there(outcome: &Outcome) -> bool {
 fn begin_script(
     branch: BranchId,
     work: &Work,
-    judged: &[std::sync::Arc<Judged>],
+    judged: &[Arc<Judged>],
     xid: &str,
     conn: &Conn,
 ) -> Result<Script, (usize, Reason)> {
@@ -428,7 +433,7 @@ fn begin_script(
 
 fn push_statements(
     script: &mut Script,
-    judged: &[std::sync::Arc<Judged>],
+    judged: &[Arc<Judged>],
     statements: &[Statement],
 ) -> Result<(), (usize, Reason)> {
     for (index, (judged, statement)) in judged.iter().zip(statements).enumerate() {
@@ -437,14 +442,14 @@ fn push_statements(
     Ok(())
 }
 
-fn reads_only(judged: &[std::sync::Arc<Judged>]) -> bool {
+fn reads_only(judged: &[Arc<Judged>]) -> bool {
     judged.iter().all(|judged| judged.kind == StatementKind::Select { locking: false })
 }
 
 /// Whether a work may vote READ_ONLY: it only reads, takes no locks on purpose, carries no request
 /// id that must be kept, and its isolation is below SERIALIZABLE, where reads take locks that must
 /// be held until the whole transaction ends.
-fn may_leave(facts: &Facts, work: &Work, judged: &[std::sync::Arc<Judged>]) -> bool {
+fn may_leave(facts: &Facts, work: &Work, judged: &[Arc<Judged>]) -> bool {
     let serializable = match work.isolation.or(facts.isolation) {
         Some(Isolation::Serializable) => true,
         Some(Isolation::ReadCommitted | Isolation::RepeatableRead) => false,

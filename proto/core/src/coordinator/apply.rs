@@ -248,7 +248,9 @@ impl Coordinator {
         self.heuristics.insert(id, committed);
         if let Some(tx) = self.transactions.get_mut(&id.gtrid) {
             tx.reason = Some(reason.clone());
-            if let Some(branch) = tx.branch_mut(id.bqual) {
+            // One that left has no outcome that it could contradict.
+            let waits = |branch: &&mut Branch| branch.state != BranchState::ReadOnly;
+            if let Some(branch) = tx.branch_mut(id.bqual).filter(waits) {
                 branch.state = BranchState::Heuristic;
                 branch.reason = Some(reason.clone());
             }

@@ -8,10 +8,10 @@ use crate::record::Record;
 use crate::transaction::{Branch, BranchState, Transaction, TransactionState};
 
 /// After an answer RETRY the outcome is sent again after 1, 2, then always this many sweeps.
-const RETRY_SWEEPS_MAX: u32 = 4;
+pub(super) const RETRY_SWEEPS_MAX: u32 = 4;
 /// Without an answer the outcome is sent again after this many sweeps: a server may be busy, and
 /// a participant recognises what it is already doing.
-const NO_ANSWER_SWEEPS: u32 = 8;
+pub(super) const NO_ANSWER_SWEEPS: u32 = 8;
 
 impl Coordinator {
     pub(super) fn finished(

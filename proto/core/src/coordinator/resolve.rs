@@ -7,7 +7,7 @@
 use super::{ApplyError, Coordinator, Effect, Out, Resolve};
 use crate::reason::{Reason, code};
 use crate::record::Record;
-use crate::transaction::TransactionState;
+use crate::transaction::{BranchState, TransactionState};
 
 impl Coordinator {
     pub(super) fn resolve(&mut self, resolve: Resolve, out: &mut Out) -> Result<(), ApplyError> {
@@ -92,7 +92,10 @@ impl Coordinator {
         let gtrid = resolve.branch.gtrid;
         if let Some(tx) = self.transactions.get(&gtrid) {
             return match tx.state {
-                TransactionState::Committing | TransactionState::Committed => Some(true),
+                TransactionState::Committing | TransactionState::Committed => {
+                    let branch = tx.branch(resolve.branch.bqual);
+                    Some(branch.is_some_and(|branch| branch.state != BranchState::ReadOnly))
+                }
                 TransactionState::Aborting | TransactionState::Aborted => Some(false),
                 _ => None,
             };

@@ -1,0 +1,199 @@
+//! Looking at the server: its settings, our ledger schema, and whose data it is.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use concord_core::reason::{Reason, code};
+use tokio::time::Instant as Deadline;
+
+use super::error::Failure;
+use super::pool::{Class, Conn};
+use super::preflight::{self, Facts};
+use super::xa::hex;
+use super::{MySql, ledger};
+use crate::resource::Health;
+
+/// Longest time for one look at the server, with migrations.
+pub(super) const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl MySql {
+    /// What is known of the server, looking at it when that may be out of date.
+    pub(super) async fn facts(&self) -> Result<Arc<Facts>, Reason> {
+        if let Some(facts) = self.known_facts().filter(|_| !self.pool.is_suspect()) {
+            return Ok(facts);
+        }
+        self.check(false).await
+    }
+
+    /// The same, when votes can be given.
+    pub(super) async fn voting_facts(&self) -> Result<Arc<Facts>, Reason> {
+        let facts = self.facts().await?;
+        match facts.problems.first() {
+            Some(problem) => Err(problem.clone()),
+            None => Ok(facts),
+        }
+    }
+
+    fn known_facts(&self) -> Option<Arc<Facts>> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at the server. Unless `always`, a look that has just ended is good enough.
+    pub(super) async fn check(&self, always: bool) -> Result<Arc<Facts>, Reason> {
+        let _one_at_a_time = self.checking.lock().await;
+        let suspect = self.pool.take_suspicion();
+        if let Some(facts) = self.known_facts().filter(|_| !suspect && !always) {
+            return Ok(facts);
+        }
+        let looked = self.look().await;
+        match &looked {
+            Ok((facts, incarnation)) => {
+                self.pool.set_extra_session(&facts.session);
+                *self.facts.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(Arc::clone(facts));
+                self.publish(Health {
+                    reachable: true,
+                    problems: facts.problems.clone(),
+                    incarnation: incarnation.clone(),
+                    server_version: facts.version.clone(),
+                });
+            }
+            Err(reason) => {
+                self.pool.raise_suspicion();
+                let last = self.health.borrow().clone();
+                self.publish(Health { reachable: false, problems: vec![reason.clone()], ..last });
+            }
+        }
+        looked.map(|(facts, _)| facts)
+    }
+
+    fn publish(&self, health: Health) {
+        self.health.send_if_modified(|current| {
+            let changed = *current != health;
+            *current = health;
+            changed
+        });
+    }
+
+    async fn look(&self) -> Result<(Arc<Facts>, String), Reason> {
+        let deadline = Deadline::now() + CHECK_TIMEOUT;
+        let refused = |failure: Failure| failure.reason().clone();
+        let mut conn = self.pool.acquire_by(Class::Finish, deadline).await?;
+        let mut facts = preflight::examine(&mut conn, deadline).await.map_err(refused)?;
+        if let Err(failure) = conn.rows("XA RECOVER".into(), deadline, "XA RECOVER").await {
+            if let Failure::Broken(reason) = failure {
+                return Err(reason);
+            }
+            facts.problems.push(preflight::recover_refused(&failure, &self.pool.options().user));
+        }
+        let identity = match self.prepare_ledger(&mut conn, &facts, deadline).await {
+            Ok(Ok(identity)) => identity,
+            Ok(Err(problem)) => {
+                facts.problems.push(problem);
+                String::new()
+            }
+            Err(failure @ Failure::Broken(_)) => return Err(failure.reason().clone()),
+            Err(failure) => {
+                facts.problems.push(self.no_ledger(&failure));
+                String::new()
+            }
+        };
+        conn.release();
+        let incarnation = if identity.is_empty() {
+            String::new()
+        } else {
+            let incarnation = format!("{}/{identity}", facts.server_id);
+            let first = self.incarnation.get_or_init(|| incarnation.clone());
+            if *first != incarnation {
+                facts.problems.push(Reason::new(
+                    code::INCARNATION_CHANGED,
+                    format!(
+                        "the data behind this participant is {incarnation} and was {first} when \
+                         it started: check where its address leads, then restart the participant"
+                    ),
+                ));
+            }
+            incarnation
+        };
+        Ok((Arc::new(facts), incarnation))
+    }
+
+    fn no_ledger(&self, failure: &Failure) -> Reason {
+        Reason::new(
+            code::UNSAFE_SERVER,
+            format!(
+                "the schema concord cannot be used; run GRANT ALL ON concord.* TO the account of \
+                 {} ({})",
+                self.pool.options().user,
+                failure.reason().message
+            ),
+        )
+    }
+
+    /// Brings the ledger schema up to date and reads whose it is. The inner error is a problem
+    /// that an operator must solve.
+    async fn prepare_ledger(
+        &self,
+        conn: &mut Conn,
+        facts: &Facts,
+        deadline: Deadline,
+    ) -> Result<Result<String, Reason>, Failure> {
+        let current = ledger::current_version();
+        let version = self.schema_version(ledger::SCHEMA, deadline).await?;
+        if version > current {
+            return Ok(Err(Reason::new(
+                code::UNSAFE_SERVER,
+                format!(
+                    "the schema concord has version {version} and this participant knows \
+                     {current}: run a newer participant"
+                ),
+            )));
+        }
+        if version < current {
+            let read_only = facts.problems.iter().any(|p| &*p.code == code::READ_ONLY_SERVER);
+            if read_only {
+                return Ok(Err(Reason::new(
+                    code::READ_ONLY_SERVER,
+                    "the schema concord is missing or old, and the server is read-only",
+                )));
+            }
+            self.migrate_schema(ledger::SCHEMA, &ledger::versions(), deadline).await?;
+        }
+        self.identity(conn, facts, deadline).await
+    }
+
+    async fn identity(
+        &self,
+        conn: &mut Conn,
+        facts: &Facts,
+        deadline: Deadline,
+    ) -> Result<Result<String, Reason>, Failure> {
+        let options = self.pool.options();
+        let select = "SELECT id, cluster, participant FROM concord.identity WHERE one = 1";
+        let mut rows = conn.rows(select.into(), deadline, "the identity").await?;
+        if rows.is_empty() && facts.problems.is_empty() {
+            let id: [u8; 16] = rand::random();
+            let text = ledger::insert_identity(id, &options.cluster, &options.participant);
+            conn.execute(text, deadline, "the identity").await?;
+            rows = conn.rows(select.into(), deadline, "the identity").await?;
+        }
+        let column = |at: usize| rows.first().and_then(|row| row.get(at)?.as_deref());
+        let (Some(id), Some(cluster), Some(participant)) = (column(0), column(1), column(2)) else {
+            return Ok(Ok(String::new()));
+        };
+        let (cluster, participant) =
+            (String::from_utf8_lossy(cluster), String::from_utf8_lossy(participant));
+        if cluster != options.cluster || participant != options.participant {
+            return Ok(Err(Reason::new(
+                code::INCARNATION_CHANGED,
+                format!(
+                    "the schema concord on this server belongs to participant {participant} of \
+                     cluster {cluster}, and this is {} of {}: check where the participant's \
+                     address leads",
+                    options.participant, options.cluster
+                ),
+            )));
+        }
+        Ok(Ok(hex(id)))
+    }
+}

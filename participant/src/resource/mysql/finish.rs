@@ -1,0 +1,326 @@
+//! The second phase: committing and rolling back, and finding out what became of a branch.
+
+use concord_core::id::{BranchId, Gtrid};
+use concord_core::reason::{Reason, code};
+use tokio::time::Instant as Deadline;
+
+use super::branches::State;
+use super::error::{self, Failure, VerbFailure, verb_failure};
+use super::pool::{Class, Conn};
+use super::preflight::Flavor;
+use super::xa::unhex;
+use super::{MySql, ledger};
+use crate::resource::{Finished, LedgerEntry, Recovered};
+
+impl MySql {
+    /// Longest wait of one verb, from now.
+    pub(super) fn finish_deadline(&self) -> Deadline {
+        Deadline::now() + self.pool.options().finish_timeout
+    }
+
+    pub(super) async fn commit_prepared(&self, branch: BranchId) -> Finished {
+        let deadline = self.finish_deadline();
+        let Ok(held) = self.branches.take(branch, deadline).await else {
+            return Finished::NotDone(Reason::new(code::WRONG_STATE, "the branch is being worked on"));
+        };
+        let Some(mut held) = held else { return self.finish_elsewhere("XA COMMIT", branch).await };
+        match held.state() {
+            State::Prepared(conn) => {
+                let (finished, conn) = self.finish_pinned("XA COMMIT", branch, conn, deadline).await;
+                if let Some(conn) = conn {
+                    held.keep(State::Prepared(conn));
+                }
+                finished
+            }
+            state @ State::Active { .. } => {
+                held.keep(state);
+                Finished::NotDone(Reason::new(code::WRONG_STATE, "the branch is not prepared"))
+            }
+            State::Failed { reason, rolled_back } => {
+                held.keep(State::Failed { reason: reason.clone(), rolled_back });
+                Finished::NotDone(reason)
+            }
+            State::Empty => self.finish_elsewhere("XA COMMIT", branch).await,
+        }
+    }
+
+    pub(super) async fn roll_back(&self, branch: BranchId) -> Finished {
+        let deadline = self.finish_deadline();
+        self.cancel_running(branch);
+        let Ok(held) = self.branches.take(branch, deadline).await else {
+            return Finished::NotDone(Reason::new(code::WRONG_STATE, "the branch is being worked on"));
+        };
+        let Some(mut held) = held else {
+            return self.finish_elsewhere("XA ROLLBACK", branch).await;
+        };
+        match held.state() {
+            State::Active { mut conn, .. } => {
+                if self.roll_back_on(branch, &mut conn, false, deadline).await {
+                    conn.release();
+                    return Finished::Done;
+                }
+                conn.kill();
+                self.finish_elsewhere("XA ROLLBACK", branch).await
+            }
+            State::Prepared(conn) => {
+                let (finished, conn) =
+                    self.finish_pinned("XA ROLLBACK", branch, conn, deadline).await;
+                if let Some(conn) = conn {
+                    held.keep(State::Prepared(conn));
+                }
+                finished
+            }
+            State::Failed { rolled_back: true, .. } => Finished::Done,
+            State::Failed { .. } | State::Empty => {
+                self.finish_elsewhere("XA ROLLBACK", branch).await
+            }
+        }
+    }
+
+    /// Interrupts what runs in a branch.
+    pub(super) fn cancel_running(&self, branch: BranchId) {
+        if let Some(id) = self.branches.running(branch) {
+            self.pool.kill(id);
+        }
+    }
+
+    /// On the connection that the branch is attached to. It comes back when the branch is as it
+    /// was, so that the next attempt finds it.
+    async fn finish_pinned(
+        &self,
+        verb: &str,
+        branch: BranchId,
+        mut conn: Conn,
+        deadline: Deadline,
+    ) -> (Finished, Option<Conn>) {
+        let text = format!("{verb} {}", self.xids.text(branch));
+        let Err(failure) = conn.execute(text, deadline, verb).await else {
+            conn.release();
+            return (Finished::Done, None);
+        };
+        match verb_failure(&failure) {
+            VerbFailure::NoSuchBranch => (Finished::NoSuchBranch, None),
+            VerbFailure::Unchanged => (Finished::NotDone(failure.reason().clone()), Some(conn)),
+            VerbFailure::Unclear => {
+                conn.kill();
+                // Perhaps the connection was dead before, and the verb never arrived. No branch
+                // there now proves nothing: the verb may have arrived.
+                let finished = match self.finish_elsewhere(verb, branch).await {
+                    Finished::Done => Finished::Done,
+                    _ => Finished::Unknown(failure.reason().clone()),
+                };
+                (finished, None)
+            }
+        }
+    }
+
+    async fn finish_elsewhere(&self, verb: &str, branch: BranchId) -> Finished {
+        let deadline = self.finish_deadline();
+        let mut conn = match self.pool.acquire_by(Class::Finish, deadline).await {
+            Ok(conn) => conn,
+            Err(reason) => return Finished::NotDone(reason),
+        };
+        let text = format!("{verb} {}", self.xids.text(branch));
+        match conn.execute(text, deadline, verb).await {
+            Ok(_) => {
+                conn.release();
+                Finished::Done
+            }
+            Err(failure) => match verb_failure(&failure) {
+                VerbFailure::NoSuchBranch => Finished::NoSuchBranch,
+                VerbFailure::Unchanged => Finished::NotDone(failure.reason().clone()),
+                VerbFailure::Unclear => Finished::Unknown(failure.reason().clone()),
+            },
+        }
+    }
+
+    /// One verb on any connection.
+    pub(super) async fn verb_elsewhere(
+        &self,
+        verb: &str,
+        branch: BranchId,
+        deadline: Deadline,
+    ) -> Result<(), Failure> {
+        let mut conn =
+            self.pool.acquire_by(Class::Finish, deadline).await.map_err(Failure::Broken)?;
+        conn.execute(format!("{verb} {}", self.xids.text(branch)), deadline, verb).await?;
+        conn.release();
+        Ok(())
+    }
+
+    /// A housekeeping text on any connection.
+    pub(super) async fn rows(&self, text: String, what: &str) -> Result<Rows, Failure> {
+        let deadline = self.finish_deadline();
+        let mut conn =
+            self.pool.acquire_by(Class::Finish, deadline).await.map_err(Failure::Broken)?;
+        let rows = conn.rows(text, deadline, what).await?;
+        conn.release();
+        Ok(rows)
+    }
+
+    /// The committed ledger row.
+    pub(super) async fn read_ledger_row(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
+        let rows = self.rows(ledger::select_row(branch), "the ledger").await;
+        entry(&rows.map_err(|failure| failure.reason().clone())?)
+    }
+
+    /// The ledger row; `Absent` only when nobody is committing or rolling the branch back right
+    /// now, so that "absent, and not listed as prepared" means that it is gone.
+    pub(super) async fn read_ledger(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
+        let found = self.read_ledger_row(branch).await?;
+        if found != LedgerEntry::Absent {
+            return Ok(found);
+        }
+        match self.rows(ledger::select_row_locked(branch), "the ledger").await {
+            Ok(rows) => entry(&rows),
+            Err(failure) if is_lock(&failure) => {
+                if self.list_prepared().await?.ours.contains(&branch) {
+                    return Ok(LedgerEntry::Absent);
+                }
+                Err(attached("the branch is being worked on by another connection"))
+            }
+            Err(failure) => Err(failure.reason().clone()),
+        }
+    }
+
+    pub(super) async fn write_tombstone(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
+        let deadline = self.finish_deadline();
+        let mut conn = self.pool.acquire_by(Class::Finish, deadline).await?;
+        let wait = self.pool.options().lock_wait_timeout.as_secs().clamp(1, 3_600);
+        let text = ledger::insert_tombstone(branch, conn.id(), wait);
+        match conn.execute(text, deadline, "the tombstone").await {
+            Ok(_) => {
+                conn.release();
+                Ok(LedgerEntry::Tombstone)
+            }
+            Err(failure) if failure.number() == Some(error::DUPLICATE_KEY) => {
+                match self.read_ledger_row(branch).await? {
+                    // It went between the two looks: only a rollback does that.
+                    LedgerEntry::Absent => Err(attached("the branch is just being rolled back")),
+                    found => Ok(found),
+                }
+            }
+            Err(failure) if is_lock(&failure) => {
+                Err(attached("the branch is alive and holds its ledger row"))
+            }
+            Err(failure) => Err(failure.reason().clone()),
+        }
+    }
+
+    /// The transaction in which a request id took effect.
+    pub(super) async fn former_transaction(&self, request: &str) -> Result<Option<Gtrid>, Reason> {
+        let rows = self
+            .rows(ledger::select_request(request), "the ledger")
+            .await
+            .map_err(|failure| failure.reason().clone())?;
+        Ok(rows.first().and_then(|row| gtrid(row.first()?.as_deref()?)))
+    }
+
+    pub(super) async fn list_prepared(&self) -> Result<Recovered, Reason> {
+        let text = match self.facts().await?.flavor {
+            Flavor::MySql => "XA RECOVER CONVERT XID",
+            Flavor::MariaDb => "XA RECOVER",
+        };
+        let rows = self
+            .rows(text.into(), "XA RECOVER")
+            .await
+            .map_err(|failure| failure.reason().clone())?;
+        Ok(self.read_recovered(&rows))
+    }
+
+    pub(super) fn read_recovered(&self, rows: &Rows) -> Recovered {
+        let mut recovered = Recovered::default();
+        for row in rows {
+            match self.read_xid(row) {
+                Some(branch) => recovered.ours.push(branch),
+                None => recovered.foreign = recovered.foreign.saturating_add(1),
+            }
+        }
+        recovered.ours.sort_unstable();
+        recovered
+    }
+
+    fn read_xid(&self, row: &[Option<Vec<u8>>]) -> Option<BranchId> {
+        let [format_id, gtrid_length, bqual_length, data] = row else { return None };
+        let number = |value: &Option<Vec<u8>>| -> Option<i64> {
+            std::str::from_utf8(value.as_deref()?).ok()?.parse().ok()
+        };
+        let (format_id, gtrid_length, bqual_length) =
+            (number(format_id)?, number(gtrid_length)?, number(bqual_length)?);
+        let data = data.as_deref()?;
+        // MySQL was asked for hexadecimal; MariaDB prints the bytes.
+        let bytes = unhex(data);
+        let bytes = bytes.as_deref().unwrap_or(data);
+        self.xids.parse(format_id, gtrid_length, bqual_length, bytes)
+    }
+
+    pub(super) async fn detach_branch(&self, branch: BranchId) -> Result<(), Reason> {
+        let deadline = self.finish_deadline();
+        let held = self.branches.take(branch, deadline).await;
+        let Ok(held) = held else { return Err(attached("the branch is being worked on here")) };
+        if let Some(mut held) = held {
+            match held.state() {
+                State::Prepared(conn) => {
+                    conn.kill();
+                    return Ok(());
+                }
+                state @ (State::Active { .. } | State::Failed { .. }) => held.keep(state),
+                State::Empty => {}
+            }
+        }
+        let refused = |failure: Failure| failure.reason().clone();
+        let rows = self.rows(ledger::select_connection(branch), "the ledger").await;
+        let Some(id) = rows.map_err(refused)?.first().and_then(|row| number(row.first()?)) else {
+            return Ok(());
+        };
+        if self.pool.holds(id) {
+            return Err(attached("its connection is in use here"));
+        }
+        // Ids start again when the server does: never end a connection that is not this account's.
+        let mine = format!(
+            "SELECT 1 FROM information_schema.processlist WHERE id = {id} \
+             AND user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
+        );
+        if self.rows(mine, "the process list").await.map_err(refused)?.is_empty() {
+            return Ok(());
+        }
+        match self.rows(format!("KILL {id}"), "KILL").await {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.number() == Some(error::NO_SUCH_THREAD) => Ok(()),
+            Err(failure) => Err(failure.reason().clone()),
+        }
+    }
+}
+
+/// Rows of a housekeeping text.
+pub(super) type Rows = Vec<Vec<Option<Vec<u8>>>>;
+
+/// A column as a number.
+pub(super) fn number(value: &Option<Vec<u8>>) -> Option<u64> {
+    std::str::from_utf8(value.as_deref()?).ok()?.parse().ok()
+}
+
+/// A column as a gtrid.
+pub(super) fn gtrid(value: &[u8]) -> Option<Gtrid> {
+    Some(Gtrid(value.try_into().ok()?))
+}
+
+fn is_lock(failure: &Failure) -> bool {
+    matches!(failure.number(), Some(error::LOCK_WAIT_TIMEOUT | error::LOCK_NOWAIT))
+}
+
+fn attached(message: &str) -> Reason {
+    Reason::new(code::BRANCH_ATTACHED, message)
+}
+
+fn entry(rows: &Rows) -> Result<LedgerEntry, Reason> {
+    let Some(row) = rows.first() else { return Ok(LedgerEntry::Absent) };
+    match row.first().and_then(number).and_then(|state| u8::try_from(state).ok()) {
+        Some(ledger::STATE_BRANCH) => Ok(LedgerEntry::Committed),
+        Some(ledger::STATE_TOMBSTONE) => Ok(LedgerEntry::Tombstone),
+        state => Err(Reason::new(
+            code::UNEXPECTED_ANSWER,
+            format!("a ledger row has the state {state:?}, which this version does not know"),
+        )),
+    }
+}

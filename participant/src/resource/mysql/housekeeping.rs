@@ -1,0 +1,155 @@
+//! What the participant remembers in its ledger schema, and reads outside branches.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use concord_core::id::{Epoch, Gtrid};
+use concord_core::reason::{Reason, code};
+use concord_core::record::ParticipantRecord;
+use concord_proto::model::Statement;
+use concord_proto::v1;
+use tokio::time::Instant as Deadline;
+
+use super::error::Failure;
+use super::finish::{Rows, gtrid, number};
+use super::pool::Class;
+use super::script::{End, Script, Step};
+use super::{MySql, ledger};
+use crate::resource::Durable;
+
+/// Open reports of damage that are loaded at start. More than these are still in the schema.
+const DAMAGE_LOADED_MAX: u32 = 1_000;
+/// Rows deleted by one statement: short enough to keep nobody waiting.
+const PRUNE_BATCH: usize = 200;
+/// Batches of one call, so that a long absence is made up for in many calls.
+const PRUNE_BATCHES_MAX: usize = 50;
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn refused(failure: Failure) -> Reason {
+    failure.reason().clone()
+}
+
+fn odd(what: &str) -> Reason {
+    Reason::new(code::UNEXPECTED_ANSWER, format!("{what} in the schema concord is not readable"))
+}
+
+impl MySql {
+    pub(super) async fn load_durable(&self) -> Result<Durable, Reason> {
+        // Also creates the schema when it is not there yet.
+        self.facts().await?;
+        let rows = self.rows(ledger::SELECT_DURABLE.into(), "the epoch").await.map_err(refused)?;
+        let row = rows.first().ok_or_else(|| odd("the epoch"))?;
+        let epoch = row.first().and_then(number).ok_or_else(|| odd("the epoch"))?;
+        let below = row.get(1).and_then(|value| gtrid(value.as_deref()?));
+        let mut damage = self.read_damage(true, DAMAGE_LOADED_MAX).await?;
+        damage.reverse();
+        Ok(Durable {
+            epoch: Epoch(epoch),
+            forget_below: below.ok_or_else(|| odd("the horizon"))?,
+            damage,
+        })
+    }
+
+    pub(super) async fn append_records(&self, records: &[ParticipantRecord]) -> Result<(), Reason> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let text = ledger::append(records, unix_ms());
+        self.rows(text, "the participant's records").await.map(|_| ()).map_err(refused)
+    }
+
+    pub(super) async fn read_damage(
+        &self,
+        open: bool,
+        limit: u32,
+    ) -> Result<Vec<v1::Damage>, Reason> {
+        let text = ledger::select_damage(open, limit);
+        let rows = self.rows(text, "the damage reports").await.map_err(refused)?;
+        rows.iter().map(|row| damage(row).ok_or_else(|| odd("a damage report"))).collect()
+    }
+
+    pub(super) async fn acknowledge_damage(&self, id: u64) -> Result<bool, Reason> {
+        let deadline = self.finish_deadline();
+        let mut conn = self.pool.acquire_by(Class::Finish, deadline).await?;
+        let text = ledger::acknowledge(id, unix_ms());
+        // Matched rows are counted, so a second acknowledgement is true as well.
+        let matched = conn.execute(text, deadline, "the damage report").await.map_err(refused)?;
+        conn.release();
+        Ok(matched > 0)
+    }
+
+    pub(super) async fn delete_forgotten(&self, below: Gtrid) -> Result<u64, Reason> {
+        let mut deleted = 0;
+        for _ in 0..PRUNE_BATCHES_MAX {
+            let text = ledger::select_forgotten(below, PRUNE_BATCH);
+            let rows = self.rows(text, "the ledger").await.map_err(refused)?;
+            let keys = keys(&rows).ok_or_else(|| odd("a ledger row"))?;
+            if keys.is_empty() {
+                break;
+            }
+            self.rows(ledger::delete_rows(&keys), "the ledger").await.map_err(refused)?;
+            deleted += keys.len() as u64;
+            if keys.len() < PRUNE_BATCH {
+                break;
+            }
+        }
+        Ok(deleted)
+    }
+
+    pub(super) async fn read(
+        &self,
+        statement: &Statement,
+        timeout: Duration,
+    ) -> Result<v1::StatementResult, Reason> {
+        let deadline = Deadline::now() + timeout;
+        let judged = self.judge.judge_read(&statement.sql)?;
+        let facts = self.facts().await?;
+        let mut script = Script::default();
+        script.verb(Step::Start, "START TRANSACTION READ ONLY");
+        script.statement(&judged, statement)?;
+        script.verb(Step::Finish, "COMMIT");
+        let mut conn = self.pool.acquire_by(Class::Work, deadline).await?;
+        let mut outcome = script.run(&mut conn, &facts, deadline).await;
+        match outcome.end {
+            End::Fine => {
+                conn.release();
+                outcome.results.pop().ok_or_else(|| odd("a result"))
+            }
+            End::Objection { reason, .. } => {
+                conn.release();
+                Err(reason)
+            }
+            End::Failed { failure, .. } => Err(failure.reason().clone()),
+        }
+    }
+}
+
+fn keys(rows: &Rows) -> Option<Vec<(Gtrid, u32)>> {
+    rows.iter()
+        .map(|row| {
+            let bqual = u32::try_from(number(row.get(1)?)?).ok()?;
+            Some((gtrid(row.first()?.as_deref()?)?, bqual))
+        })
+        .collect()
+}
+
+fn damage(row: &[Option<Vec<u8>>]) -> Option<v1::Damage> {
+    let text = |at: usize| {
+        Some(String::from_utf8_lossy(row.get(at)?.as_deref()?).into_owned())
+    };
+    let found = number(row.get(5)?)?;
+    Some(v1::Damage {
+        id: number(row.first()?)?,
+        gtrid: gtrid(row.get(1)?.as_deref()?)?.to_string(),
+        bqual: u32::try_from(number(row.get(2)?)?).ok()?,
+        reason: Some(v1::Reason { code: text(3)?, message: text(4)? }),
+        time: Some(prost_types::Timestamp {
+            seconds: i64::try_from(found / 1_000).ok()?,
+            nanos: i32::try_from(found % 1_000).ok()? * 1_000_000,
+        }),
+        acknowledged: number(row.get(6)?)? == 1,
+    })
+}

@@ -1,0 +1,111 @@
+//! Request ids: a request takes effect at most once.
+
+use super::*;
+
+fn run_again(machine: &mut Coordinator, gtrid: Gtrid, fingerprint: u64) -> Vec<CoordinatorStep> {
+    machine.step(run_of(gtrid, 2, Some(request("r", fingerprint)), Ack::Applied)).unwrap()
+}
+
+fn replay(after: u64, first: Gtrid, outcome: Outcome) -> [CoordinatorStep; 1] {
+    [step(vec![], after, vec![Effect::Replay { gtrid: g(9), first, outcome }])]
+}
+
+fn starts(machine: &mut Coordinator, gtrid: Gtrid, fingerprint: u64) {
+    let steps = run_again(machine, gtrid, fingerprint);
+    assert_eq!(steps[0].release[0], began(gtrid, Some(request("r", fingerprint))));
+}
+
+#[test]
+fn a_repetition_joins_what_is_running() {
+    let mut machine = coordinator();
+    let join = [step(vec![], 0, vec![Effect::Join { gtrid: g(9), first: g(1) }])];
+    starts(&mut machine, g(1), 1);
+    assert_eq!(run_again(&mut machine, g(9), 1), join);
+    machine.step(voted(g(1), 1, Vote::Commit)).unwrap();
+    machine.step(voted(g(1), 2, Vote::Commit)).unwrap();
+    assert_eq!(run_again(&mut machine, g(9), 1), join, "decided, and not applied");
+    assert_eq!(machine.live(), 1);
+}
+
+#[test]
+fn a_repetition_after_the_answer_gets_it_again() {
+    let mut machine = coordinator();
+    decided(&mut machine, g(1), Some(request("r", 1)), Ack::Decided);
+    assert_eq!(run_again(&mut machine, g(9), 1), replay(1, g(1), Outcome::Committed));
+    machine.step(finished(g(1), 1, Finish::Committed)).unwrap();
+    machine.step(finished(g(1), 2, Finish::Committed)).unwrap();
+    assert_eq!(run_again(&mut machine, g(9), 1), replay(1, g(1), Outcome::Committed));
+}
+
+#[test]
+fn reuse_for_something_else_is_refused() {
+    let mut machine = coordinator();
+    starts(&mut machine, g(1), 1);
+    rejected(g(9), code::REQUEST_ID_REUSED)(&run_again(&mut machine, g(9), 2));
+    machine.step(voted(g(1), 1, Vote::Commit)).unwrap();
+    machine.step(voted(g(1), 2, Vote::Commit)).unwrap();
+    machine.step(finished(g(1), 1, Finish::Committed)).unwrap();
+    machine.step(finished(g(1), 2, Finish::Committed)).unwrap();
+    rejected(g(9), code::REQUEST_ID_REUSED)(&run_again(&mut machine, g(9), 2));
+}
+
+#[test]
+fn a_transient_abort_frees_it() {
+    let mut machine = coordinator();
+    starts(&mut machine, g(1), 1);
+    machine.step(voted(g(1), 1, Vote::Abort(transient()))).unwrap();
+    starts(&mut machine, g(2), 1);
+    machine.step(finished(g(1), 2, Finish::Aborted(None))).unwrap();
+    let join = [step(vec![], 0, vec![Effect::Join { gtrid: g(9), first: g(2) }])];
+    assert_eq!(run_again(&mut machine, g(9), 1), join, "the end of the first frees nothing");
+}
+
+#[test]
+fn a_final_refusal_keeps_it() {
+    let mut machine = coordinator();
+    starts(&mut machine, g(1), 1);
+    machine.step(voted(g(1), 1, Vote::Abort(refused()))).unwrap();
+    let outcome = Outcome::Aborted(refused());
+    assert_eq!(run_again(&mut machine, g(9), 1), replay(1, g(1), outcome.clone()));
+    machine.step(finished(g(1), 2, Finish::Aborted(None))).unwrap();
+    assert_eq!(run_again(&mut machine, g(9), 1), replay(1, g(1), outcome));
+    rejected(g(9), code::REQUEST_ID_REUSED)(&run_again(&mut machine, g(9), 2));
+}
+
+#[test]
+fn it_survives_a_restart() {
+    let refusal =
+        Record::Refused { gtrid: g(1), request: request("r", 1), reason: refused() };
+    let mut machine = recovered(&[refusal]);
+    let outcome = Outcome::Aborted(refused());
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        replay(0, g(1), outcome),
+        "what was read from the log waits for nothing"
+    );
+    let decision = decision(g(1), &[1, 2], Some(request("r", 1)));
+    let mut machine = recovered(std::slice::from_ref(&decision));
+    assert_eq!(run_again(&mut machine, g(9), 1), replay(0, g(1), Outcome::Committed));
+    let mut machine = recovered(&[decision, Record::End { gtrid: g(1), committed: true }]);
+    assert_eq!(run_again(&mut machine, g(9), 1), replay(0, g(1), Outcome::Committed));
+    rejected(g(9), code::REQUEST_ID_REUSED)(&run_again(&mut machine, g(9), 2));
+}
+
+#[test]
+fn a_delegation_that_failed_leaves_it_free_after_a_restart() {
+    let mut machine = recovered(&[
+        delegation(g(1), Some(request("r", 1))),
+        Record::End { gtrid: g(1), committed: false },
+        decision(g(2), &[1, 2], Some(request("r", 1))),
+    ]);
+    assert_eq!(run_again(&mut machine, g(9), 1), replay(0, g(2), Outcome::Committed));
+}
+
+#[test]
+fn a_refusal_of_the_call_itself_remembers_nothing() {
+    let mut machine = coordinator();
+    machine.step(Input::LinkDown { participant: p(2) }).unwrap();
+    rejected(g(1), code::PARTICIPANT_DOWN)(&run_again(&mut machine, g(1), 1));
+    machine.step(Input::LinkUp { participant: p(2) }).unwrap();
+    starts(&mut machine, g(2), 2);
+}

@@ -1,0 +1,212 @@
+//! A cluster of real processes, started by the command that a user would type.
+//!
+//! Each has its own folder and ports, so that clusters can stand side by side, and is wiped when
+//! dropped.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use concord_client::Client;
+use concord_client::local::binary::ServerBinary;
+use concord_client::local::state::{ClusterState, ProcessState};
+use nix::sys::signal::Signal;
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
+use sqlx::{ConnectOptions, Connection};
+
+/// Time for a cluster to be ready: two servers initialise their data on two slow cores.
+const UP_TIMEOUT: Duration = Duration::from_secs(180);
+/// Pause between two looks at a condition that is waited for.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: tempfile::TempDir,
+    gateway_port: u16,
+    /// Which server it runs on.
+    pub server: ServerBinary,
+}
+
+/// The folder of the binaries under test: that of this test, one up.
+pub fn binaries() -> anyhow::Result<PathBuf> {
+    let here = std::env::current_exe()?;
+    let folder = here.ancestors().find(|folder| folder.join("concord").is_file());
+    let folder = folder.context("the binaries are not built: cargo build --workspace --bins")?;
+    Ok(folder.to_owned())
+}
+
+/// A port such that it and the following ones were free a moment ago.
+fn free_ports(count: u16) -> anyhow::Result<u16> {
+    for _ in 0..200 {
+        let first = rand::random_range(20_000..30_000 - count);
+        let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if (first..first + count).all(free) {
+            return Ok(first);
+        }
+    }
+    bail!("found no {count} free ports in a row")
+}
+
+impl Cluster {
+    /// Starts `servers` servers with their participants, and a coordinator.
+    pub fn start(server: &ServerBinary, servers: u16) -> anyhow::Result<Self> {
+        Self::start_with(server, servers, &[])
+    }
+
+    /// The same with further arguments of `concord up`.
+    pub fn start_with(server: &ServerBinary, servers: u16, more: &[&str]) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("concord-it-").tempdir()?;
+        let gateway_port = free_ports(1 + 2 * servers)?;
+        let cluster = Self { folder, gateway_port, server: server.clone() };
+        let (participant_port, server_port) = (gateway_port + 1, gateway_port + 1 + servers);
+        let output = cluster
+            .concord(&["up", "--detach", "--servers", &servers.to_string()])
+            .arg("--server")
+            .arg(server.path())
+            .args(["--gateway-port", &gateway_port.to_string()])
+            .args(["--participant-port", &participant_port.to_string()])
+            .args(["--server-port", &server_port.to_string()])
+            .args(more)
+            .output()?;
+        ensure!(output.status.success(), "concord up failed:\n{}", text(&output));
+        Ok(cluster)
+    }
+
+    /// Its folder, the `.concord` of a user.
+    pub fn dir(&self) -> PathBuf {
+        self.folder.path().join("concord")
+    }
+
+    /// Where the gateway listens.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.gateway_port)
+    }
+
+    /// A client.
+    pub fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::connect(&self.endpoint())?)
+    }
+
+    /// A `concord` command on this cluster.
+    pub fn concord(&self, args: &[&str]) -> Command {
+        let binary = binaries().map_or_else(|_| "concord".into(), |folder| folder.join("concord"));
+        let mut command = Command::new(binary);
+        command.env("CONCORD_ENDPOINT", self.endpoint()).stdin(Stdio::null());
+        command.args(args);
+        let local = ["up", "down", "status", "demo", "bench"];
+        if args.iter().any(|arg| local.contains(arg)) {
+            command.arg("--dir").arg(self.dir());
+        }
+        command
+    }
+
+    /// Runs a `concord` command that must succeed; its standard output.
+    pub fn run(&self, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.concord(args).output()?;
+        ensure!(output.status.success(), "concord {args:?} failed:\n{}", text(&output));
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// The processes now.
+    pub fn state(&self) -> anyhow::Result<ClusterState> {
+        ClusterState::read(&self.dir())?.context("the cluster has no state file")
+    }
+
+    /// One process now.
+    pub fn process(&self, name: &str) -> anyhow::Result<ProcessState> {
+        let state = self.state()?;
+        state.process(name).cloned().with_context(|| format!("no process {name}"))
+    }
+
+    /// Sends a signal to a process; false when it is not running at the moment.
+    pub fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<bool> {
+        let Some(process) = self.process(name)?.process.filter(|process| process.is_alive())
+        else {
+            return Ok(false);
+        };
+        process.signal(signal);
+        Ok(true)
+    }
+
+    /// Kills a process with SIGKILL; false when it is not running at the moment.
+    pub fn kill9(&self, name: &str) -> anyhow::Result<bool> {
+        self.signal(name, Signal::SIGKILL)
+    }
+
+    /// A root connection to the n-th server, from 1.
+    pub async fn root(&self, n: usize) -> anyhow::Result<MySqlConnection> {
+        let socket = self.process(&format!("s{n}"))?.socket.context("a server has a socket")?;
+        let options = MySqlConnectOptions::new().socket(socket).username("root");
+        Ok(options.connect().await?)
+    }
+
+    /// Runs SQL as root on the n-th server, from 1.
+    pub async fn sql(&self, n: usize, sql: &'static str) -> anyhow::Result<()> {
+        let mut connection = self.root(n).await?;
+        sqlx::raw_sql(sql).execute(&mut connection).await?;
+        Ok(connection.close().await?)
+    }
+
+    /// The lines of a process' log.
+    pub fn log(&self, name: &str) -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string(self.process(name)?.log)?)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for name in ["coordinator", "p1", "p2", "p3"] {
+                if let Ok(log) = self.log(name) {
+                    let tail: Vec<_> = log.lines().rev().take(20).collect();
+                    let tail: Vec<_> = tail.into_iter().rev().collect();
+                    eprintln!("--- {name}\n{}", tail.join("\n"));
+                }
+            }
+        }
+        match self.concord(&["down", "--wipe"]).output() {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => eprintln!("concord down failed:\n{}", text(&output)),
+            Err(error) => eprintln!("concord down failed: {error}"),
+        }
+    }
+}
+
+fn text(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+}
+
+/// Looks at a condition until it holds; an error names it when it does not hold in time.
+pub async fn eventually<F, T>(what: &str, bound: Duration, mut look: F) -> anyhow::Result<T>
+where
+    F: AsyncFnMut() -> anyhow::Result<Option<T>>,
+{
+    let start = Instant::now();
+    let mut last = None;
+    while start.elapsed() < bound {
+        match look().await {
+            Ok(Some(found)) => return Ok(found),
+            Ok(None) => {}
+            Err(error) => last = Some(error),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    match last {
+        Some(error) => Err(error.context(format!("{what}: not in {bound:?}"))),
+        None => bail!("{what}: not in {bound:?}"),
+    }
+}
+
+/// The servers under test; which ones is said by the command that runs the tests.
+pub fn servers() -> anyhow::Result<Vec<ServerBinary>> {
+    let servers = ServerBinary::under_test()?;
+    ensure!(!servers.is_empty(), "there is no MySQL or MariaDB server to test on");
+    Ok(servers)
+}
+
+/// Longest wait for a cluster to be ready again after kills.
+pub const READY_TIMEOUT: Duration = UP_TIMEOUT;
