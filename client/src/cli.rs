@@ -172,7 +172,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     let command = match command {
         Command::Up(args) => return up::run(args).await,
         Command::Down(args) => return down::run(args).await,
-        Command::Status(args) => return status::run(args, global.json).await,
+        Command::Status(args) if args.dir.exists() => {
+            return status::run(args, global.json).await;
+        }
         command => command,
     };
     let ctx = Ctx::new(&global)?;
@@ -186,7 +188,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tx(command) => Ok(tx::run(&ctx, command).await?),
         Command::Indoubt(command) => Ok(indoubt::run(&ctx, command).await?),
         Command::Bench(args) => Ok(bench::run(&ctx, args).await?),
-        Command::Up(_) | Command::Down(_) | Command::Status(_) | Command::Completions { .. } => Ok(()),
+        // Without a local cluster there is still the gateway that --endpoint names.
+        Command::Status(_) => Ok(cluster::run(&ctx).await?),
+        Command::Up(_) | Command::Down(_) | Command::Completions { .. } => Ok(()),
     }
 }
 

@@ -30,53 +30,38 @@ fn gtrid(number: u64) -> Gtrid {
 }
 
 fn decision(number: u64) -> Record {
-    let name = |n: u32| (Bqual(n), ParticipantName::new(format!("participant-number-{n:012}")));
+    let name = |n: u32| {
+        (
+            Bqual(n),
+            ParticipantName::new(format!("participant-number-{n:012}")),
+        )
+    };
     let branches = vec![name(1), name(2)];
-    Record::Decision { gtrid: gtrid(number), epoch: Epoch(1), branches, request: None }
-}
-
-/// Runs commits one after the other and prints their latencies.
-fn measure(
-    name: &str,
-    batch: u64,
-    mut commit: impl FnMut(u64) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut times = Vec::new();
-    for number in 0..COMMITS {
-        let start = Instant::now();
-        commit(number * batch).context(name.to_owned())?;
-        times.push(start.elapsed());
+    Record::Decision {
+        gtrid: gtrid(number),
+        epoch: Epoch(1),
+        branches,
+        request: None,
     }
-    times.sort_unstable();
-    let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-    let total: Duration = times.iter().sum();
-    let rate = (COMMITS * batch) as f64 / total.as_secs_f64();
-    println!(
-        "{name:<34} batch {batch:>2}  p50 {:.3} ms  p99 {:.3} ms  {rate:>7.0} records/s",
-        at(50),
-        at(99),
-    );
-    Ok(())
 }
 
-fn floor(directory: &Path, batch: u64) -> anyhow::Result<()> {
-    let mut file = OpenOptions::new().create(true).append(true).open(directory.join("floor"))?;
+/// One commit of the batch that begins with this number.
+type Commit = Box<dyn FnMut(u64) -> anyhow::Result<()>>;
+
+fn floor(directory: &Path, batch: u64) -> anyhow::Result<Commit> {
+    let path = directory.join(format!("floor-{batch}"));
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     let bytes = vec![7; RECORD_BYTES * usize::try_from(batch)?];
-    measure("write and fdatasync, growing file", batch, |_| {
+    Ok(Box::new(move |_| {
         file.write_all(&bytes)?;
         Ok(file.sync_data()?)
-    })
+    }))
 }
 
-fn bare_redb(directory: &Path, batch: u64, two_phase: bool, quick: bool) -> anyhow::Result<()> {
-    let name = match (two_phase, quick) {
-        (false, _) => "redb, one-phase commit",
-        (true, false) => "redb, two-phase commit",
-        (true, true) => "redb, two-phase and quick repair",
-    };
+fn bare_redb(directory: &Path, batch: u64, two_phase: bool, quick: bool) -> anyhow::Result<Commit> {
     let file = directory.join(format!("bare-{batch}-{two_phase}-{quick}"));
     let database = Builder::new().set_cache_size(16 << 20).create(file)?;
-    measure(name, batch, |first| {
+    Ok(Box::new(move |first| {
         let mut transaction = database.begin_write()?;
         transaction.set_two_phase_commit(two_phase);
         transaction.set_quick_repair(quick);
@@ -87,40 +72,78 @@ fn bare_redb(directory: &Path, batch: u64, two_phase: bool, quick: bool) -> anyh
             }
         }
         Ok(transaction.commit()?)
-    })
+    }))
 }
 
-fn log(directory: &Path, batch: u64) -> anyhow::Result<()> {
+fn log(directory: &Path, batch: u64) -> anyhow::Result<Commit> {
     let mut log = EmbeddedLog::open(&directory.join(format!("log-{batch}")), "measured")?;
-    measure("decision log, as shipped", batch, |first| {
+    Ok(Box::new(move |first| {
         let records: Vec<Record> = (first..first + batch).map(decision).collect();
         Ok(log.append(&records)?)
-    })?;
-    let stats = log.stats();
-    println!("  {} decisions in {} KiB", stats.decisions, stats.bytes >> 10);
-    drop(log);
+    }))
+}
+
+/// Commits in turn, one of each variant at a time: what else the machine does hits all alike.
+fn measure(directory: &Path, batch: u64) -> anyhow::Result<()> {
+    let mut variants = [
+        (
+            "write and fdatasync, growing file",
+            floor(directory, batch)?,
+        ),
+        (
+            "redb, one-phase commit",
+            bare_redb(directory, batch, false, false)?,
+        ),
+        (
+            "redb, two-phase commit",
+            bare_redb(directory, batch, true, false)?,
+        ),
+        (
+            "redb, two-phase and quick repair",
+            bare_redb(directory, batch, true, true)?,
+        ),
+        ("decision log, as shipped", log(directory, batch)?),
+    ];
+    let mut times: Vec<Vec<Duration>> = vec![Vec::new(); variants.len()];
+    for number in 0..COMMITS {
+        for ((name, commit), times) in variants.iter_mut().zip(&mut times) {
+            let start = Instant::now();
+            commit(number * batch).context(*name)?;
+            times.push(start.elapsed());
+        }
+    }
+    for ((name, _), times) in variants.iter().zip(&mut times) {
+        times.sort_unstable();
+        let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+        println!(
+            "batch {batch:>2}  {name:<34}  p10 {:.3} ms  p50 {:.3} ms  p99 {:.3} ms",
+            at(10),
+            at(50),
+            at(99)
+        );
+    }
+    drop(variants);
     let start = Instant::now();
     let log = EmbeddedLog::open(&directory.join(format!("log-{batch}")), "measured")?;
-    println!("  opened and verified in {:?}", start.elapsed());
-    drop(log);
+    let stats = log.stats();
+    println!(
+        "          {} decisions in {} KiB, opened and verified in {:?}",
+        stats.decisions,
+        stats.bytes >> 10,
+        start.elapsed()
+    );
     Ok(())
 }
 
 fn main() -> anyhow::Result<()> {
-    let root = std::env::args().nth(1).context("name a directory on the disk to measure")?;
+    let root = std::env::args()
+        .nth(1)
+        .context("name a directory on the disk to measure")?;
     let directory = Path::new(&root).join(format!("log-latency-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
-    let run = || {
-        for batch in [1, 32] {
-            floor(&directory, batch)?;
-            for (two_phase, quick) in [(false, false), (true, false), (true, true)] {
-                bare_redb(&directory, batch, two_phase, quick)?;
-            }
-            log(&directory, batch)?;
-        }
-        Ok(())
-    };
-    let result = run();
+    let result = [1, 32]
+        .into_iter()
+        .try_for_each(|batch| measure(&directory, batch));
     std::fs::remove_dir_all(&directory)?;
     result
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use concord_daemon::{Loaded, Tasks, serve};
+use concord_proto::transport::restate;
 use concord_proto::v1;
 use concord_proto::v1::admin_service_server::AdminServiceServer;
 use concord_proto::v1::bank_service_server::BankServiceServer;
@@ -41,6 +42,14 @@ use crate::recovery;
 const REQUEST_BYTES_MAX: usize = 8 << 20;
 /// Largest answer: results of 64 branches.
 const RESPONSE_BYTES_MAX: usize = 64 << 20;
+/// What the gateway serves, for clients that ask.
+const SERVICES: [&str; 5] = [
+    v1::transaction_service_server::SERVICE_NAME,
+    v1::outcome_service_server::SERVICE_NAME,
+    v1::bank_service_server::SERVICE_NAME,
+    v1::inventory_service_server::SERVICE_NAME,
+    v1::admin_service_server::SERVICE_NAME,
+];
 /// Time between two looks whether the last transaction has ended, while draining.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
 /// Time for the tasks to end after the drain.
@@ -126,7 +135,7 @@ impl App {
                 Ok(())
             });
         }
-        let server = serve::server().add_routes(self.routes);
+        let server = serve::server(restate).add_routes(self.routes);
         let serving = server.serve_with_incoming_shutdown(self.incoming, stop.clone().cancelled_owned());
         tasks.spawn("gateway", async move { Ok(serving.await?) });
         let (handle, accepting, bound) = (self.handle, self.accepting, self.drain_timeout);
@@ -193,8 +202,8 @@ async fn routes(
     let mut routes = Routes::builder();
     routes
         .add_service(health)
-        .add_service(serve::reflection_v1(v1::FILE_DESCRIPTOR_SET)?)
-        .add_service(serve::reflection_v1alpha(v1::FILE_DESCRIPTOR_SET)?)
+        .add_service(serve::reflection_v1(v1::FILE_DESCRIPTOR_SET, &SERVICES)?)
+        .add_service(serve::reflection_v1alpha(v1::FILE_DESCRIPTOR_SET, &SERVICES)?)
         .add_service(limited!(TransactionServiceServer::new(transactions)))
         .add_service(limited!(OutcomeServiceServer::new(outcome)))
         .add_service(limited!(BankServiceServer::new(bank)))

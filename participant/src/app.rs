@@ -109,10 +109,11 @@ impl<R: ResourceManager> App<R> {
             links: links.clone(),
             open: is_open,
         };
+        let (descriptors, services) = (v1::FILE_DESCRIPTOR_SET, [participant_server::SERVICE_NAME]);
         let routes = Routes::new(health)
             .add_service(participant_server(service))
-            .add_service(serve::reflection_v1(v1::FILE_DESCRIPTOR_SET)?)
-            .add_service(serve::reflection_v1alpha(v1::FILE_DESCRIPTOR_SET)?);
+            .add_service(serve::reflection_v1(descriptors, &services)?)
+            .add_service(serve::reflection_v1alpha(descriptors, &services)?);
 
         let (closed, cut) = (CancellationToken::new(), CancellationToken::new());
         let mut driver = tokio::spawn(driver.run(cut.clone()));
@@ -133,7 +134,7 @@ impl<R: ResourceManager> App<R> {
             open,
             stop.clone(),
         ));
-        let server = serve::server()
+        let server = serve::server(concord_proto::transport::restate)
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, closed.clone().cancelled_owned());
         let mut server = tokio::spawn(server);

@@ -25,7 +25,7 @@ use concord_core::message::{Decision, Finish, Vote};
 use concord_core::participant::{Command, Effect, Input, Participant, State, Token};
 use concord_core::reason::{Reason, code};
 use concord_proto::convert::link::{Finished, Voted};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -83,6 +83,9 @@ pub struct Driver<R> {
     /// Where calls bring their results.
     results: mpsc::Sender<Event>,
     calls: TaskTracker,
+    /// Room for calls that finish branches. After a crash there may be ten thousand at once, and
+    /// the time that one may wait for a connection is not the time to wait for all others.
+    finishing: Arc<Semaphore>,
     /// Cuts off what still runs when the driver ends.
     cut: CancellationToken,
     health: watch::Receiver<Health>,
@@ -106,7 +109,6 @@ impl<R: ResourceManager> Driver<R> {
         };
         let driver = Self {
             health: rm.health(),
-            rm,
             settings,
             machine: Participant::default(),
             gate: Gate::default(),
@@ -116,11 +118,13 @@ impl<R: ResourceManager> Driver<R> {
             inbox,
             results,
             calls: TaskTracker::new(),
+            finishing: Arc::new(Semaphore::new(rm.connections().max.max(1) as usize)),
             cut: CancellationToken::new(),
             loaded,
             inquire,
             prune,
             draining: None,
+            rm,
         };
         let wishes = Wishes {
             inquire: wanted,
@@ -432,7 +436,12 @@ impl<R: ResourceManager> Driver<R> {
 
     fn spawn(&self, branch: BranchId, call: Call) {
         let (rm, results) = (self.rm.clone(), self.results.clone());
+        let finishing = call.finishes().then(|| self.finishing.clone());
         self.spawn_call(async move {
+            let _room = match &finishing {
+                Some(finishing) => finishing.acquire().await.ok(),
+                None => None,
+            };
             let done = call::run(&*rm, branch, call).await;
             drop(results.send(Event::Done(Box::new(done))).await);
         });
@@ -520,6 +529,7 @@ impl<R: ResourceManager> Driver<R> {
 
 async fn load<R: ResourceManager>(rm: Arc<R>) -> (Durable, Vec<BranchId>) {
     let mut health = rm.health();
+    let mut before = None;
     loop {
         let read = async { Ok::<_, Reason>((rm.load().await?, rm.recover().await?.ours)) };
         match read.await {
@@ -532,8 +542,10 @@ async fn load<R: ResourceManager>(rm: Arc<R>) -> (Durable, Vec<BranchId>) {
                 }
                 return (durable, listed);
             }
+            Err(reason) if before.as_ref() == Some(&reason.code) => {}
             Err(reason) => {
-                tracing::warn!(%reason, "the ledger cannot be read; trying again");
+                tracing::warn!(%reason, "the ledger cannot be read yet; trying until it can");
+                before = Some(reason.code);
             }
         }
         let pause = tokio::time::sleep(Duration::from_millis(LOAD_PAUSE_MS));

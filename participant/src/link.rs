@@ -4,6 +4,7 @@
 //! the driver at once, and each answer leaves as soon as it is there, together with whatever else
 //! is there by then. A link that takes no answers is not read any further.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use concord_core::id::Epoch;
@@ -13,6 +14,7 @@ use concord_proto::convert::link::{Reply, link_reply};
 use concord_proto::convert::participant::{Command, link};
 use concord_proto::{status, v1};
 use futures::Stream;
+use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,6 +25,9 @@ use crate::driver::{Answer, Handle, LinkAnswer, Order, Request, Responder};
 /// Orders of one link that wait for their answers; more are not read from the stream. A recovery
 /// sends as many outcomes as there are branches in doubt.
 const IN_FLIGHT_MAX: usize = 16_384;
+
+/// Bytes of answers after which a frame is full; results of SELECTs can make one answer as large.
+const FRAME_BYTES: usize = 4 << 20;
 
 /// The links of this participant. Only one of them is current.
 #[derive(Clone, Debug, Default)]
@@ -194,25 +199,57 @@ fn superseded() -> Status {
     status::status(&Reason::new(code::STALE_EPOCH, text))
 }
 
-/// Frames of answers: each takes all that is there, and none waits for more.
+/// What is on its way to the coordinator.
+struct Outbox {
+    answers: mpsc::Receiver<LinkAnswer>,
+    failure: oneshot::Receiver<Status>,
+    /// Taken from the channel at once.
+    batch: Vec<LinkAnswer>,
+    /// What did not fit into the last frame.
+    rest: VecDeque<v1::LinkReply>,
+}
+
+impl Outbox {
+    /// A frame of all answers that are there, and fit; none waits for more.
+    async fn next(&mut self) -> Option<v1::LinkResponse> {
+        if self.rest.is_empty() {
+            let taken = self.answers.recv_many(&mut self.batch, LINK_BATCH_MAX);
+            if taken.await == 0 {
+                return None;
+            }
+            self.rest.extend(self.batch.drain(..).map(on_the_wire));
+        }
+        let mut replies = Vec::with_capacity(self.rest.len());
+        let mut bytes = 0;
+        while let Some(reply) = self.rest.front() {
+            bytes += reply.encoded_len();
+            if bytes > FRAME_BYTES && !replies.is_empty() {
+                break;
+            }
+            replies.extend(self.rest.pop_front());
+        }
+        Some(v1::LinkResponse { replies })
+    }
+}
+
 fn responses(
     answers: mpsc::Receiver<LinkAnswer>,
     failure: oneshot::Receiver<Status>,
 ) -> impl Stream<Item = Result<v1::LinkResponse, Status>> + Send + 'static {
-    let batch = Vec::with_capacity(LINK_BATCH_MAX);
-    futures::stream::unfold(
-        Some((answers, failure, batch)),
-        |state| async move {
-            let (mut answers, failure, mut batch) = state?;
-            if answers.recv_many(&mut batch, LINK_BATCH_MAX).await == 0 {
-                // All answers have left; the stream ends as its reader did.
-                return failure.await.ok().map(|status| (Err(status), None));
-            }
-            let replies = batch.drain(..).map(on_the_wire).collect();
-            let response = v1::LinkResponse { replies };
-            Some((Ok(response), Some((answers, failure, batch))))
-        },
-    )
+    let outbox = Outbox {
+        answers,
+        failure,
+        batch: Vec::with_capacity(LINK_BATCH_MAX),
+        rest: VecDeque::new(),
+    };
+    futures::stream::unfold(Some(outbox), |outbox| async move {
+        let mut outbox = outbox?;
+        match outbox.next().await {
+            Some(frame) => Some((Ok(frame), Some(outbox))),
+            // All answers have left; the stream ends as its reader did.
+            None => outbox.failure.await.ok().map(|status| (Err(status), None)),
+        }
+    })
 }
 
 fn on_the_wire(answer: LinkAnswer) -> v1::LinkReply {

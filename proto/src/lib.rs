@@ -7,6 +7,7 @@
 pub mod convert;
 pub mod model;
 pub mod status;
+pub mod transport;
 
 /// Package `concord.v1`: messages, clients and servers.
 #[allow(clippy::all, clippy::pedantic, clippy::unwrap_used, missing_debug_implementations)]

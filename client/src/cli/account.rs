@@ -98,7 +98,7 @@ async fn open(ctx: &Ctx, args: OpenArgs) -> Result<(), Failure> {
         request_id: output::request_id(args.request_id),
     };
     let outcome = ctx.client.open_account(request).await;
-    ctx.conclude("opening the account", outcome, |account, value| {
+    ctx.conclude(("the account", "opened"), outcome, |account, value| {
         value["account"] = view::account(account);
         format!(
             "opened {} with {} on {}",

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::Ctx;
@@ -166,17 +167,34 @@ async fn measure(args: &BenchArgs, sides: &mut [(Side, Vec<Worker>)]) -> Result<
     let turns = rounds * u32::try_from(sides.len()).unwrap_or(1);
     let slice = Duration::from_secs(args.seconds.into()) / turns;
     let mut slices = Slices::default();
+    let stop = stop_on_ctrl_c();
     for (side, workers) in sides.iter_mut() {
         say(&format!("warming up: {}", side.name()));
-        let warm = load::slice(workers, WARM_UP.min(slice)).await?;
+        let warm = load::slice(workers, WARM_UP.min(slice), &stop).await?;
         slices.uncounted(*side, &warm);
     }
     for round in 1..=rounds {
         for (side, workers) in sides.iter_mut() {
             say(&format!("measuring {}, round {round} of {rounds}", side.name()));
-            let stats = load::slice(workers, slice).await?;
+            let stats = load::slice(workers, slice, &stop).await?;
             slices.add(*side, stats);
         }
     }
+    if stop.is_cancelled() {
+        return Err(Failure::new(Exit::Interrupted, "interrupted; nothing was measured"));
+    }
     Ok(slices)
+}
+
+/// Ends slices when Ctrl-C comes, each client after its transaction: a raw client that is cut off
+/// leaves prepared branches that nobody but the next run finishes.
+fn stop_on_ctrl_c() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            token.cancel();
+        }
+    });
+    stop
 }

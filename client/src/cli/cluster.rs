@@ -2,9 +2,20 @@
 
 use serde_json::{Value, json};
 
-use crate::cli::output;
+use crate::cli::exit::Failure;
+use crate::cli::output::{self, Ctx};
 use crate::cli::view;
 use crate::v1;
+
+/// Shows the cluster behind the gateway, when there is no local one.
+pub(crate) async fn run(ctx: &Ctx) -> Result<(), Failure> {
+    let status = ctx
+        .client
+        .cluster_status()
+        .await
+        .map_err(|error| Failure::of_call("the cluster's status cannot be shown", &error))?;
+    ctx.print(&json!({ "status": json(&status) }), || text(&status))
+}
 
 /// The cluster's status for programs.
 pub(crate) fn json(status: &v1::GetClusterStatusResponse) -> Value {

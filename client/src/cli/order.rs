@@ -102,7 +102,7 @@ async fn place(ctx: &Ctx, args: PlaceArgs) -> Result<(), Failure> {
         timeout_ms: crate::oneshot::millis(ctx.timeout),
     };
     let outcome = ctx.client.place_order(request).await;
-    ctx.conclude("the order", outcome, |order, value| {
+    ctx.conclude(("the order", "placed"), outcome, |order, value| {
         value["order"] = view::order(order);
         format!("placed\n{}", show(order))
     })

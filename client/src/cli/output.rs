@@ -53,13 +53,14 @@ impl Ctx {
     }
 
     /// Tells a transaction's outcome, with `committed` for one that was committed, and turns every
-    /// other one into a failure. `what` is the deed, e.g. "the transfer".
+    /// other one into a failure. `deed` is what was to be done, e.g. "the transfer" and "made".
     pub(crate) async fn conclude<R>(
         &self,
-        what: &str,
+        deed: (&str, &str),
         outcome: Outcome<R>,
         committed: impl FnOnce(&R, &mut Value) -> String,
     ) -> Result<(), Failure> {
+        let (what, done) = deed;
         let gtrid = outcome.gtrid().map(str::to_owned);
         match outcome {
             Outcome::Committed {
@@ -84,7 +85,7 @@ impl Ctx {
                     "outcome": "aborted", "gtrid": gtrid, "reason": view::reason(&reason),
                 });
                 self.print(&value, String::new)?;
-                let failure = Failure::new(Exit::of(&reason), format!("{what} was not made"))
+                let failure = Failure::new(Exit::of(&reason), format!("{what} was not {done}"))
                     .why(&reason)
                     .why("nothing was changed on any server");
                 Err(match advice(&reason.code) {
@@ -106,7 +107,7 @@ impl Ctx {
                         "note": "the answer was lost; the coordinator says that it is committed",
                     });
                     return self.print(&value, || {
-                        format!("{what} is committed in {gtrid} (its answer was lost)")
+                        format!("{what} was {done} in {gtrid} (the answer was lost)")
                     });
                 }
                 let value = json!({
@@ -115,7 +116,7 @@ impl Ctx {
                 });
                 self.print(&value, String::new)?;
                 Err(unknown(
-                    what,
+                    deed,
                     gtrid.as_deref(),
                     request_id.as_deref(),
                     &message,
@@ -139,10 +140,15 @@ impl Ctx {
     }
 }
 
-fn unknown(what: &str, gtrid: Option<&str>, request_id: Option<&str>, message: &str) -> Failure {
+fn unknown(
+    (what, done): (&str, &str),
+    gtrid: Option<&str>,
+    request_id: Option<&str>,
+    message: &str,
+) -> Failure {
     let failure = Failure::new(
         Exit::Unknown,
-        format!("it is not known whether {what} was made"),
+        format!("it is not known whether {what} was {done}"),
     )
     .why(message)
     .why("it took effect on all servers, or on none; nothing is half done");
@@ -266,7 +272,7 @@ mod tests {
 
     #[test]
     fn an_unknown_outcome_says_how_to_ask_again() {
-        let failure = unknown("the transfer", None, Some("r-1"), "lost");
+        let failure = unknown(("the transfer", "made"), None, Some("r-1"), "lost");
         assert_eq!(failure.code(), Exit::Unknown);
         assert!(failure.advice().unwrap().contains("--request-id r-1"));
     }

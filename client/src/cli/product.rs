@@ -80,7 +80,7 @@ async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
         request_id: output::request_id(args.request_id),
     };
     let outcome = ctx.client.create_product(request).await;
-    ctx.conclude("creating the product", outcome, |product, value| {
+    ctx.conclude(("the product", "created"), outcome, |product, value| {
         value["product"] = view::product(product);
         format!(
             "created {} at {}, {} in stock, on {}",
@@ -100,7 +100,7 @@ pub(crate) async fn restock(ctx: &Ctx, args: RestockArgs) -> Result<(), Failure>
         request_id: output::request_id(args.request_id),
     };
     let outcome = ctx.client.restock(request).await;
-    ctx.conclude("restocking", outcome, |(), _| {
+    ctx.conclude(("the stock", "added"), outcome, |(), _| {
         format!("added {} to {}", args.quantity, args.product_id)
     })
     .await

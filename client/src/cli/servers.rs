@@ -11,6 +11,7 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, MySqlConnection, Row as _};
 
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::view;
 use crate::local::process::ProcessId;
 use crate::local::server::ServerKind;
 use crate::local::state::ClusterState;
@@ -162,6 +163,36 @@ impl Server {
         row.map(|row| row.try_get_unchecked(0))
             .transpose()
             .map_err(|error| self.failed(&error))
+    }
+
+    /// Rolls back prepared branches whose gtrid begins with `prefix`: letters, digits, hyphens.
+    pub(crate) async fn roll_back_branches_of(&self, prefix: &str) -> Result<(), Failure> {
+        let mut connection = self.connect().await?;
+        let rows = sqlx::raw_sql("XA RECOVER")
+            .fetch_all(&mut connection)
+            .await
+            .map_err(|error| self.failed(&error))?;
+        for row in rows {
+            let (gtrid_length, data) = row
+                .try_get_unchecked::<i64, _>("gtrid_length")
+                .and_then(|length| Ok((length, row.try_get_unchecked::<Vec<u8>, _>("data")?)))
+                .map_err(|error| self.failed(&error))?;
+            if !data.starts_with(prefix.as_bytes()) {
+                continue;
+            }
+            let at = usize::try_from(gtrid_length).unwrap_or(0).min(data.len());
+            let (gtrid, bqual) = data.split_at(at);
+            let sql = format!(
+                "XA ROLLBACK x'{}',x'{}'",
+                view::hex(gtrid),
+                view::hex(bqual)
+            );
+            sqlx::raw_sql(AssertSqlSafe(sql))
+                .execute(&mut connection)
+                .await
+                .map_err(|error| self.failed(&error))?;
+        }
+        Ok(())
     }
 
     /// Whether the server lists a prepared branch of this transaction (`XA RECOVER`).

@@ -36,7 +36,7 @@ Exit code: 0 when every process is ready, 5 otherwise.";
 pub struct StatusArgs {
     /// The cluster's folder.
     #[arg(long, default_value = ".concord", value_name = "FOLDER")]
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
 }
 
 /// Shows the cluster in a folder.

@@ -91,7 +91,7 @@ pub(crate) async fn run(ctx: &Ctx, args: TransferArgs) -> Result<(), Failure> {
     };
     let outcome = ctx.client.transfer(request).await;
     let gtrid = outcome.gtrid().unwrap_or_default().to_owned();
-    ctx.conclude("the transfer", outcome, |(), _| {
+    ctx.conclude(("the transfer", "made"), outcome, |(), _| {
         let amount = match currency.as_str() {
             "" => format!("{} minor units", amount.minor),
             currency => money::show(amount.minor, currency),

@@ -164,12 +164,24 @@ async fn exec(ctx: &Ctx, args: ExecArgs) -> Result<(), Failure> {
     }
     let outcome = work.send().await;
     let gtrid = outcome.gtrid().unwrap_or_default().to_owned();
-    ctx.conclude("the transaction", outcome, |results, value| {
-        value["results"] = Value::Array(results.iter().map(view::statement_result).collect());
-        let shown: Vec<String> = statements.iter().zip(results).map(show_result).collect();
-        format!("{}\ncommitted in {gtrid}", shown.join("\n"))
-    })
+    ctx.conclude(
+        ("the transaction", "committed"),
+        outcome,
+        |results, value| {
+            value["results"] = Value::Array(results.iter().map(view::statement_result).collect());
+            let shown: Vec<String> = statements.iter().zip(results).map(show_result).collect();
+            format!("{}\ncommitted in {gtrid}", shown.join("\n"))
+        },
+    )
     .await
+}
+
+fn rows(count: u64) -> String {
+    if count == 1 {
+        "1 row".to_owned()
+    } else {
+        format!("{count} rows")
+    }
 }
 
 fn show_result((targeted, result): (&Targeted, &v1::StatementResult)) -> String {
@@ -178,24 +190,24 @@ fn show_result((targeted, result): (&Targeted, &v1::StatementResult)) -> String 
             0 => String::new(),
             id => format!(", AUTO_INCREMENT value {id}"),
         };
-        return format!("{}: {} rows{id}", targeted.participant, result.rows);
+        return format!("{}: {}{id}", targeted.participant, rows(result.rows));
     }
     let header: Vec<&str> = result
         .columns
         .iter()
         .map(|column| column.name.as_str())
         .collect();
-    let rows = result.result.iter().map(|row| {
+    let shown = result.result.iter().map(|row| {
         row.values
             .iter()
             .map(view::value_text)
             .collect::<Vec<String>>()
     });
     format!(
-        "{}: {} rows\n{}",
+        "{}: {}\n{}",
         targeted.participant,
-        result.rows,
-        output::table(&header, rows)
+        rows(result.rows),
+        output::table(&header, shown)
     )
 }
 

@@ -145,7 +145,8 @@ async fn detach(args: &UpArgs, cluster: Cluster) -> Result<ClusterState, Failure
         if ended.is_some() {
             let failure = Failure::new(Exit::Unavailable, "the cluster did not start");
             let why = state.and_then(|state| state.failure);
-            return Err(failure.why(why.unwrap_or_else(|| log_tail(&log, LOG_TAIL_LINES))));
+            let why = why.unwrap_or_else(|| log_tail(&log, LOG_TAIL_LINES));
+            return Err(why.lines().fold(failure, Failure::why));
         }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(WATCH_MS)) => {}
@@ -237,7 +238,7 @@ fn welcome(state: &ClusterState, folder: &Path) -> String {
         "{head}{rows}\nThings to try:\n  \
            {concord} status{dir}\n  \
            {concord} account list{endpoint}\n  \
-           {concord} transfer alice bob 12.30EUR{endpoint}\n  \
+           {concord} transfer alice heidi 12.30EUR{endpoint}\n  \
            {concord} demo{endpoint}{dir}\n  \
            grpcurl -plaintext {address} list\n  \
            kill -9 any process that the first command lists, and look again\n"
@@ -306,7 +307,11 @@ pub(super) fn cluster_failure(error: &ClusterError) -> Failure {
 }
 
 pub(super) fn with_causes(exit: Exit, error: &dyn std::error::Error) -> Failure {
-    let mut failure = Failure::new(exit, error.to_string());
+    // Some errors end with the last lines of a log.
+    let text = error.to_string();
+    let mut lines = text.lines();
+    let what = lines.next().unwrap_or_default();
+    let mut failure = lines.fold(Failure::new(exit, what), Failure::why);
     let mut source = error.source();
     while let Some(cause) = source {
         failure = failure.why(cause);

@@ -14,23 +14,24 @@ const SEED_PATIENCE_S: u64 = 60;
 
 const CURRENCY: &str = "EUR";
 
-/// Accounts and their opening balances in cents.
+/// Accounts and their opening balances in cents. With two to four servers alice and bob live on
+/// the first and heidi and oscar on another, so that both kinds of transfer can be tried.
 const ACCOUNTS: [(&str, i64); 6] = [
     ("alice", 100_000),
     ("bob", 50_000),
     ("carol", 25_000),
-    ("dave", 10_000),
-    ("erin", 0),
+    ("heidi", 50_000),
+    ("oscar", 10_000),
     ("merchant", 0),
 ];
 
-/// Products: id, name, price in cents, pieces in stock.
+/// Products: id, name, price in cents, pieces in stock; coffee and tea live on two servers.
 const PRODUCTS: [(&str, &str, i64, i64); 5] = [
     ("coffee", "Coffee beans, 1 kg", 1_890, 200),
     ("tea", "Green tea, 250 g", 790, 150),
     ("mug", "Mug, stoneware", 1_200, 80),
+    ("filter", "Paper filters, 100 pieces", 450, 300),
     ("kettle", "Kettle, 1.7 l", 4_500, 25),
-    ("grinder", "Coffee grinder", 12_900, 10),
 ];
 
 /// Seeds a cluster; the error is a text for people.

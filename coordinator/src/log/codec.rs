@@ -340,9 +340,9 @@ pub fn encode_meta(record: &Record) -> Option<(String, Vec<u8>)> {
         }
         Record::Placement(participants) => {
             put_count(&mut body, participants.len());
-            participants
-                .iter()
-                .for_each(|name| put_text(&mut body, name.as_str()));
+            for name in participants {
+                put_text(&mut body, name.as_str());
+            }
             name::PLACEMENT.to_owned()
         }
         Record::Incarnation {

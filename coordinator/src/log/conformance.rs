@@ -16,7 +16,7 @@ use super::{DecisionLog, LogError};
 ///
 /// When the backend breaks the contract.
 pub fn run_all<L: DecisionLog>(make: impl Fn() -> L, reopen: impl Fn(L) -> L) {
-    let cases: [(&str, fn(L, &dyn Fn(L) -> L)); 9] = [
+    let cases: [(&str, Case<L>); 9] = [
         ("a new log is empty", empty),
         ("records come back in the order of replay", ordered),
         ("the last of its kind counts", replaced),
@@ -48,7 +48,7 @@ fn name(text: &str) -> ParticipantName {
 
 /// A decision of two branches, every second one with a request.
 pub fn decision(number: u64) -> Record {
-    let request = (number % 2 == 0).then(|| Request {
+    let request = number.is_multiple_of(2).then(|| Request {
         id: RequestId::new(format!("request-{number}")),
         fingerprint: number.wrapping_mul(0x9e37_79b9_7f4a_7c15),
     });
@@ -133,6 +133,7 @@ fn replay(log: &impl DecisionLog) -> Vec<Record> {
 }
 
 type Reopen<'a, L> = &'a dyn Fn(L) -> L;
+type Case<L> = fn(L, Reopen<'_, L>);
 
 fn empty<L: DecisionLog>(log: L, reopen: Reopen<'_, L>) {
     assert_eq!(replay(&log), []);

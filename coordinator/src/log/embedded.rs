@@ -6,6 +6,7 @@
 //! is an error that names what to do. The choice of redb and of its settings is explained, with
 //! measurements, in `coordinator/docs/adr/0001-embedded-log.md`; the format is [`super::codec`].
 
+mod check;
 mod files;
 mod frame;
 #[cfg(test)]
@@ -74,14 +75,13 @@ impl EmbeddedLog {
     pub fn open(directory: &Path, cluster: &str) -> Result<Self, LogError> {
         let directory = Directory::lock(directory)?;
         let path = directory.path().to_owned();
-        let disk = match directory.open_file()? {
-            Some(disk) => disk,
-            None => {
-                let disk = directory.create_file()?;
-                create(&path, &disk, cluster)?;
-                directory.publish_file()?;
-                disk
-            }
+        let disk = if let Some(disk) = directory.open_file()? {
+            disk
+        } else {
+            let disk = directory.create_file()?;
+            create(&path, &disk, cluster)?;
+            directory.publish_file()?;
+            disk
         };
         Self::open_disk(path, disk, cluster, Some(directory))
     }
@@ -94,8 +94,8 @@ impl EmbeddedLog {
         cluster: &str,
     ) -> Result<Self, LogError> {
         let disk: Arc<dyn StorageBackend> = Arc::from(disk);
-        let block = frame::read_block(&*disk).map_err(|source| unreadable(path, source))?;
-        if block == Block::Blank && !holds_commits(&disk) {
+        let block = frame::read_block(&*disk).map_err(|source| check::unreadable(path, source))?;
+        if block == Block::Blank && !check::holds_commits(&disk) {
             create(path, &disk, cluster)?;
         }
         Self::open_disk(path.to_owned(), disk, cluster, None)
@@ -107,17 +107,11 @@ impl EmbeddedLog {
         cluster: &str,
         directory: Option<Directory>,
     ) -> Result<Self, LogError> {
-        examine(&path, &disk, cluster)?;
+        let found = check::examine(&path, &disk, cluster)?;
         let mut database = builder()
             .create_with_backend(Frame(Arc::clone(&disk)))
             .map_err(|error| failed("open", error))?;
         compact(&mut database, &*disk)?;
-        let found = {
-            let transaction = database
-                .begin_read()
-                .map_err(|error| failed("read", error))?;
-            read(&path, &transaction, &mut |_| {})?
-        };
         Ok(Self {
             path,
             database,
@@ -191,7 +185,7 @@ impl DecisionLog for EmbeddedLog {
             .database
             .begin_read()
             .map_err(|error| failed("read", error))?;
-        read(&self.path, &transaction, each).map(|_| ())
+        check::read(&self.path, &transaction, each).map(|_| ())
     }
 
     fn stats(&self) -> LogStats {
@@ -395,220 +389,6 @@ fn create(path: &Path, disk: &Arc<dyn StorageBackend>, cluster: &str) -> Result<
         path: path.to_owned(),
         source: std::io::Error::other(error),
     })
-}
-
-/// Whether a storage without a first block has commits of a log nevertheless: then the block was
-/// lost, and the log is damaged rather than new.
-fn holds_commits(disk: &Arc<dyn StorageBackend>) -> bool {
-    let look = || -> Result<bool, redb::Error> {
-        if disk.len()? <= frame::BLOCK_BYTES {
-            return Ok(false);
-        }
-        let database = open_overlay(disk)?;
-        let meta = database.begin_read()?.open_table(META)?;
-        let sums = meta.get(name::SUMS)?.map(|sealed| sealed.value().to_vec());
-        let sums = sums.as_deref().and_then(|sealed| {
-            codec::unseal(name::SUMS.as_bytes(), sealed)
-                .and_then(Sums::decode)
-                .ok()
-        });
-        Ok(sums.is_some_and(|sums| sums.commit > FIRST_COMMIT))
-    };
-    panic::catch_unwind(AssertUnwindSafe(look)).is_ok_and(|found| found.unwrap_or(false))
-}
-
-fn open_overlay(disk: &Arc<dyn StorageBackend>) -> Result<Database, redb::Error> {
-    let overlay = Overlay::new(Arc::clone(disk))?;
-    Ok(builder().create_with_backend(Frame(Arc::new(overlay)))?)
-}
-
-/// Reads the whole log without changing a byte, and refuses it when anything is wrong.
-fn examine(path: &Path, disk: &Arc<dyn StorageBackend>, cluster: &str) -> Result<(), LogError> {
-    let damaged = |what: String| LogError::Damaged {
-        path: path.to_owned(),
-        what,
-    };
-    let acknowledged = match frame::read_block(&**disk) {
-        Ok(Block::Log { acknowledged }) => acknowledged,
-        Ok(Block::Newer(found)) => {
-            let known = codec::FORMAT;
-            return Err(LogError::NewerFormat {
-                path: path.to_owned(),
-                found,
-                known,
-            });
-        }
-        Ok(Block::Blank | Block::Foreign) => {
-            return Err(damaged(
-                "its first block is not that of a decision log".to_owned(),
-            ));
-        }
-        Err(source) => return Err(unreadable(path, source)),
-    };
-    // redb asserts what it never writes otherwise. On a damaged file that is one more way of
-    // finding the damage, and no reason to die without saying what to do.
-    let looked = panic::catch_unwind(AssertUnwindSafe(|| {
-        let database = open_overlay(disk).map_err(|error| match error {
-            redb::Error::Io(source) => unreadable(path, source),
-            error => damaged(error.to_string()),
-        })?;
-        let transaction = database
-            .begin_read()
-            .map_err(|error| damaged(error.to_string()))?;
-        check_owner(path, &transaction, cluster)?;
-        read(path, &transaction, &mut |_| {})
-    }));
-    let found = looked.map_err(|_| damaged("its pages contradict each other".to_owned()))??;
-    if found.sums.commit < acknowledged {
-        return Err(damaged(format!(
-            "commit {acknowledged} was acknowledged and is not there; the last readable one is {}",
-            found.sums.commit
-        )));
-    }
-    Ok(())
-}
-
-fn check_owner(path: &Path, transaction: &ReadTransaction, cluster: &str) -> Result<(), LogError> {
-    let damaged = |what: String| LogError::Damaged {
-        path: path.to_owned(),
-        what,
-    };
-    let meta = transaction
-        .open_table(META)
-        .map_err(|error| damaged(error.to_string()))?;
-    let body = |name: &'static str| -> Result<Vec<u8>, LogError> {
-        let sealed = meta
-            .get(name)
-            .map_err(|error| damaged(error.to_string()))?
-            .ok_or_else(|| damaged(format!("it has no {name}")))?;
-        codec::unseal(name.as_bytes(), sealed.value())
-            .map(<[u8]>::to_vec)
-            .map_err(|garbage| refuse(path, name, &garbage))
-    };
-    let format = body(name::FORMAT)?;
-    let found = <[u8; 4]>::try_from(format.as_slice())
-        .map(u32::from_be_bytes)
-        .map_err(|_| damaged("its format is not a number".to_owned()))?;
-    if found > codec::FORMAT {
-        let known = codec::FORMAT;
-        return Err(LogError::NewerFormat {
-            path: path.to_owned(),
-            found,
-            known,
-        });
-    }
-    let found = codec::decode_text(&body(name::CLUSTER)?)
-        .map_err(|garbage| refuse(path, name::CLUSTER, &garbage))?;
-    if found != cluster {
-        let expected = cluster.to_owned();
-        return Err(LogError::OtherCluster {
-            path: path.to_owned(),
-            found,
-            expected,
-        });
-    }
-    Ok(())
-}
-
-/// What a pass over the whole log found.
-struct Found {
-    epoch: Epoch,
-    sums: Sums,
-    decisions: u64,
-}
-
-/// Shows every record in the order of replay, and checks every seal and the sums.
-fn read(
-    path: &Path,
-    transaction: &ReadTransaction,
-    each: &mut dyn FnMut(Record),
-) -> Result<Found, LogError> {
-    let damaged = |what: String| LogError::Damaged {
-        path: path.to_owned(),
-        what,
-    };
-    let unopened = |error: TableError| damaged(error.to_string());
-    let mut found = Found {
-        epoch: Epoch(0),
-        sums: Sums::default(),
-        decisions: 0,
-    };
-    let meta = transaction.open_table(META).map_err(unopened)?;
-    let mut sums = None;
-    let mut heads = Vec::new();
-    for entry in meta.iter().map_err(|error| damaged(error.to_string()))? {
-        let (name, sealed) = entry.map_err(|error| damaged(error.to_string()))?;
-        let (name, sealed) = (name.value(), sealed.value());
-        if name == name::SUMS {
-            let body = codec::unseal(name.as_bytes(), sealed);
-            sums = Some(
-                body.and_then(Sums::decode)
-                    .map_err(|garbage| refuse(path, name, &garbage))?,
-            );
-        }
-        heads.extend(
-            codec::decode_meta(name, sealed).map_err(|garbage| refuse(path, name, &garbage))?,
-        );
-    }
-    let sums = sums.ok_or_else(|| damaged("it has no sums".to_owned()))?;
-    // The order of replay is that of the record's variants, Horizon's alone excepted.
-    heads.sort_by_key(|record| match record {
-        Record::Epoch(_) => 0,
-        Record::Placement(_) => 1,
-        Record::Incarnation { .. } => 2,
-        _ => 3,
-    });
-    for record in heads {
-        if let Record::Epoch(epoch) = record {
-            found.epoch = epoch;
-        }
-        each(record);
-    }
-    let records = transaction.open_table(RECORDS).map_err(unopened)?;
-    for entry in records.iter().map_err(|error| damaged(error.to_string()))? {
-        let (key, sealed) = entry.map_err(|error| damaged(error.to_string()))?;
-        let record = codec::decode(key.value(), sealed.value()).map_err(|garbage| {
-            refuse(
-                path,
-                &format!("the record under {:02x?}", key.value()),
-                &garbage,
-            )
-        })?;
-        found.sums.add(key.value(), sealed.value());
-        found.decisions += u64::from(key.value().get(16).is_some_and(|kind| begins(*kind)));
-        each(record);
-    }
-    found.sums.commit = sums.commit;
-    if found.sums != sums {
-        return Err(damaged(format!(
-            "it holds {} records and should hold {}, or they are not those that were written",
-            found.sums.count, sums.count
-        )));
-    }
-    Ok(found)
-}
-
-fn refuse(path: &Path, what: &str, garbage: &Garbage) -> LogError {
-    let path = path.to_owned();
-    match garbage {
-        Garbage::Version(found) => LogError::NewerFormat {
-            path,
-            found: (*found).into(),
-            known: codec::VERSION.into(),
-        },
-        garbage => LogError::Damaged {
-            path,
-            what: format!("{what}: {garbage}"),
-        },
-    }
-}
-
-fn unreadable(path: &Path, source: std::io::Error) -> LogError {
-    LogError::Open {
-        doing: "read the decision log in",
-        path: path.to_owned(),
-        source,
-    }
 }
 
 fn failed(doing: &str, error: impl fmt::Display) -> LogError {

@@ -102,7 +102,9 @@ impl DecisionLog for MemoryLog {
         {
             return Err(LogError::NotEnded(*early));
         }
-        records.iter().for_each(|record| self.put(record));
+        for record in records {
+            self.put(record);
+        }
         for gtrid in forgotten {
             for place in [Place::Decision, Place::OnePhase, Place::Refused, Place::End] {
                 self.transactions.remove(&(gtrid, place));

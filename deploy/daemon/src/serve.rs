@@ -3,10 +3,15 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use http::Response;
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tonic::Status;
+use tonic::body::Body;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tower::layer::util::{Identity, Stack};
+use tower::util::MapResponseLayer;
 
 /// Silence on a connection after which it is probed, and time for the answer: a client that
 /// vanished without a word is noticed after both.
@@ -16,6 +21,13 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_MAX: u32 = 20_000;
 /// Bytes of headers of one request.
 const HEADERS_BYTES_MAX: u32 = 16 << 10;
+
+/// Services that every server offers beside its own.
+const BESIDE: &[&str] = &[
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
 
 /// Why a server cannot be offered.
 #[derive(Debug, Error)]
@@ -47,9 +59,26 @@ pub async fn bind(
     Ok((TcpIncoming::from(listener).with_nodelay(Some(true)), bound))
 }
 
-/// A server with the limits that all have.
-pub fn server() -> Server {
+/// Says a refusal of the transport in the daemon's own words; none when it is right as it is.
+pub type Restate = fn(&Status) -> Option<Status>;
+
+/// A layer over all services of a server.
+type Over<F> = Stack<MapResponseLayer<F>, Identity>;
+
+/// A server with the limits that all have. What the transport refuses on its own goes through
+/// `restate`, because a caller looks for a reason whoever refused.
+pub fn server(
+    restate: Restate,
+) -> Server<Over<impl Fn(Response<Body>) -> Response<Body> + Clone + Send + Sync + 'static>> {
+    let restated = move |response: Response<Body>| {
+        let refusal = response.extensions().get::<Status>();
+        match refusal.and_then(restate) {
+            Some(status) => status.into_http(),
+            None => response,
+        }
+    };
     Server::builder()
+        .layer(MapResponseLayer::new(restated))
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .max_concurrent_streams(Some(STREAMS_MAX))
@@ -59,29 +88,41 @@ pub fn server() -> Server {
 /// The reflection service in the version that current clients ask for.
 pub fn reflection_v1(
     descriptors: &'static [u8],
+    services: &[&str],
 ) -> Result<
     tonic_reflection::server::v1::ServerReflectionServer<
         impl tonic_reflection::server::v1::ServerReflection,
     >,
     ServeError,
 > {
-    Ok(reflection(descriptors).build_v1()?)
+    Ok(reflection(descriptors, services).build_v1()?)
 }
 
 /// The reflection service in the version that older clients ask for.
 pub fn reflection_v1alpha(
     descriptors: &'static [u8],
+    services: &[&str],
 ) -> Result<
     tonic_reflection::server::v1alpha::ServerReflectionServer<
         impl tonic_reflection::server::v1alpha::ServerReflection,
     >,
     ServeError,
 > {
-    Ok(reflection(descriptors).build_v1alpha()?)
+    Ok(reflection(descriptors, services).build_v1alpha()?)
 }
 
-fn reflection(descriptors: &'static [u8]) -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
+/// Lists what is served and nothing else: a client that knows only the address believes the list.
+/// The types of error details are there too, so that it can read those.
+fn reflection(
+    descriptors: &'static [u8],
+    services: &[&str],
+) -> tonic_reflection::server::Builder<'static> {
+    let builder = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(descriptors)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    services
+        .iter()
+        .chain(BESIDE)
+        .fold(builder, |builder, name| builder.with_service_name(*name))
 }

@@ -33,6 +33,19 @@ pub(super) enum Call {
     List,
 }
 
+impl Call {
+    /// Whether it belongs to the end of a branch rather than to its work.
+    pub(super) fn finishes(&self) -> bool {
+        match self {
+            Self::Begin { .. }
+            | Self::Statement(..)
+            | Self::Prepare(_)
+            | Self::CommitOnePhase(_) => false,
+            Self::Commit | Self::Rollback | Self::ReadLedger | Self::Tombstone | Self::List => true,
+        }
+    }
+}
+
 /// Runs a call. A panic inside it must not leave the branch waiting for a result for ever: it
 /// counts as an unknown outcome, which the machine resolves by asking the server.
 pub(super) async fn run<R: ResourceManager>(

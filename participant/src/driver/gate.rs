@@ -100,21 +100,24 @@ pub(super) async fn append<R: ResourceManager>(rm: Arc<R>, records: Vec<Particip
         .with_max_delay(Duration::from_millis(APPEND_PAUSE_MAX_MS))
         .without_max_times()
         .build();
+    let mut before = None;
     loop {
-        health.mark_unchanged();
         let Err(reason) = rm.append(&records).await else {
             return;
         };
-        tracing::warn!(%reason, records = records.len(), "a record could not be kept; trying again");
+        if before.as_ref() != Some(&reason.code) {
+            let records = records.len();
+            tracing::warn!(%reason, records, "records cannot be kept; trying until they are");
+            before = Some(reason.code);
+        }
         let pause = pauses
             .next()
             .unwrap_or(Duration::from_millis(APPEND_PAUSE_MAX_MS));
-        let back = health.wait_for(|health| health.reachable);
         // A server that is reachable and refuses all the same is asked again after the pause.
-        let reachable = rm.health().borrow().reachable;
+        let away = !health.borrow_and_update().reachable;
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            Ok(_) = back, if !reachable => {}
+            Ok(_) = health.wait_for(|health| health.reachable), if away => {}
         }
     }
 }

@@ -24,6 +24,8 @@ pub enum At<'a> {
     Field(&'a At<'a>, &'static str),
     /// An element of a list.
     Index(&'a At<'a>, usize),
+    /// A path that somebody else wrote out.
+    Named(&'a str),
 }
 
 impl At<'_> {
@@ -47,6 +49,7 @@ impl fmt::Display for At<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Root => Ok(()),
+            Self::Named(path) => f.write_str(path),
             Self::Field(Self::Root, name) => f.write_str(name),
             Self::Field(parent, name) => write!(f, "{parent}.{name}"),
             Self::Index(parent, index) => write!(f, "{parent}[{index}]"),

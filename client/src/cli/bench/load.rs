@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use rand::RngExt as _;
+use tokio_util::sync::CancellationToken;
 
 use super::raw::{PlainWorker, RawWorker};
 use crate::cli::exit::{Exit, Failure};
@@ -146,14 +147,19 @@ impl Worker {
 
 /// Runs all workers for a time. Every transaction that was begun is waited for and counted, and
 /// the time that this takes counts too.
-pub(super) async fn slice(workers: &mut Vec<Worker>, time: Duration) -> Result<Stats, Failure> {
+pub(super) async fn slice(
+    workers: &mut Vec<Worker>,
+    time: Duration,
+    stop: &CancellationToken,
+) -> Result<Stats, Failure> {
     let started = Instant::now();
     let tasks: Vec<_> = std::mem::take(workers)
         .into_iter()
         .map(|mut worker| {
+            let stop = stop.clone();
             tokio::spawn(async move {
                 let mut stats = Stats::new()?;
-                while started.elapsed() < time {
+                while started.elapsed() < time && !stop.is_cancelled() {
                     let begun = Instant::now();
                     let done = worker.once().await?;
                     stats.count(done, begun.elapsed());

@@ -25,6 +25,8 @@ const FILL_ROWS: u32 = 1_000;
 /// How long the raw client waits for a row lock, in seconds. Two transfers that cross each other
 /// on two servers wait for each other, and no server sees it.
 const LOCK_WAIT_S: u32 = 2;
+/// What the xids of the raw client begin with, by which a later run finds what a killed one left.
+const XID_PREFIX: &str = "concord-raw-";
 /// What is sent to a server, by either client; the amount is signed.
 const UPDATE: &str =
     "UPDATE concord_raw.accounts SET balance = balance + ? WHERE id = ? AND balance + ? >= 0";
@@ -44,6 +46,7 @@ impl Table {
         let each = args.accounts / u32::try_from(servers.len()).unwrap_or(1);
         let each = each.max(2);
         for server in &servers {
+            server.roll_back_branches_of(XID_PREFIX).await?;
             server
                 .run(
                     "CREATE DATABASE IF NOT EXISTS concord_raw; \
@@ -65,7 +68,7 @@ impl Table {
         Ok(Self {
             rows: Arc::new(Places::new(rows, args.hot, args.cross_server)?),
             servers: Arc::new(servers),
-            run: uuid::Uuid::now_v7().simple().to_string().into(),
+            run: format!("{XID_PREFIX}{}", uuid::Uuid::now_v7().simple()).into(),
         })
     }
 

@@ -238,9 +238,9 @@ impl Stage {
         Ok(())
     }
 
-    /// Tells the state changes of one transaction.
+    /// Tells the state changes of one transaction that were not told yet.
     pub(super) fn tell_changes(&mut self, gtrid: &str) {
-        let changes: Vec<String> = lock(&self.seen)
+        let changes: Vec<String> = std::mem::take(&mut *lock(&self.seen))
             .iter()
             .filter(|change| change.gtrid == gtrid)
             .map(tx::change_text)

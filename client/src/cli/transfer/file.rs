@@ -4,15 +4,17 @@
 //! That nothing is paid twice is the coordinator's work, by request id; this module's part is
 //! never to send a payment without one.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -57,8 +59,9 @@ pub(super) async fn run(ctx: &Ctx, job: Job) -> Result<(), Failure> {
         move || feed(lines, &sender, &stop)
     });
     let mut summary = Summary::default();
+    let turns = Turns::default();
     let mut results = ReceiverStream::new(receiver)
-        .map(|line| pay(&client, &stop, timeout_ms, line))
+        .map(|line| pay(&client, &turns, timeout_ms, line))
         .buffer_unordered(job.concurrency);
     while let Some((number, end, payment, verdict)) = results.next().await {
         summary.add(&verdict);
@@ -188,16 +191,47 @@ fn feed(
     Ok(false)
 }
 
+/// The request ids in flight. Lines with the same one take turns, so that the second is told
+/// apart as a repetition of the first.
+#[derive(Debug, Default)]
+struct Turns {
+    taken: Mutex<HashSet<String>>,
+    given_back: Notify,
+}
+
+impl Turns {
+    async fn take(&self, request_id: &str) {
+        loop {
+            let given_back = self.given_back.notified();
+            if self.lock().insert(request_id.to_owned()) {
+                return;
+            }
+            given_back.await;
+        }
+    }
+
+    fn give_back(&self, request_id: &str) {
+        self.lock().remove(request_id);
+        self.given_back.notify_waiters();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 async fn pay(
     client: &Client,
-    stop: &CancellationToken,
+    turns: &Turns,
     timeout_ms: u32,
     line: Line,
 ) -> (u64, u64, Payment, Verdict) {
+    let stop = client.stop_token();
     let (payment, verdict) = match line.content {
         Err((payment, why)) => (*payment, Verdict::Unreadable(why)),
         Ok(payment) if stop.is_cancelled() => (payment, Verdict::NotTried),
         Ok(payment) => {
+            turns.take(&payment.request_id).await;
             let request = v1::TransferRequest {
                 from_account_id: payment.from.clone(),
                 to_account_id: payment.to.clone(),
@@ -208,6 +242,7 @@ async fn pay(
                 timeout_ms,
             };
             let verdict = Verdict::of(client.transfer(request).await);
+            turns.give_back(&payment.request_id);
             (payment, verdict)
         }
     };

@@ -15,6 +15,8 @@
 //! offset 4096   redb's file
 //! ```
 
+#![allow(clippy::cast_possible_truncation)] // u64 offsets within a block become usize
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -67,9 +67,12 @@ impl Coordinator {
             }
         };
         if let Some(reason) = refusal {
-            return self.begin_abort(id.gtrid, reason, out);
+            return self.refused(id.gtrid, reason, out);
         }
         out.release(0, branch_changed(id.gtrid, branch));
+        if let Some(held_back) = tx.reason.clone() {
+            return self.refused(id.gtrid, held_back, out);
+        }
         if tx
             .branches
             .iter()
@@ -78,6 +81,39 @@ impl Coordinator {
             return self.all_voted(id.gtrid, out);
         }
         Ok(())
+    }
+
+    /// A branch refused. When the reason is final and the client gave a request id, nobody is told
+    /// before the branch that carries the id into its ledger has voted too: the request may have
+    /// taken effect in a transaction that nothing here remembers, which is then the answer. The
+    /// data would refuse it now just *because* it took effect (the money is gone).
+    fn refused(
+        &mut self,
+        gtrid: Gtrid,
+        reason: Reason,
+        out: &mut Out,
+    ) -> Result<(), ApplyError> {
+        let Some(tx) = self.transactions.get_mut(&gtrid) else {
+            return Ok(());
+        };
+        let carrier = tx.branches.first();
+        let mut reason = reason;
+        if tx.request.is_some() && reason.kind().is_final() {
+            if carrier.is_some_and(|branch| branch.state == BranchState::Preparing) {
+                let refused = tx.branches.iter().filter(|b| b.state == BranchState::Aborted);
+                for branch in refused {
+                    out.release(0, branch_changed(gtrid, branch));
+                }
+                tx.reason = Some(reason);
+                return Ok(());
+            }
+            if let Some(why) = carrier.and_then(|branch| branch.reason.clone())
+                && &*why.code == code::REQUEST_ALREADY_COMMITTED
+            {
+                reason = why;
+            }
+        }
+        self.begin_abort(gtrid, reason, out)
     }
 
     /// A vote for a transaction that is not running: it was aborted, or its coordinator died

@@ -109,3 +109,32 @@ fn a_refusal_of_the_call_itself_remembers_nothing() {
     machine.step(Input::LinkUp { participant: p(2) }).unwrap();
     starts(&mut machine, g(2), 2);
 }
+
+#[test]
+fn a_final_refusal_waits_for_the_branch_that_carries_the_request() {
+    let mut machine = coordinator();
+    starts(&mut machine, g(1), 1);
+    let steps = machine.step(voted(g(1), 2, Vote::Abort(refused()))).unwrap();
+    let changed = branch_now_for(g(1), 2, BranchState::Aborted, Some(refused()), 0);
+    assert_eq!(steps, [step(vec![], 0, vec![changed])], "nobody is told yet");
+    // It took effect before anything here remembers: that is the answer, not the lack of funds.
+    let before = Reason::new(code::REQUEST_ALREADY_COMMITTED, g(7).to_string());
+    let steps = machine.step(voted(g(1), 1, Vote::Abort(before.clone()))).unwrap();
+    let told = steps.iter().flat_map(|step| &step.release);
+    let told: Vec<_> = told.filter(|e| matches!(e, Effect::Reply { .. })).cloned().collect();
+    assert_eq!(told, [reply(g(1), Outcome::Aborted(before))]);
+}
+
+#[test]
+fn a_refusal_that_was_held_back_stands_when_the_request_is_new() {
+    let mut machine = coordinator();
+    starts(&mut machine, g(1), 1);
+    machine.step(voted(g(1), 2, Vote::Abort(refused()))).unwrap();
+    let steps = machine.step(voted(g(1), 1, Vote::Commit)).unwrap();
+    let all: Vec<_> = steps.iter().flat_map(|step| step.release.clone()).collect();
+    assert!(all.contains(&reply(g(1), Outcome::Aborted(refused()))), "{all:?}");
+    assert!(!all.iter().any(|e| {
+        matches!(e, Effect::Send { message: ToParticipant::Commit { .. }, .. })
+    }));
+    assert_eq!(run_again(&mut machine, g(9), 1), replay(1, g(1), Outcome::Aborted(refused())));
+}

@@ -1,0 +1,368 @@
+//! One state of the modelled cluster, and how steps of the shipped machines change it.
+//!
+//! It plays the drivers' part: records are appended, effects wait until the records that they wait
+//! for are durable, messages go into a bag, commands to the servers.
+
+use std::collections::BTreeMap;
+
+use concord_core::coordinator::{Coordinator, Effect as Told, Input as Ask};
+use concord_core::id::{Bqual, BranchId, Epoch, Gtrid};
+use concord_core::message::{Decision, FromParticipant, Outcome, ToParticipant, Vote};
+use concord_core::participant::{Command, Effect, Input, Participant};
+use concord_core::record::{ParticipantRecord, Record};
+
+use super::server::Server;
+use super::{Budget, Config};
+
+/// A message on its way. It may stay there for ever: that is how it is lost.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Packet {
+    /// From the coordinator to a participant.
+    Order(usize, ToParticipant),
+    /// From a participant to the coordinator.
+    Answer(usize, FromParticipant),
+    /// A participant in doubt asks.
+    Inquiry(usize, BranchId),
+    /// It is told.
+    Verdict(usize, BranchId, Epoch, Decision),
+    /// Ledger rows may go.
+    ForgetBelow(usize, Gtrid),
+}
+
+/// What was seen of a transaction that its present state no longer shows. Bit n is bqual n + 1.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Seen {
+    /// Its client has sent it.
+    pub begun: bool,
+    /// Branches that voted COMMIT.
+    pub voted_commit: u8,
+    /// Branches that voted READ_ONLY.
+    pub voted_read_only: u8,
+    /// Branches that a Commit in two phases was sent to.
+    pub told_commit: u8,
+    /// Branches that an Abort was sent to.
+    pub told_abort: u8,
+    /// A client was told COMMITTED.
+    pub promised: bool,
+    /// A client was told ABORTED.
+    pub refused: bool,
+    /// A client was told ABORTED for a reason that is final.
+    pub refused_finally: bool,
+    /// Its client waits for another transaction of the same request, or was told its outcome.
+    pub repeated: bool,
+}
+
+/// A participant's host: the daemon and its server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Node {
+    /// The daemon's machine.
+    pub machine: Participant,
+    /// What its ledger schema keeps: the highest epoch, and what is forgotten.
+    pub kept: (Epoch, Gtrid),
+    /// Commands on their way to the server, at most one a branch.
+    pub running: BTreeMap<BranchId, Command>,
+    /// A list that was read and not yet looked at.
+    pub list: Option<Vec<BranchId>>,
+    /// Its server.
+    pub server: Server,
+    /// Lives that it had, up to a few.
+    pub lives: u8,
+}
+
+/// One state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct World {
+    /// The coordinator's machine, in its present incarnation.
+    pub coordinator: Coordinator,
+    /// Its log; the tail that is not durable is lost in a crash.
+    pub log: Vec<Record>,
+    /// Length of the durable part.
+    pub durable: usize,
+    /// Length of the log when the present incarnation began.
+    pub start: usize,
+    /// Effects that wait for a position.
+    pub waiting: Vec<(u64, Told)>,
+    /// Which links the coordinator takes for up.
+    pub links: Vec<bool>,
+    /// The participants.
+    pub nodes: Vec<Node>,
+    /// Messages on their way, in order so that equal bags are equal.
+    pub net: Vec<Packet>,
+    /// By plan.
+    pub seen: Vec<Seen>,
+    /// Faults that may still happen.
+    pub left: Budget,
+    /// What a machine did that its driver cannot carry out.
+    pub broken: Option<String>,
+}
+
+/// The id of the transaction of a plan.
+pub fn gtrid(plan: usize) -> Gtrid {
+    let mut bytes = [0; 16];
+    bytes[15] = u8::try_from(plan + 1).unwrap_or(u8::MAX);
+    Gtrid(bytes)
+}
+
+/// The plan of a transaction.
+pub fn plan(gtrid: Gtrid) -> usize {
+    usize::from(gtrid.0[15]) - 1
+}
+
+fn bit(bqual: Bqual) -> u8 {
+    1 << (bqual.0 - 1)
+}
+
+fn token(node: usize, branch: BranchId) -> u64 {
+    let parts = [node as u64, u64::from(branch.gtrid.0[15]), u64::from(branch.bqual.0)];
+    parts.iter().fold(0, |token, part| token << 8 | part)
+}
+
+fn of_token(token: u64) -> (usize, BranchId) {
+    let [.., node, tx, bqual] = token.to_be_bytes();
+    let branch =
+        BranchId { gtrid: gtrid(usize::from(tx) - 1), bqual: Bqual(u32::from(bqual)) };
+    (usize::from(node), branch)
+}
+
+impl World {
+    /// Everything is up, linked, and empty.
+    pub fn new(config: &Config) -> Self {
+        let nodes = config.servers.iter().map(|flavour| Node {
+            machine: Participant::new(Epoch(0), Gtrid::MIN),
+            kept: (Epoch(0), Gtrid::MIN),
+            running: BTreeMap::new(),
+            list: None,
+            server: Server::new(*flavour),
+            lives: 1,
+        });
+        let mut world = Self {
+            coordinator: Coordinator::new(),
+            log: Vec::new(),
+            durable: 0,
+            start: 0,
+            waiting: Vec::new(),
+            links: vec![false; config.servers.len()],
+            nodes: nodes.collect(),
+            net: Vec::new(),
+            seen: vec![Seen::default(); config.plans.len()],
+            left: config.budget,
+            broken: None,
+        };
+        world.restart_coordinator(0);
+        for node in 0..world.nodes.len() {
+            world.participant(node, Input::Sweep { listed: Vec::new() });
+            world.link(config, node, true);
+        }
+        world
+    }
+
+    /// The coordinator dies and another one reads the log: its durable part, and of the rest what
+    /// happened to reach the disk without anybody having heard of it.
+    pub fn restart_coordinator(&mut self, lucky: usize) {
+        self.log.truncate(self.durable + lucky);
+        self.coordinator = Coordinator::new();
+        self.waiting.clear();
+        self.links.fill(false);
+        let epoch = self.log.iter().filter(|record| matches!(record, Record::Epoch(_))).count();
+        self.log.push(Record::Epoch(Epoch(epoch as u64 + 1)));
+        self.start = self.log.len();
+        self.durable = self.log.len();
+        for record in &self.log {
+            if let Err(error) = self.coordinator.apply(record) {
+                self.broken = Some(format!("recovery: {error}"));
+            }
+        }
+    }
+
+    /// The participant's daemon dies, and another one reads what the server kept.
+    pub fn restart_participant(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let running = std::mem::take(&mut node.running);
+        node.server.lose_connections(running.into_iter());
+        node.machine = Participant::new(node.kept.0, node.kept.1);
+        node.list = None;
+        node.lives = node.lives.saturating_add(1);
+        let listed = node.server.list();
+        self.participant(index, Input::Sweep { listed });
+    }
+
+    /// The coordinator's view of a link changes.
+    pub fn link(&mut self, config: &Config, node: usize, up: bool) {
+        self.links[node] = up;
+        let participant = config.names[node].clone();
+        let input =
+            if up { Ask::LinkUp { participant } } else { Ask::LinkDown { participant } };
+        self.coordinator(config, input);
+    }
+
+    /// Everything appended becomes durable, and what waited for it leaves.
+    pub fn flush(&mut self, config: &Config) {
+        self.durable = self.log.len();
+        self.release(config);
+    }
+
+    /// Whether somebody waits for the log.
+    pub fn is_flush_due(&self) -> bool {
+        self.log[self.durable..].iter().any(Record::is_forced)
+    }
+
+    /// Gives the coordinator one input.
+    pub fn coordinator(&mut self, config: &Config, input: Ask) {
+        match self.coordinator.step(input) {
+            Err(error) => self.broken = Some(error.to_string()),
+            Ok(steps) => {
+                for step in steps {
+                    self.log.extend(step.append);
+                    let effects = step.release.into_iter().filter(|effect| {
+                        !matches!(
+                            effect,
+                            Told::Changed { .. } | Told::BranchChanged { .. } | Told::Began { .. }
+                        )
+                    });
+                    self.waiting.extend(effects.map(|effect| (step.after, effect)));
+                }
+                self.release(config);
+            }
+        }
+    }
+
+    fn release(&mut self, config: &Config) {
+        let new = &self.log[self.start..self.durable];
+        let position = new.iter().filter(|record| record.is_forced()).count() as u64;
+        let waiting = std::mem::take(&mut self.waiting);
+        for (after, effect) in waiting {
+            if after <= position {
+                self.tell(config, effect);
+            } else {
+                self.waiting.push((after, effect));
+            }
+        }
+    }
+
+    fn tell(&mut self, config: &Config, effect: Told) {
+        match effect {
+            Told::Send { to, message } => {
+                let seen = &mut self.seen[plan(message.branch().gtrid)];
+                let bit = bit(message.branch().bqual);
+                match message {
+                    ToParticipant::Commit { one_phase: false, .. } => seen.told_commit |= bit,
+                    ToParticipant::Abort { .. } => seen.told_abort |= bit,
+                    _ => {}
+                }
+                let node = config.names.iter().position(|name| *name == to);
+                self.send(Packet::Order(node.unwrap_or_default(), message));
+            }
+            Told::Reply { gtrid, outcome } => self.hear(gtrid, &outcome),
+            Told::Replay { gtrid, first, outcome } => {
+                self.seen[plan(gtrid)].repeated = true;
+                self.hear(first, &outcome);
+            }
+            Told::Join { gtrid, .. } => self.seen[plan(gtrid)].repeated = true,
+            Told::Answer { token, decision } => {
+                let (node, branch) = of_token(token);
+                let epoch = self.coordinator.epoch();
+                self.send(Packet::Verdict(node, branch, epoch, decision));
+            }
+            Told::Forgotten { horizon, .. } => {
+                for node in 0..self.nodes.len() {
+                    self.send(Packet::ForgetBelow(node, horizon));
+                }
+            }
+            Told::Superseded { by } => {
+                self.broken = Some(format!("superseded by {by}, which never lived"));
+            }
+            _ => {}
+        }
+    }
+
+    fn hear(&mut self, gtrid: Gtrid, outcome: &Outcome) {
+        let seen = &mut self.seen[plan(gtrid)];
+        match outcome {
+            Outcome::Committed => seen.promised = true,
+            Outcome::Aborted(reason) => {
+                seen.refused = true;
+                seen.refused_finally |= reason.kind().is_final();
+            }
+            Outcome::Unknown(_) | Outcome::Damaged(_) => {}
+        }
+    }
+
+    /// Gives a participant one input. Its records are durable at once: a crash before that is a
+    /// crash before the input, for nothing of the step has left.
+    pub fn participant(&mut self, index: usize, input: Input) {
+        let step = self.nodes[index].machine.step(input);
+        let node = &mut self.nodes[index];
+        for record in step.append {
+            match record {
+                ParticipantRecord::Epoch(epoch) => node.kept.0 = epoch,
+                ParticipantRecord::ForgetBelow(gtrid) => node.kept.1 = gtrid,
+                ParticipantRecord::Damage { .. } => {
+                    self.broken = Some(format!("false damage: {record:?}"));
+                }
+            }
+        }
+        for effect in step.release {
+            let node = &mut self.nodes[index];
+            match effect {
+                Effect::Run { branch, command } => {
+                    if node.running.insert(branch, command).is_some() {
+                        self.broken = Some(format!("{branch} runs two commands"));
+                    }
+                }
+                Effect::Detach { branch } => node.server.detach(branch),
+                Effect::Prune { below } => node.server.prune(below),
+                Effect::Reply { message, .. } => self.answer(index, message),
+                Effect::Inquire { branches } => {
+                    for branch in branches {
+                        self.send(Packet::Inquiry(index, branch));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn answer(&mut self, index: usize, message: FromParticipant) {
+        if let FromParticipant::Voted { branch, vote, .. } = &message {
+            let seen = &mut self.seen[plan(branch.gtrid)];
+            match vote {
+                Vote::Commit => seen.voted_commit |= bit(branch.bqual),
+                Vote::ReadOnly => seen.voted_read_only |= bit(branch.bqual),
+                Vote::Abort(_) => {}
+            }
+        }
+        self.send(Packet::Answer(index, message));
+    }
+
+    fn send(&mut self, packet: Packet) {
+        let at = self.net.partition_point(|other| *other < packet);
+        // A message that is there already may be delivered twice by a fault, and a second copy
+        // would add nothing but states.
+        if self.net.get(at) != Some(&packet) {
+            self.net.insert(at, packet);
+        }
+    }
+
+    /// A message arrives.
+    pub fn deliver(&mut self, config: &Config, packet: Packet) {
+        match packet {
+            Packet::Order(node, message) => {
+                self.participant(node, Input::Message { token: 0, message });
+            }
+            Packet::Answer(node, message) => {
+                let from = config.names[node].clone();
+                self.coordinator(config, Ask::Received { from, message });
+            }
+            Packet::Inquiry(node, branch) => {
+                let (from, token) = (config.names[node].clone(), token(node, branch));
+                self.coordinator(config, Ask::Inquire { from, branch, token });
+            }
+            Packet::Verdict(node, branch, epoch, decision) => {
+                self.participant(node, Input::Decided { branch, epoch, decision });
+            }
+            Packet::ForgetBelow(node, gtrid) => {
+                self.participant(node, Input::ForgetBelow { gtrid });
+            }
+        }
+    }
+}
