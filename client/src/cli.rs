@@ -141,7 +141,10 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.global.json;
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             let failure = Failure::new(Exit::Other, "cannot start").why(error);
@@ -228,7 +231,9 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "h" => number.checked_mul(3_600_000),
         _ => return Err(format!("\"{unit}\" is no unit; write ms, s, m or h")),
     };
-    millis.map(Duration::from_millis).ok_or_else(|| "this is too long".to_owned())
+    millis
+        .map(Duration::from_millis)
+        .ok_or_else(|| "this is too long".to_owned())
 }
 
 #[cfg(test)]
@@ -259,7 +264,10 @@ mod tests {
                 if sub.get_subcommands().next().is_some() {
                     visit(sub, &path);
                 } else if sub.get_name() != "help" {
-                    let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                    let help = sub
+                        .get_after_help()
+                        .map(ToString::to_string)
+                        .unwrap_or_default();
                     assert!(help.contains("concord "), "{path} has no example");
                 }
             }

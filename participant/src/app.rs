@@ -15,7 +15,7 @@ use futures::Stream;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Channel;
@@ -33,6 +33,9 @@ use crate::{inquiry, prune};
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Time for connections to end once everything is answered, in ms.
 const LINGER_MS: u64 = 2_000;
+
+/// Services of its own that it offers.
+const SERVICES: &[&str] = &[participant_server::SERVICE_NAME];
 
 /// Why a participant ended on its own.
 #[derive(Debug, Error)]
@@ -90,59 +93,76 @@ impl<R: ResourceManager> App<R> {
         IO::ConnectInfo: Clone + Send + Sync + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
-        let Self {
-            identity,
-            rm,
-            driver,
-            handle,
-            wishes,
-            coordinator,
-        } = self;
         let (reporter, health) = tonic_health::server::health_reporter();
         report(&reporter, false).await;
         let (open, is_open) = watch::channel(false);
         let links = Links::default();
         let service = Service {
-            identity: identity.clone(),
-            handle: handle.clone(),
-            rm: rm.clone(),
+            identity: self.identity.clone(),
+            handle: self.handle.clone(),
+            rm: self.rm.clone(),
             links: links.clone(),
             open: is_open,
         };
-        let (descriptors, services) = (v1::FILE_DESCRIPTOR_SET, [participant_server::SERVICE_NAME]);
         let routes = Routes::new(health)
             .add_service(participant_server(service))
-            .add_service(serve::reflection_v1(descriptors, &services)?)
-            .add_service(serve::reflection_v1alpha(descriptors, &services)?);
+            .add_service(serve::reflection_v1(v1::FILE_DESCRIPTOR_SET, SERVICES)?)
+            .add_service(serve::reflection_v1alpha(v1::FILE_DESCRIPTOR_SET, SERVICES)?);
 
         let (closed, cut) = (CancellationToken::new(), CancellationToken::new());
-        let mut driver = tokio::spawn(driver.run(cut.clone()));
-        let mut background = JoinSet::new();
-        let (name, from) = (identity.name, handle.clone());
-        background.spawn(inquiry::run(
-            coordinator,
-            name,
-            from,
-            wishes.inquire,
-            cut.clone(),
-        ));
-        background.spawn(prune::run(rm.clone(), wishes.prune, cut.clone()));
-        background.spawn(readiness(
-            rm.clone(),
-            handle.clone(),
-            reporter,
-            open,
-            stop.clone(),
-        ));
         let server = serve::server(concord_proto::transport::restate)
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, closed.clone().cancelled_owned());
-        let mut server = tokio::spawn(server);
+        let mut background = JoinSet::new();
+        let (rm, handle) = (self.rm.clone(), self.handle.clone());
+        background.spawn(readiness(rm, handle, reporter, open, stop.clone()));
+        let (name, handle) = (self.identity.name, self.handle.clone());
+        let inquire = self.wishes.inquire;
+        background.spawn(inquiry::run(self.coordinator, name, handle, inquire, cut.clone()));
+        background.spawn(prune::run(self.rm.clone(), self.wishes.prune, cut.clone()));
+        let running = Running {
+            driver: tokio::spawn(self.driver.run(cut.clone())),
+            server: tokio::spawn(server),
+            background,
+            links,
+            cut,
+            closed,
+        };
+        let ended = running.until(stop, drain, &self.handle).await;
+        self.rm.stop().await;
+        ended
+    }
+}
 
+/// The parts of a participant that runs.
+struct Running {
+    driver: JoinHandle<()>,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    background: JoinSet<()>,
+    links: Links,
+    /// Cuts off the driver and the background tasks.
+    cut: CancellationToken,
+    /// Ends the connections.
+    closed: CancellationToken,
+}
+
+impl Running {
+    /// Waits for `stop` or for a part that fails, then ends all parts in order: what runs, then
+    /// the driver, then the links, then the connections.
+    async fn until(
+        mut self,
+        stop: CancellationToken,
+        drain: Duration,
+        handle: &Handle,
+    ) -> Result<(), AppError> {
+        let mut driver_runs = true;
         let ended = tokio::select! {
             () = stop.cancelled() => Ok(()),
-            ended = &mut driver => Err(ended.map_or_else(AppError::from, |()| AppError::Ended)),
-            ended = &mut server => Err(match ended {
+            ended = &mut self.driver => {
+                driver_runs = false;
+                Err(ended.map_or_else(AppError::from, |()| AppError::Ended))
+            }
+            ended = &mut self.server => Err(match ended {
                 Ok(Ok(())) => AppError::Ended,
                 Ok(Err(error)) => error.into(),
                 Err(error) => error.into(),
@@ -152,20 +172,22 @@ impl<R: ResourceManager> App<R> {
         if tokio::time::timeout(drain, handle.drain()).await.is_err() {
             tracing::warn!(?drain, "not everything ended in time; what is left is cut off");
         }
-        cut.cancel();
-        if ended.is_ok() {
-            driver.await?;
+        self.cut.cancel();
+        if driver_runs {
+            self.driver.await?;
         }
-        while let Some(part) = background.join_next().await {
+        while let Some(part) = self.background.join_next().await {
             part?;
         }
-        links.stop().await;
-        closed.cancel();
+        self.links.stop().await;
+        self.closed.cancel();
         let linger = Duration::from_millis(LINGER_MS);
-        if !server.is_finished() && tokio::time::timeout(linger, &mut server).await.is_err() {
-            server.abort();
+        if !self.server.is_finished() {
+            let closing = tokio::time::timeout(linger, &mut self.server);
+            if closing.await.is_err() {
+                self.server.abort();
+            }
         }
-        rm.stop().await;
         ended
     }
 }

@@ -159,7 +159,9 @@ impl<R: ResourceManager> Driver<R> {
                 durable = &mut load => return Some(durable),
                 event = self.inbox.recv() => match event? {
                     Event::Requests(requests) => {
-                        requests.into_iter().for_each(|request| self.not_loaded(request));
+                        for request in requests {
+                            self.not_loaded(request);
+                        }
                     }
                     Event::Request(request) => self.not_loaded(*request),
                     Event::Branches(_, _, look) => { let _ = look.send(Vec::new()); }
@@ -231,7 +233,9 @@ impl<R: ResourceManager> Driver<R> {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Requests(requests) => {
-                requests.into_iter().for_each(|request| self.request(request));
+                for request in requests {
+                    self.request(request);
+                }
             }
             Event::Request(request) => self.request(*request),
             Event::Done(done) => {

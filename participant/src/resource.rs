@@ -45,8 +45,8 @@ pub enum Prepared {
         /// Index of the statement that failed, if one did.
         failed: Option<usize>,
     },
-    /// The branch may be prepared or not. The only legal next step is [`ResourceManager::rollback`]
-    /// and, when that finds no branch, [`ResourceManager::tombstone`].
+    /// The branch may be prepared or not. The only legal next step is
+    /// [`ResourceManager::tombstone`] and, when that cannot stand, [`ResourceManager::rollback`].
     Unknown {
         /// What happened.
         reason: Reason,

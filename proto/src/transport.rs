@@ -1,8 +1,8 @@
 //! What the transport refuses before any service sees it, in Concord's words.
 //!
-//! It owns the two refusals that a message can meet there: its bytes are no such message, or there
-//! are too many of them. The gRPC library calls the first an internal fault and the second a value
-//! out of range; both are the caller's, and callers look for a reason. It refuses to touch any
+//! It owns the refusals that a message can meet there: it is missing, its bytes are no such message,
+//! or there are too many of them. The gRPC library calls the first two internal faults and the last
+//! a value out of range; all are the caller's, and callers look for a reason. It refuses to touch any
 //! status that already says why.
 
 use concord_core::reason::{Reason, code};
@@ -16,12 +16,18 @@ const UNDECODABLE: &str = "failed to decode Protobuf message: ";
 /// How it begins what it says of a message that is too long.
 const TOO_LONG: &str = "Error, decoded message length too large: ";
 
+/// What it says of a call that ended before its message came.
+const MISSING: &str = "Missing request message.";
+
 /// The status that a caller gets instead of this one; none when this one is right as it is.
 pub fn restate(refusal: &Status) -> Option<Status> {
     if !refusal.details().is_empty() {
         return None;
     }
     match refusal.code() {
+        Code::Internal if refusal.message() == MISSING => {
+            Some(Violations::one(&At::Root, "the request is missing").into())
+        }
         Code::Internal => {
             let (path, problem) = split_path(refusal.message().strip_prefix(UNDECODABLE)?);
             let what = format!("cannot be decoded: {problem}");
@@ -36,7 +42,8 @@ pub fn restate(refusal: &Status) -> Option<Status> {
     }
 }
 
-/// Splits `A.b: C.d: problem` into the path `b.d` and the problem.
+/// Splits `C.d: A.b: problem`, which begins with the innermost message, into the path `b.d` and the
+/// problem.
 fn split_path(text: &str) -> (String, &str) {
     let mut path: Vec<&str> = Vec::new();
     let mut rest = text;
@@ -47,6 +54,7 @@ fn split_path(text: &str) -> (String, &str) {
         path.push(field);
         rest = tail;
     }
+    path.reverse();
     (path.join("."), rest)
 }
 
@@ -80,6 +88,8 @@ mod tests {
         let status = undecodable::<v1::ExecuteTransactionRequest>(nested);
         assert_eq!(violations_of(&status)[0].field, "statements.statement.sql");
 
+        let missing = restate(&Status::internal(MISSING)).expect("a restated status");
+        assert_eq!(missing.code(), Code::InvalidArgument);
         let status = undecodable::<v1::GetAccountRequest>(b"garbage");
         assert_eq!(status.code(), Code::InvalidArgument);
         assert_eq!(violations_of(&status)[0].field, "");

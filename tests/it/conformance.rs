@@ -205,18 +205,15 @@ async fn conforms(kind: ServerKind) {
     eprintln!("{kind} {}", binary.version());
     let real = Real::start(binary).await;
     let filter = std::env::var("CONCORD_CASE").unwrap_or_default();
-    let reports = run(&real, &filter).await;
-    let mut failed = 0;
-    for report in &reports {
+    let reports = run(&real, &filter, |report| {
         let took = report.took.as_secs_f64();
         match &report.failure {
             None => eprintln!("ok     {:<62} {took:.2} s", report.case),
-            Some(failure) => {
-                failed += 1;
-                eprintln!("FAILED {:<62} {took:.2} s\n       {failure}", report.case);
-            }
+            Some(failure) => eprintln!("FAILED {:<62} {took:.2} s\n       {failure}", report.case),
         }
-    }
+    })
+    .await;
+    let failed = reports.iter().filter(|report| report.failure.is_some()).count();
     assert!(!reports.is_empty(), "no case ran");
     assert!(failed == 0, "{failed} of {} cases failed on {kind}", reports.len());
 }

@@ -10,9 +10,13 @@ use stateright::{Checker, Expectation, Model};
 
 fn explore(name: &str, config: Config) -> usize {
     let started = Instant::now();
-    let checker = Cluster { config }.checker().threads(2).spawn_bfs().join();
+    let checker = Cluster { config }.checker().threads(2).spawn_dfs().join();
     let states = checker.unique_state_count();
-    println!("{name}: {states} states, depth {}, {:?}", checker.max_depth(), started.elapsed());
+    println!(
+        "{name}: {states} states, depth {}, {:?}",
+        checker.max_depth(),
+        started.elapsed()
+    );
     let model = checker.model();
     for property in model.properties() {
         let found = checker.discovery(property.name);
@@ -35,14 +39,25 @@ fn explore(name: &str, config: Config) -> usize {
 }
 
 fn two(branches: &[usize]) -> Plan {
-    Plan { branches: branches.to_vec(), request: None, may_leave: true }
+    Plan {
+        branches: branches.to_vec(),
+        request: None,
+        may_leave: true,
+    }
 }
 
 #[test]
 fn model_try() {
-    let env = |name: &str| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(0);
+    let env = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(0)
+    };
     let budget = Budget {
         coordinator_kills: env("CK"),
+        takeovers: env("TO"),
+        wakes: env("WA"),
         participant_kills: env("PK"),
         doubles: env("DO"),
         cuts: env("CU"),
@@ -55,19 +70,37 @@ fn model_try() {
         sweeps: env("SW"),
         forgets: env("FO"),
     };
-    let flavour = |n| if n == 1 { Flavour::MariaDb } else { Flavour::MySql };
+    let flavour = |n| {
+        if n == 1 {
+            Flavour::MariaDb
+        } else {
+            Flavour::MySql
+        }
+    };
     let servers = vec![flavour(env("S0")), flavour(env("S1"))];
     let plans = match env("PLAN") {
         0 => vec![two(&[0, 1])],
         1 => vec![two(&[0])],
         2 => vec![two(&[0, 1]), two(&[0])],
         3 => vec![
-            Plan { request: Some("r"), ..two(&[0, 1]) },
-            Plan { request: Some("r"), ..two(&[0, 1]) },
+            Plan {
+                request: Some("r"),
+                ..two(&[0, 1])
+            },
+            Plan {
+                request: Some("r"),
+                ..two(&[0, 1])
+            },
         ],
         _ => vec![
-            Plan { request: Some("r"), ..two(&[0]) },
-            Plan { request: Some("r"), ..two(&[0]) },
+            Plan {
+                request: Some("r"),
+                ..two(&[0])
+            },
+            Plan {
+                request: Some("r"),
+                ..two(&[0])
+            },
         ],
     };
     explore("try", Config::new(servers, plans, budget));

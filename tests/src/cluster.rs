@@ -39,7 +39,7 @@ pub fn binaries() -> anyhow::Result<PathBuf> {
 }
 
 /// A port such that it and the following ones were free a moment ago.
-fn free_ports(count: u16) -> anyhow::Result<u16> {
+pub fn free_ports(count: u16) -> anyhow::Result<u16> {
     for _ in 0..200 {
         let first = rand::random_range(20_000..30_000 - count);
         let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();

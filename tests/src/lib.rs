@@ -1,6 +1,11 @@
 //! What the tests share: a local cluster of real processes on real servers, as a user starts it,
 //! and the proofs that run on it.
 
+pub mod backlog;
 pub mod books;
+pub mod cases;
 pub mod cluster;
+pub mod in_flight;
+pub mod model;
 pub mod payments;
+pub mod rig;

@@ -37,6 +37,10 @@ pub struct Plan {
 pub struct Budget {
     /// The coordinator is killed and started again.
     pub coordinator_kills: u8,
+    /// The coordinator is paused, and another one takes over.
+    pub takeovers: u8,
+    /// A coordinator that was taken over wakes up and does something.
+    pub wakes: u8,
     /// A participant is killed and started again.
     pub participant_kills: u8,
     /// A message is delivered and stays on its way.
@@ -80,12 +84,22 @@ pub struct Config {
 impl Config {
     /// A configuration with as many participants as servers.
     pub fn new(servers: Vec<Flavour>, plans: Vec<Plan>, budget: Budget) -> Self {
-        let names = (0..servers.len()).map(|n| ParticipantName::new(format!("p{n}"))).collect();
-        Self { servers, names, plans, budget, heal_every: 64 }
+        let names = (0..servers.len())
+            .map(|n| ParticipantName::new(format!("p{n}")))
+            .collect();
+        Self {
+            servers,
+            names,
+            plans,
+            budget,
+            heal_every: 64,
+        }
     }
 
     fn bquals(&self, plan: usize) -> impl Iterator<Item = (Bqual, usize)> + '_ {
-        (1..).map(Bqual).zip(self.plans[plan].branches.iter().copied())
+        (1..)
+            .map(Bqual)
+            .zip(self.plans[plan].branches.iter().copied())
     }
 }
 

@@ -96,14 +96,19 @@ enum Against {
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+    let share = text
+        .parse::<f64>()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "a number from 0 to 1".to_owned())
 }
 
 pub(crate) async fn run(ctx: &Ctx, args: BenchArgs) -> Result<(), Failure> {
     if args.against.is_some() && args.workload != Workload::Transfer {
-        return Err(Failure::new(Exit::Usage, "--against raw compares transfers only")
-            .next("leave out --workload"));
+        return Err(
+            Failure::new(Exit::Usage, "--against raw compares transfers only")
+                .next("leave out --workload"),
+        );
     }
     // A retry would hide what is measured: aborts are counted, not mended.
     let quiet = ctx.global.builder().retry(RetryPolicy::none());
@@ -120,7 +125,12 @@ pub(crate) async fn run(ctx: &Ctx, args: BenchArgs) -> Result<(), Failure> {
     say("checking the books");
     let in_doubt = books::drain(ctx).await?;
     let conserved = books.check(ctx, &before, &slices).await?;
-    let report = Report { args: &args, slices, conserved, in_doubt };
+    let report = Report {
+        args: &args,
+        slices,
+        conserved,
+        in_doubt,
+    };
     ctx.print(&report.json(), || report.text())?;
     report.verdict()
 }
@@ -163,7 +173,11 @@ async fn sides(
 
 /// Lets the sides take turns, and counts.
 async fn measure(args: &BenchArgs, sides: &mut [(Side, Vec<Worker>)]) -> Result<Slices, Failure> {
-    let rounds = if sides.len() > 1 { u32::from(args.rounds) } else { 1 };
+    let rounds = if sides.len() > 1 {
+        u32::from(args.rounds)
+    } else {
+        1
+    };
     let turns = rounds * u32::try_from(sides.len()).unwrap_or(1);
     let slice = Duration::from_secs(args.seconds.into()) / turns;
     let mut slices = Slices::default();
@@ -175,13 +189,25 @@ async fn measure(args: &BenchArgs, sides: &mut [(Side, Vec<Worker>)]) -> Result<
     }
     for round in 1..=rounds {
         for (side, workers) in sides.iter_mut() {
-            say(&format!("measuring {}, round {round} of {rounds}", side.name()));
+            if stop.is_cancelled() {
+                return Err(Failure::new(
+                    Exit::Interrupted,
+                    "interrupted; nothing was measured",
+                ));
+            }
+            say(&format!(
+                "measuring {}, round {round} of {rounds}",
+                side.name()
+            ));
             let stats = load::slice(workers, slice, &stop).await?;
             slices.add(*side, stats);
         }
     }
     if stop.is_cancelled() {
-        return Err(Failure::new(Exit::Interrupted, "interrupted; nothing was measured"));
+        return Err(Failure::new(
+            Exit::Interrupted,
+            "interrupted; nothing was measured",
+        ));
     }
     Ok(slices)
 }

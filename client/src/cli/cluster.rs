@@ -89,62 +89,6 @@ fn participant(info: &v1::ParticipantInfo) -> Value {
 
 /// The cluster's status for people.
 pub(crate) fn text(status: &v1::GetClusterStatusResponse) -> String {
-    let counters = status.counters.clone().unwrap_or_default();
-    let mut text = output::facts(&[
-        ("cluster", status.cluster.clone()),
-        (
-            "coordinator",
-            format!(
-                "version {}, pid {}, epoch {}, since {}{}",
-                status.version,
-                status.pid,
-                status.epoch,
-                view::time(status.start_time.as_ref()).unwrap_or_default(),
-                if status.accepting {
-                    ""
-                } else {
-                    "; draining before a stop"
-                },
-            ),
-        ),
-        (
-            "in flight",
-            format!(
-                "{} undecided, {} committing, {} stuck",
-                status.active, status.committing, status.stuck
-            ),
-        ),
-        (
-            "so far",
-            format!(
-                "{} committed, {} aborted, {} refused at the door, {} heuristic",
-                counters.committed, counters.aborted, counters.refused, counters.heuristic
-            ),
-        ),
-        (
-            "log",
-            format!(
-                "{} decisions, {} bytes",
-                status.log_decisions, status.log_bytes
-            ),
-        ),
-    ]);
-    let rows = status.participants.iter().map(|info| {
-        let told = info.status.clone().unwrap_or_default();
-        let health = match (&info.status, info.connected) {
-            (_, false) => format!("down {}", view::told_text(info.reason.as_ref())),
-            (Some(status), true) if status.can_vote => "can vote".to_owned(),
-            (_, true) => "CANNOT VOTE".to_owned(),
-        };
-        vec![
-            info.name.clone(),
-            info.address.clone(),
-            told.server_version.clone(),
-            health,
-            told.in_doubt.to_string(),
-            info.slots.to_string(),
-        ]
-    });
     let header = [
         "participant",
         "address",
@@ -153,30 +97,78 @@ pub(crate) fn text(status: &v1::GetClusterStatusResponse) -> String {
         "in doubt>",
         "slots>",
     ];
-    text.push('\n');
-    text.push_str(&output::table(&header, rows));
+    let rows = status.participants.iter().map(row);
+    let mut text = format!("{}\n{}", coordinator(status), output::table(&header, rows));
     for info in &status.participants {
-        let told = info.status.iter();
-        for problem in told.clone().flat_map(|status| &status.problems) {
-            let problem = output::clean(&view::told_text(Some(problem)));
-            output::push(
-                &mut text,
-                format_args!("\n{} cannot vote: {problem}", info.name),
-            );
-        }
-        for damage in told
-            .flat_map(|status| &status.damage)
-            .filter(|d| !d.acknowledged)
-        {
-            let reason = output::clean(&view::told_text(damage.reason.as_ref()));
-            output::push(
-                &mut text,
-                format_args!(
-                    "\n{} reports damage to {}/{}: {reason}",
-                    info.name, damage.gtrid, damage.bqual
-                ),
-            );
-        }
+        findings(info, &mut text);
     }
     text
+}
+
+fn coordinator(status: &v1::GetClusterStatusResponse) -> String {
+    let counters = status.counters.clone().unwrap_or_default();
+    let since = view::time(status.start_time.as_ref()).unwrap_or_default();
+    let draining = if status.accepting {
+        ""
+    } else {
+        "; draining before a stop"
+    };
+    let who = format!(
+        "version {}, pid {}, epoch {}, since {since}{draining}",
+        status.version, status.pid, status.epoch
+    );
+    let in_flight = format!(
+        "{} undecided, {} committing, {} stuck",
+        status.active, status.committing, status.stuck
+    );
+    let so_far = format!(
+        "{} committed, {} aborted, {} refused at the door, {} heuristic",
+        counters.committed, counters.aborted, counters.refused, counters.heuristic
+    );
+    let log = format!(
+        "{} decisions, {} bytes",
+        status.log_decisions, status.log_bytes
+    );
+    output::facts(&[
+        ("cluster", status.cluster.clone()),
+        ("coordinator", who),
+        ("in flight", in_flight),
+        ("so far", so_far),
+        ("log", log),
+    ])
+}
+
+fn row(info: &v1::ParticipantInfo) -> Vec<String> {
+    let health = match (&info.status, info.connected) {
+        (_, false) => format!("down {}", view::told_text(info.reason.as_ref())),
+        (Some(status), true) if status.can_vote => "can vote".to_owned(),
+        (_, true) => "CANNOT VOTE".to_owned(),
+    };
+    let told = info.status.clone().unwrap_or_default();
+    vec![
+        info.name.clone(),
+        info.address.clone(),
+        told.server_version,
+        health,
+        told.in_doubt.to_string(),
+        info.slots.to_string(),
+    ]
+}
+
+/// What an operator must read of a participant.
+fn findings(info: &v1::ParticipantInfo, text: &mut String) {
+    let Some(status) = &info.status else { return };
+    let name = &info.name;
+    for problem in &status.problems {
+        let problem = output::clean(&view::told_text(Some(problem)));
+        output::push(text, format_args!("\n{name} cannot vote: {problem}"));
+    }
+    for damage in status.damage.iter().filter(|damage| !damage.acknowledged) {
+        let reason = output::clean(&view::told_text(damage.reason.as_ref()));
+        let branch = format!("{}/{}", damage.gtrid, damage.bqual);
+        output::push(
+            text,
+            format_args!("\n{name} reports damage to {branch}: {reason}"),
+        );
+    }
 }

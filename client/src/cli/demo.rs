@@ -39,18 +39,27 @@ type DemoStep = for<'a> fn(&'a mut Stage) -> LocalBoxFuture<'a, Result<(), Failu
 
 /// The steps, in order, with their titles.
 const STEPS: [(&str, DemoStep); 6] = [
-    ("a transfer between two servers commits", |stage| Box::pin(steps::commits(stage))),
-    ("a transfer without funds is refused", |stage| Box::pin(steps::refused(stage))),
-    ("an order: stock on one server, payment on another", |stage| Box::pin(steps::order(stage))),
-    ("a participant is killed -9 between prepare and commit", |stage| {
-        Box::pin(steps::participant_killed(stage))
+    ("a transfer between two servers commits", |stage| {
+        Box::pin(steps::commits(stage))
     }),
+    ("a transfer without funds is refused", |stage| {
+        Box::pin(steps::refused(stage))
+    }),
+    (
+        "an order: stock on one server, payment on another",
+        |stage| Box::pin(steps::order(stage)),
+    ),
+    (
+        "a participant is killed -9 between prepare and commit",
+        |stage| Box::pin(steps::participant_killed(stage)),
+    ),
     ("the coordinator is killed -9 before it decided", |stage| {
         Box::pin(steps::coordinator_killed_undecided(stage))
     }),
-    ("coordinator and participant are killed -9 after the decision", |stage| {
-        Box::pin(steps::both_killed_decided(stage))
-    }),
+    (
+        "coordinator and participant are killed -9 after the decision",
+        |stage| Box::pin(steps::both_killed_decided(stage)),
+    ),
 ];
 
 pub(crate) async fn run(ctx: &Ctx, args: DemoArgs) -> Result<(), Failure> {

@@ -133,7 +133,7 @@ impl Targeted {
         self.statement = self.statement.clone().bind(param);
     }
 
-    fn expect(&mut self, expected: &Expected) {
+    fn require(&mut self, expected: &Expected) {
         let statement = self.statement.clone();
         self.statement = statement.expect_rows(expected.min, expected.max, &expected.reason);
     }
@@ -159,7 +159,7 @@ impl FromArgMatches for StatementArgs {
             match (word, statements.last_mut()) {
                 (Word::Statement(statement), _) => statements.push(statement),
                 (Word::Param(param), Some(last)) => last.bind(param),
-                (Word::Expect(expected), Some(last)) => last.expect(&expected),
+                (Word::Expect(expected), Some(last)) => last.require(&expected),
                 (Word::Param(_) | Word::Expect(_), None) => {
                     return Err(clap::Error::raw(
                         clap::error::ErrorKind::MissingRequiredArgument,
@@ -301,7 +301,7 @@ fn apply(statement: &mut Targeted, option: &str) -> Result<(), String> {
     let value = value.trim_start();
     match name {
         "-p" | "--param" => statement.bind(param(value)?),
-        "--expect" => statement.expect(&expected(value)?),
+        "--expect" => statement.require(&expected(value)?),
         _ => return Err(format!("\"{name}\" is neither -p, --param nor --expect")),
     }
     Ok(())
@@ -343,7 +343,7 @@ fn json_statement(entry: &serde_json::Map<String, Value>) -> Result<Targeted, St
         Some(_) => return Err("\"params\" is no array".to_owned()),
     }
     if entry.contains_key("expect") {
-        statement.expect(&expected(text("expect")?)?);
+        statement.require(&expected(text("expect")?)?);
     }
     Ok(statement)
 }

@@ -69,11 +69,18 @@ Examples:
 
 pub(crate) async fn run(ctx: &Ctx, args: TransferArgs) -> Result<(), Failure> {
     if let Some(path) = args.file {
-        let job = file::Job { path, concurrency: args.concurrency.into(), failed: args.failed };
+        let job = file::Job {
+            path,
+            concurrency: args.concurrency.into(),
+            failed: args.failed,
+        };
         return file::run(ctx, job).await;
     }
     let (Some(from), Some(to), Some(amount)) = (args.from, args.to, args.amount) else {
-        return Err(Failure::new(Exit::Usage, "write concord transfer FROM TO AMOUNT"));
+        return Err(Failure::new(
+            Exit::Usage,
+            "write concord transfer FROM TO AMOUNT",
+        ));
     };
     let currency = match (&args.currency, &amount.currency) {
         (None, None) => String::new(),

@@ -49,8 +49,10 @@ Examples:
         -p 500 -p str:bert --expect 1:NO_SUCH_TILL
   concord tx exec --file work.sql
 
-A file is JSON ([{\"participant\": \"p1\", \"sql\": \"…\", \"params\": [5, \"x\", {\"dec\": \"1.50\"}],
-\"expect\": \"1:REASON\"}]) or text:
+A file is JSON:
+  [{\"participant\": \"p1\", \"sql\": \"…\", \"params\": [5, \"x\", null, {\"dec\": \"1.50\"}],
+    \"expect\": \"1:REASON\"}]
+or text:
   # a statement starts at the first column; what belongs to it is indented
   p1: UPDATE shop.till SET cash = cash - ?
       WHERE id = ?

@@ -19,32 +19,28 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::binary::{BinaryError, ServerBinary, ServerKind};
 use super::config::{
     self, CoordinatorConfig, ParticipantAddress, ParticipantConfig, private_folder,
 };
 use super::lock::{ClusterLock, LockError};
-use super::ports::{self, PortError, PortUse};
+use super::ports::PortError;
 use super::process::Launch;
 use super::server::{ServerError, ServerFolder, ServerSpec, Tcp};
-use super::state::{Role, replace};
+use super::state::Role;
+
+mod settings;
+
+pub use settings::Wishes;
+use settings::{SETTINGS_FILE, Settings};
 
 /// Most servers of a local cluster: what one machine can carry.
 pub const MAX_SERVERS: u16 = 16;
 
-/// Servers of a new cluster when nothing else is asked for.
-const DEFAULT_SERVERS: u16 = 2;
-const DEFAULT_GATEWAY_PORT: u16 = 7400;
-const DEFAULT_PARTICIPANT_PORT: u16 = 7411;
-const DEFAULT_SERVER_PORT: u16 = 7421;
-
 /// The cluster's name, which is part of every branch's xid.
 const CLUSTER_NAME: &str = "local";
-
-/// The settings file, which marks a folder as ours.
-const SETTINGS_FILE: &str = "cluster.json";
 
 /// The supervisor's log when nobody watches it.
 pub const UP_LOG: &str = "up.log";
@@ -117,71 +113,6 @@ pub enum ClusterError {
     Lock(#[from] LockError),
 }
 
-/// What the user asks for; `None` means what the cluster had, or the default for a new one.
-#[derive(Debug, Clone, Default)]
-pub struct Wishes {
-    /// The cluster's folder.
-    pub folder: PathBuf,
-    /// How many servers.
-    pub servers: Option<u16>,
-    /// `mysql`, `mariadb` or a path.
-    pub server: Option<String>,
-    /// The gateway's port.
-    pub gateway_port: Option<u16>,
-    /// The first participant's port.
-    pub participant_port: Option<u16>,
-    /// The first server's port.
-    pub server_port: Option<u16>,
-}
-
-/// What a cluster remembers between two starts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Settings {
-    servers: u16,
-    server: PathBuf,
-    kind: ServerKind,
-    gateway_port: u16,
-    participant_port: u16,
-    server_port: u16,
-    seeded: bool,
-}
-
-impl Settings {
-    fn check_ports(&self) -> Result<(), PortError> {
-        let mut uses = vec![PortUse {
-            port: self.gateway_port,
-            user: "the coordinator's gateway".into(),
-            flag: "--gateway-port",
-        }];
-        for index in 0..self.servers {
-            uses.push(PortUse {
-                port: self.participant_port(index)?,
-                user: format!("participant p{}", index + 1),
-                flag: "--participant-port",
-            });
-            uses.push(PortUse {
-                port: self.server_port(index)?,
-                user: format!("server s{}", index + 1),
-                flag: "--server-port",
-            });
-        }
-        ports::check(&uses)
-    }
-
-    fn participant_port(&self, index: u16) -> Result<u16, PortError> {
-        ports::in_row(
-            self.participant_port,
-            index,
-            self.servers,
-            "--participant-port",
-        )
-    }
-
-    fn server_port(&self, index: u16) -> Result<u16, PortError> {
-        ports::in_row(self.server_port, index, self.servers, "--server-port")
-    }
-}
-
 /// One process and how to start it.
 #[derive(Debug, Clone)]
 pub struct Service {
@@ -222,14 +153,14 @@ impl Cluster {
     /// earlier supervisor have been stopped.
     pub fn open(wishes: &Wishes) -> Result<Self, ClusterError> {
         let daemons = daemon_folder()?;
-        let known = read_settings(&wishes.folder)?;
+        let known = Settings::read(&wishes.folder)?;
         if known.is_none() && !is_free(&wishes.folder)? {
             return Err(ClusterError::ForeignFolder {
                 folder: wishes.folder.clone(),
             });
         }
         let is_new = known.is_none();
-        let (settings, binary) = settle(wishes, known)?;
+        let (settings, binary) = settings::settle(wishes, known)?;
         if is_new {
             // Nothing of it can be running yet, so a refusal need not leave a folder behind.
             settings.check_ports()?;
@@ -251,7 +182,7 @@ impl Cluster {
             daemons,
             _lock: lock,
         };
-        cluster.write_settings()?;
+        cluster.settings.write(&cluster.folder)?;
         Ok(cluster)
     }
 
@@ -283,7 +214,7 @@ impl Cluster {
     /// Remembers that the sample data is in.
     pub fn set_seeded(&mut self) -> Result<(), ClusterError> {
         self.settings.seeded = true;
-        self.write_settings()
+        self.settings.write(&self.folder)
     }
 
     /// Checks that every port can be had.
@@ -400,18 +331,11 @@ impl Cluster {
     fn log(&self, name: &str) -> PathBuf {
         self.folder.join("log").join(format!("{name}.log"))
     }
-
-    fn write_settings(&self) -> Result<(), ClusterError> {
-        let file = self.folder.join(SETTINGS_FILE);
-        let text = serde_json::to_string_pretty(&self.settings)
-            .map_err(|error| io_error("cannot write", &file)(error.into()))?;
-        replace(&file, &(text + "\n")).map_err(io_error("cannot write", &file))
-    }
 }
 
 /// Removes a cluster's folder with all data. The caller holds its lock.
 pub fn wipe(folder: &Path, lock: ClusterLock) -> Result<(), ClusterError> {
-    if read_settings(folder)?.is_none() {
+    if Settings::read(folder)?.is_none() {
         return Err(ClusterError::ForeignFolder {
             folder: folder.to_owned(),
         });
@@ -444,66 +368,6 @@ pub fn wipe(folder: &Path, lock: ClusterLock) -> Result<(), ClusterError> {
 /// True when the folder is a cluster's.
 pub fn is_cluster(folder: &Path) -> bool {
     folder.join(SETTINGS_FILE).is_file()
-}
-
-/// Fits the wishes to what is there.
-fn settle(
-    wishes: &Wishes,
-    known: Option<Settings>,
-) -> Result<(Settings, ServerBinary), ClusterError> {
-    let folder = || wishes.folder.clone();
-    let binary = match (&wishes.server, &known) {
-        (Some(server), _) => ServerBinary::discover(server)?,
-        (None, Some(known)) => ServerBinary::at(&known.server)?,
-        (None, None) => ServerBinary::of_kind(ServerKind::Mariadb)
-            .or_else(|_| ServerBinary::of_kind(ServerKind::Mysql))?,
-    };
-    let new = Settings {
-        servers: DEFAULT_SERVERS,
-        server: binary.path().to_owned(),
-        kind: binary.kind(),
-        gateway_port: DEFAULT_GATEWAY_PORT,
-        participant_port: DEFAULT_PARTICIPANT_PORT,
-        server_port: DEFAULT_SERVER_PORT,
-        seeded: false,
-    };
-    if let Some(known) = &known {
-        let wanted = wishes.servers.unwrap_or(known.servers);
-        if wanted != known.servers {
-            return Err(ClusterError::OtherSize {
-                folder: folder(),
-                has: known.servers,
-                wanted,
-            });
-        }
-        if binary.kind() != known.kind {
-            let (has, wanted) = (known.kind, binary.kind());
-            return Err(ClusterError::OtherKind {
-                folder: folder(),
-                has,
-                wanted,
-            });
-        }
-    }
-    let mut settings = known.unwrap_or(new);
-    binary.path().clone_into(&mut settings.server);
-    settings.servers = wishes.servers.unwrap_or(settings.servers);
-    settings.gateway_port = wishes.gateway_port.unwrap_or(settings.gateway_port);
-    settings.participant_port = wishes.participant_port.unwrap_or(settings.participant_port);
-    settings.server_port = wishes.server_port.unwrap_or(settings.server_port);
-    Ok((settings, binary))
-}
-
-fn read_settings(folder: &Path) -> Result<Option<Settings>, ClusterError> {
-    let file = folder.join(SETTINGS_FILE);
-    let text = match fs::read_to_string(&file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(io_error("cannot read", &file)(error)),
-    };
-    let settings = serde_json::from_str(&text)
-        .map_err(|error| io_error("cannot understand", &file)(error.into()))?;
-    Ok(Some(settings))
 }
 
 /// True when nothing of anyone else is in the folder.
@@ -549,62 +413,6 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Cluste
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn settings() -> Settings {
-        let binary = ServerBinary::under_test().unwrap().remove(0);
-        Settings {
-            servers: 3,
-            server: binary.path().to_owned(),
-            kind: binary.kind(),
-            gateway_port: 1,
-            participant_port: 2,
-            server_port: 5,
-            seeded: true,
-        }
-    }
-
-    #[test]
-    fn a_second_start_keeps_what_the_first_chose() {
-        let known = settings();
-        let (again, _) = settle(&Wishes::default(), Some(known.clone())).unwrap();
-        assert_eq!(again, known);
-        let wishes = Wishes {
-            gateway_port: Some(9),
-            ..Wishes::default()
-        };
-        let (moved, _) = settle(&wishes, Some(known.clone())).unwrap();
-        assert_eq!((moved.gateway_port, moved.server_port), (9, 5));
-    }
-
-    #[test]
-    fn what_the_data_does_not_allow_is_refused() {
-        let known = settings();
-        let wishes = Wishes {
-            servers: Some(2),
-            ..Wishes::default()
-        };
-        let error = settle(&wishes, Some(known.clone())).unwrap_err();
-        assert!(matches!(
-            error,
-            ClusterError::OtherSize {
-                has: 3,
-                wanted: 2,
-                ..
-            }
-        ));
-        let other = match known.kind {
-            ServerKind::Mysql => ServerKind::Mariadb,
-            ServerKind::Mariadb => ServerKind::Mysql,
-        };
-        let error = settle(
-            &Wishes::default(),
-            Some(Settings {
-                kind: other,
-                ..known
-            }),
-        );
-        assert!(matches!(error.unwrap_err(), ClusterError::OtherKind { .. }));
-    }
 
     #[test]
     fn a_folder_of_someone_else_is_neither_used_nor_wiped() {

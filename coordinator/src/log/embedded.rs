@@ -13,20 +13,19 @@ mod frame;
 mod tests;
 
 use std::fmt;
-use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use concord_core::id::{Bqual, Epoch, Gtrid};
 use concord_core::record::Record;
 use redb::{
-    Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, Table,
-    TableDefinition, TableError, WriteTransaction,
+    Builder, Database, ReadableDatabase, ReadableTable, StorageBackend, Table, TableDefinition,
+    WriteTransaction,
 };
 
 use self::files::Directory;
-use self::frame::{Block, Frame, Overlay};
-use super::codec::{self, Garbage, Key, Sums, kind, name};
+use self::frame::{Block, Frame};
+use super::codec::{self, Key, Sums, kind, name};
 use super::{DecisionLog, LogError, LogStats};
 
 /// Bytes that redb may cache. Replay reads once and appends touch the newest pages, so more would

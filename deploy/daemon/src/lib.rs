@@ -8,6 +8,7 @@ pub mod secret;
 pub mod serve;
 pub mod tasks;
 pub mod telemetry;
+pub mod tls;
 
 pub use config::{ConfigError, Loaded, Setting, load};
 pub use tasks::{Tasks, stop_on_signal};

@@ -54,13 +54,11 @@ pub(super) async fn run<R: ResourceManager>(
     call: Call,
 ) -> (Input, Payload) {
     let broken = Broken::of(&call);
-    match AssertUnwindSafe(ask(rm, branch, call)).catch_unwind().await {
-        Ok(done) => done,
-        Err(_) => {
-            tracing::error!(%branch, "a call to the server panicked: please report it");
-            broken.result(branch)
-        }
-    }
+    let done = AssertUnwindSafe(ask(rm, branch, call)).catch_unwind().await;
+    done.unwrap_or_else(|_| {
+        tracing::error!(%branch, "a call to the server panicked: please report it");
+        broken.result(branch)
+    })
 }
 
 async fn ask<R: ResourceManager>(rm: &R, branch: BranchId, call: Call) -> (Input, Payload) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use concord_core::id::{BranchId, Bqual, Gtrid, RequestId};
 use concord_core::reason::Reason;
 use concord_proto::model::{Expect, Statement, Value, Work};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{Finished, LedgerEntry, Prepared, ResourceManager};
 
@@ -24,6 +24,8 @@ mod state;
 pub const TABLE: &str = "conformance.t";
 /// How long a case waits for something that takes its time, e.g. a server's start.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// No case takes longer than this.
+const CASE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
 /// Time-out of works that should succeed.
@@ -101,15 +103,25 @@ use ensure;
 
 macro_rules! suite {
     ($($module:ident::$case:ident,)*) => {
-        /// Runs every case whose name contains `filter`, one after the other.
-        pub async fn run<H: Harness>(harness: &H, filter: &str) -> Vec<Report> {
+        /// Runs every case whose name contains `filter`, one after the other, and hands each
+        /// report to `tell` at once.
+        pub async fn run<H: Harness>(
+            harness: &H,
+            filter: &str,
+            mut tell: impl FnMut(&Report),
+        ) -> Vec<Report> {
             let mut reports = Vec::new();
             $(
                 let case = stringify!($case);
                 if case.contains(filter) {
                     let began = Instant::now();
-                    let failure = $module::$case(harness).await.err();
-                    reports.push(Report { case, failure, took: began.elapsed() });
+                    let failure = match timeout(CASE_TIMEOUT, $module::$case(harness)).await {
+                        Ok(verdict) => verdict.err(),
+                        Err(_) => Some("it did not end".to_owned()),
+                    };
+                    let report = Report { case, failure, took: began.elapsed() };
+                    tell(&report);
+                    reports.push(report);
                 }
             )*
             reports

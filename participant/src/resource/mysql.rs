@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant as Deadline;
 
 use self::branches::Branches;
-use self::pool::{Class, Pool};
+use self::pool::{CONTROL_CONNECTIONS, Class, Pool};
 use self::preflight::Facts;
 use self::sql::Judge;
 use self::xa::Xids;
@@ -34,7 +34,7 @@ mod finish;
 pub mod functions;
 mod housekeeping;
 mod interactive;
-mod ledger;
+pub mod ledger;
 pub mod lexer;
 pub mod literal;
 mod migrate;
@@ -111,11 +111,8 @@ async fn kill_for(pool: Weak<Pool>, mut kills: mpsc::UnboundedReceiver<u64>) {
         let Some(pool) = pool.upgrade() else { return };
         let deadline = Deadline::now() + KILL_TIMEOUT;
         // A server that cannot be reached has nothing to kill, or closes the connection itself.
-        if let Ok(mut conn) = pool.acquire_by(Class::Finish, deadline).await
-            && conn.execute(format!("KILL {id}"), deadline, "KILL").await.is_ok()
-        {
-            conn.release();
-        }
+        let _ = pool.end(Class::Control, id, deadline).await;
+        pool.killed(id);
     }
 }
 
@@ -232,7 +229,7 @@ impl ResourceManager for MySql {
         let options = self.pool.options();
         Connections {
             open: self.pool.open(),
-            max: options.max_connections + options.reserve_connections,
+            max: options.max_connections + options.reserve_connections + CONTROL_CONNECTIONS,
         }
     }
 

@@ -8,11 +8,11 @@
 //! |---|---|---|
 //! | one-shot or Commit, several branches | nothing | Prepare to each |
 //! | one-shot or Commit, one branch | `OnePhase` | Commit in one phase |
-//! | the last vote is in, one is COMMIT | `Decision` | Commit to each prepared branch; the reply when DECIDED |
+//! | the last vote is in, one is COMMIT | `Decision` | Commit to each prepared; DECIDED's reply |
 //! | the last vote is in, all READ_ONLY | nothing | the reply |
 //! | a vote ABORT, a deadline, a lost link, a rollback | nothing | Abort to each; the reply |
 //! | the same, with a request id and a final reason | `Refused` | the reply |
-//! | the last acknowledgement | `End` (not forced) | nothing: the reply waits for the decision only |
+//! | the last acknowledgement | `End` (not forced) | nothing: the reply waits for `Decision` |
 //! | a branch finished otherwise than decided | `Heuristic` | the reply |
 //! | an inquiry | nothing | the answer, after the transaction's own records |
 //! | ended transactions pass their retention | `Horizon` | the permission to delete ledger rows |
@@ -421,8 +421,9 @@ impl Coordinator {
                 (TransactionState::Committing | TransactionState::Committed, Some(_)) => {
                     Decision::Commit
                 }
-                (TransactionState::Aborting | TransactionState::Aborted, _) => Decision::Abort,
-                (_, None) => Decision::Abort,
+                (TransactionState::Aborting | TransactionState::Aborted, _) | (_, None) => {
+                    Decision::Abort
+                }
                 (_, Some(_)) => Decision::Running,
             };
             return (tx.position, decision);

@@ -67,6 +67,10 @@ pub enum Fate {
 
 /// What was seen of one branch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is an observation of its own"
+)]
 pub struct BranchFacts {
     /// How it stands on its server.
     pub fate: Fate,
@@ -84,6 +88,10 @@ pub struct BranchFacts {
 
 /// What was seen of one transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is an observation of its own"
+)]
 pub struct Facts {
     /// The transaction.
     pub gtrid: Gtrid,
@@ -112,7 +120,9 @@ impl Facts {
     }
 
     fn find(&self, is: impl Fn(&BranchFacts) -> bool) -> Option<Bqual> {
-        self.bound().find(|(_, branch)| is(branch)).map(|(bqual, _)| *bqual)
+        self.bound()
+            .find(|(_, branch)| is(branch))
+            .map(|(bqual, _)| *bqual)
     }
 
     fn violates(&self, invariant: Invariant, text: impl Display) -> Verdict {
@@ -132,12 +142,22 @@ pub fn check(facts: &Facts) -> Verdict {
     all_votes(facts)
 }
 
-/// 1. A committed branch implies that every other one is committed, or prepared and sure to be.
+/// Invariant 1: a committed branch implies that every other one is committed, or prepared and sure
+/// to be. A branch that left is no part of that, and is never committed.
 pub fn atomicity(facts: &Facts) -> Verdict {
+    if facts.interfered {
+        return Ok(());
+    }
+    let strays =
+        |(_, branch): &(&Bqual, &BranchFacts)| branch.left && branch.fate == Fate::Committed;
+    if let Some((bqual, _)) = facts.branches.iter().find(strays) {
+        let text = format_args!("branch {bqual} left and was committed all the same");
+        return facts.violates(Invariant::Atomicity, text);
+    }
     let committed = facts.find(|branch| branch.fate == Fate::Committed);
     let other = facts.find(|branch| matches!(branch.fate, Fate::RolledBack | Fate::Open));
     match (committed, other) {
-        (Some(one), Some(other)) if !facts.interfered => facts.violates(
+        (Some(one), Some(other)) => facts.violates(
             Invariant::Atomicity,
             format_args!("branch {one} is committed and branch {other} is not prepared"),
         ),
@@ -145,7 +165,7 @@ pub fn atomicity(facts: &Facts) -> Verdict {
     }
 }
 
-/// 2. A client that was told COMMITTED finds every branch committed, or prepared with a durable
+/// Invariant 2: A client that was told COMMITTED finds every branch committed, or prepared with a durable
 /// decision.
 pub fn promise_kept(facts: &Facts) -> Verdict {
     let kept = |branch: &BranchFacts| match branch.fate {
@@ -162,7 +182,7 @@ pub fn promise_kept(facts: &Facts) -> Verdict {
     }
 }
 
-/// 3. A client that was told ABORTED finds no branch committed, ever.
+/// Invariant 3: A client that was told ABORTED finds no branch committed, ever.
 pub fn refusal_kept(facts: &Facts) -> Verdict {
     match facts.find(|branch| branch.fate == Fate::Committed) {
         Some(bqual) if facts.refused && !facts.interfered => facts.violates(
@@ -173,7 +193,7 @@ pub fn refusal_kept(facts: &Facts) -> Verdict {
     }
 }
 
-/// 4. No transaction has both a commit and an abort message, whichever coordinators lived.
+/// Invariant 4: No transaction has both a commit and an abort message, whichever coordinators lived.
 pub fn one_decision(facts: &Facts) -> Verdict {
     let commit = facts.find(|branch| branch.told_commit);
     let abort = facts.find(|branch| branch.told_abort);
@@ -186,7 +206,7 @@ pub fn one_decision(facts: &Facts) -> Verdict {
     }
 }
 
-/// 5. No Commit leaves before its decision is durable, and no client hears of it before.
+/// Invariant 5: No Commit leaves before its decision is durable, and no client hears of it before.
 pub fn log_before_send(facts: &Facts) -> Verdict {
     let told = facts.find(|branch| branch.told_commit);
     let promised = facts.promised && facts.bound().next().is_some();
@@ -204,7 +224,7 @@ pub fn log_before_send(facts: &Facts) -> Verdict {
     }
 }
 
-/// 6. A decision lives until every branch has acknowledged it.
+/// Invariant 6: A decision lives until every branch has acknowledged it.
 pub fn not_forgotten_early(facts: &Facts) -> Verdict {
     match facts.find(|branch| !branch.acknowledged) {
         Some(bqual) if facts.forgotten && facts.durable && !facts.interfered => facts.violates(
@@ -215,7 +235,7 @@ pub fn not_forgotten_early(facts: &Facts) -> Verdict {
     }
 }
 
-/// 7. A decision to commit implies a vote of every branch.
+/// Invariant 7: A decision to commit implies a vote of every branch.
 pub fn all_votes(facts: &Facts) -> Verdict {
     match facts.find(|branch| !branch.voted_commit) {
         Some(bqual) if facts.durable && !facts.one_phase => facts.violates(
@@ -226,19 +246,20 @@ pub fn all_votes(facts: &Facts) -> Verdict {
     }
 }
 
-/// 8. Once everything is up and connected, no branch stays in doubt. Also a branch that left may
+/// Invariant 8: Once everything is up and connected, no branch stays in doubt. Also a branch that left may
 /// not: a doubled Prepare makes it hold locks like any other.
 pub fn drains(facts: &Facts) -> Verdict {
     let prepared = |(_, branch): &(&Bqual, &BranchFacts)| branch.fate == Fate::Prepared;
     match facts.branches.iter().find(prepared) {
-        Some((bqual, _)) => {
-            facts.violates(Invariant::Drains, format_args!("branch {bqual} is still in doubt"))
-        }
+        Some((bqual, _)) => facts.violates(
+            Invariant::Drains,
+            format_args!("branch {bqual} is still in doubt"),
+        ),
         None => Ok(()),
     }
 }
 
-/// 9. What is only moved is constant: `before` and `now` hold a total for each name, such as the
+/// Invariant 9: What is only moved is constant: `before` and `now` hold a total for each name, such as the
 /// balances of a currency, or a product's stock together with what was ordered of it.
 pub fn conservation(before: &BTreeMap<String, i128>, now: &BTreeMap<String, i128>) -> Verdict {
     let names = before.keys().chain(now.keys());
@@ -247,7 +268,10 @@ pub fn conservation(before: &BTreeMap<String, i128>, now: &BTreeMap<String, i128
         let (was, is) = (total(before, name), total(now, name));
         if was != is {
             let text = format!("{name} was {was} and is {is}");
-            return Err(Violation { invariant: Invariant::Conservation, text });
+            return Err(Violation {
+                invariant: Invariant::Conservation,
+                text,
+            });
         }
     }
     Ok(())
@@ -265,7 +289,7 @@ pub enum Told {
     Unknown,
 }
 
-/// 10. A request takes effect at most once: exactly once when its client was told COMMITTED, never
+/// Invariant 10: A request takes effect at most once: exactly once when its client was told COMMITTED, never
 /// when it was refused. `effects` is how often its work is found in the data.
 pub fn exactly_once(request: &dyn Display, told: Told, effects: u64) -> Verdict {
     let legal = match told {
@@ -277,7 +301,10 @@ pub fn exactly_once(request: &dyn Display, told: Told, effects: u64) -> Verdict 
         return Ok(());
     }
     let text = format!("request {request} took effect {effects} times; its client: {told:?}");
-    Err(Violation { invariant: Invariant::ExactlyOnce, text })
+    Err(Violation {
+        invariant: Invariant::ExactlyOnce,
+        text,
+    })
 }
 
 impl Display for Invariant {

@@ -11,7 +11,8 @@
 //! | unknown | Prepare without | vote ABORT | unknown |
 //! | Working | Prepared | vote COMMIT | Prepared |
 //! | Working | not prepared | vote ABORT | unknown |
-//! | Working | unknown result | vote ABORT, `Rollback` | Aborting |
+//! | Working | unknown result | vote ABORT, `Tombstone` | Aborting |
+//! | Aborting | that tombstone cannot stand | `Rollback`, then `Tombstone` again | Aborting |
 //! | Prepared or unknown | Commit | `Commit` | Committing |
 //! | Committing | done | Committed | unknown |
 //! | Committing | not done | Retry | Prepared |
@@ -221,6 +222,9 @@ pub enum State {
 /// How far a commit or rollback is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
+    /// A tombstone is tried before the verb: where it stands nothing needs to be rolled back, and
+    /// nothing that is still on its way to the server can prepare the branch after all.
+    Bar,
     /// The XA verb is running.
     Verb,
     /// The ledger is being asked.
@@ -233,6 +237,10 @@ pub enum Stage {
 
 /// One branch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own beside the state, and most go together"
+)]
 pub struct Entry {
     /// Its state.
     pub state: State,
@@ -253,6 +261,9 @@ pub struct Entry {
     ordered: bool,
     /// Whether the last sweep's list was without it.
     unlisted: bool,
+    /// Whether a connection was lost in the middle of its work or its rollback: what it was told
+    /// may still be done, so only a tombstone ends it.
+    unclear: bool,
     /// Sweeps that found it waiting for its outcome.
     sweeps: u8,
     /// Whether it was found gone without a trace once.
@@ -273,6 +284,7 @@ impl Entry {
             witnessed: false,
             ordered: false,
             unlisted: false,
+            unclear: false,
             sweeps: 0,
             suspect: false,
             failed: false,
@@ -364,7 +376,7 @@ impl Participant {
         match input {
             Input::Message { token, message } => {
                 if self.admit(message.epoch(), &mut out) {
-                    self.message(token, message, &mut out);
+                    self.message(token, &message, &mut out);
                 } else {
                     let (branch, epoch) = (message.branch(), message.epoch());
                     let message = FromParticipant::Stale {
@@ -385,7 +397,7 @@ impl Participant {
             Input::StatementDone { branch, failed } => {
                 self.statement_done(branch, failed, &mut out);
             }
-            Input::Begun { branch, result } => self.begun(branch, result, &mut out),
+            Input::Begun { branch, result } => self.begun(branch, &result, &mut out),
             Input::Prepared { branch, result } => self.prepared(branch, result, &mut out),
             Input::OnePhase { branch, result } => self.one_phase_done(branch, result, &mut out),
             Input::Verb { branch, result } => self.verb_done(branch, result, &mut out),
@@ -456,8 +468,8 @@ impl Participant {
             .count()
     }
 
-    fn message(&mut self, token: Token, message: ToParticipant, out: &mut Out) {
-        match message {
+    fn message(&mut self, token: Token, message: &ToParticipant, out: &mut Out) {
+        match *message {
             ToParticipant::Begin { branch, epoch } => self.begin(token, branch, epoch, out),
             ToParticipant::Prepare {
                 branch,

@@ -6,7 +6,7 @@ use concord_core::participant::{Command, Input};
 use concord_core::transaction::Ack;
 
 use super::server::How;
-use super::world::{Packet, World, gtrid};
+use super::world::{Packet, World, for_coordinator, gtrid};
 use super::{Budget, Config};
 
 /// Sweeps after which a coordinator has sent again whatever was not acknowledged.
@@ -35,6 +35,12 @@ pub enum Action {
     Detach(usize, BranchId),
     /// The coordinator is killed; so many records that were not flushed survive. It starts again.
     KillCoordinator(usize),
+    /// The coordinator is paused, and another one takes over.
+    TakeOver,
+    /// The one that was taken over wakes up and gets a message before it dies.
+    Wake(Packet),
+    /// It wakes up and finds that a transaction's deadline has passed.
+    WakeLate(usize),
     /// A participant is killed, and starts again.
     KillParticipant(usize),
     /// The coordinator takes a link for lost.
@@ -57,12 +63,19 @@ pub enum Action {
 pub fn possible(config: &Config, world: &World, actions: &mut Vec<Action>) {
     for packet in &world.net {
         actions.push(Action::Deliver(packet.clone()));
+        let awake = world.left.wakes > 0 && world.ghost.is_some();
+        if awake && matches!(packet, Packet::Answer(..) | Packet::Inquiry(..)) {
+            actions.push(Action::Wake(packet.clone()));
+        }
         if world.left.doubles > 0 && is_worth_doubling(packet) {
             actions.push(Action::Double(packet.clone()));
         }
     }
     for plan in 0..config.plans.len() {
-        let linked = config.plans[plan].branches.iter().all(|node| world.links[*node]);
+        let linked = config.plans[plan]
+            .branches
+            .iter()
+            .all(|node| world.links[*node]);
         let in_order = plan == 0 || world.seen[plan - 1].begun;
         if linked && in_order && !world.seen[plan].begun {
             actions.push(Action::Run(plan));
@@ -89,6 +102,15 @@ fn of_coordinator(world: &World, actions: &mut Vec<Action>) {
     if world.left.coordinator_kills > 0 {
         let lucky = (world.log.len() - world.durable).min(LUCKY_MAX);
         actions.extend((0..=lucky).map(Action::KillCoordinator));
+    }
+    if world.left.takeovers > 0 {
+        actions.push(Action::TakeOver);
+    }
+    if let Some((ghost, _)) = &world.ghost
+        && world.left.wakes > 0
+    {
+        let live = ghost.transactions();
+        actions.extend(live.map(|tx| Action::WakeLate(super::world::plan(tx.gtrid))));
     }
     if world.left.deadlines > 0 {
         let live = world.coordinator.transactions();
@@ -169,6 +191,14 @@ impl Action {
             Self::CarryOutLost(index, lost) => world.nodes[index].server.carry_out_lost(lost),
             Self::Detach(index, branch) => world.nodes[index].server.detach(branch),
             Self::KillCoordinator(lucky) => world.restart_coordinator(lucky),
+            Self::TakeOver => world.take_over(),
+            Self::Wake(packet) => {
+                world.net.retain(|other| *other != packet);
+                if let Some(input) = for_coordinator(config, packet) {
+                    world.wake(config, input);
+                }
+            }
+            Self::WakeLate(plan) => world.wake(config, Ask::Deadline { gtrid: gtrid(plan) }),
             Self::KillParticipant(index) => world.restart_participant(index),
             Self::LinkDown(index) => world.link(config, index, false),
             Self::LinkUp(index) => world.link(config, index, true),
@@ -187,7 +217,12 @@ impl Action {
             Self::Sweep(index) => {
                 let listed = world.nodes[index].list.take().unwrap_or_default();
                 for _ in 0..INQUIRY_SWEEPS {
-                    world.participant(index, Input::Sweep { listed: listed.clone() });
+                    world.participant(
+                        index,
+                        Input::Sweep {
+                            listed: listed.clone(),
+                        },
+                    );
                 }
             }
             Self::Forget => {
@@ -201,6 +236,8 @@ impl Action {
         let budget = match self {
             Self::Double(_) => &mut left.doubles,
             Self::KillCoordinator(_) => &mut left.coordinator_kills,
+            Self::TakeOver => &mut left.takeovers,
+            Self::Wake(_) | Self::WakeLate(_) => &mut left.wakes,
             Self::KillParticipant(_) => &mut left.participant_kills,
             Self::LinkDown(_) => &mut left.link_losses,
             Self::Deadline(_) => &mut left.deadlines,
@@ -223,8 +260,15 @@ impl Action {
 fn run(config: &Config, world: &mut World, plan: usize) {
     world.seen[plan].begun = true;
     let sent = &config.plans[plan];
-    let branches = sent.branches.iter().map(|node| config.names[*node].clone()).collect();
-    let request = sent.request.map(|id| Request { id: RequestId::new(id), fingerprint: 1 });
+    let branches = sent
+        .branches
+        .iter()
+        .map(|node| config.names[*node].clone())
+        .collect();
+    let request = sent.request.map(|id| Request {
+        id: RequestId::new(id),
+        fingerprint: 1,
+    });
     let input = Ask::Run {
         gtrid: gtrid(plan),
         branches,

@@ -79,10 +79,13 @@ pub fn facts(config: &Config, world: &World, plan: usize) -> Facts {
         };
         (bqual, facts)
     });
-    let horizon = world.log[..world.durable].iter().rev().find_map(|record| match record {
-        Record::Horizon(horizon) => Some(*horizon),
-        _ => None,
-    });
+    let horizon = world.log[..world.durable]
+        .iter()
+        .rev()
+        .find_map(|record| match record {
+            Record::Horizon(horizon) => Some(*horizon),
+            _ => None,
+        });
     Facts {
         gtrid,
         branches: branches.collect::<BTreeMap<_, _>>(),
@@ -96,7 +99,15 @@ pub fn facts(config: &Config, world: &World, plan: usize) -> Facts {
 }
 
 fn branch_ids(config: &Config, plan: usize) -> impl Iterator<Item = (usize, BranchId)> + '_ {
-    let of = move |(bqual, node)| (node, BranchId { gtrid: gtrid(plan), bqual });
+    let of = move |(bqual, node)| {
+        (
+            node,
+            BranchId {
+                gtrid: gtrid(plan),
+                bqual,
+            },
+        )
+    };
     config.bquals(plan).map(of)
 }
 
@@ -109,7 +120,9 @@ fn effects(config: &Config, world: &World, plan: usize) -> u64 {
 fn requests(config: &Config, world: &World) -> Verdict {
     let mut requests: BTreeMap<String, (Told, u64)> = BTreeMap::new();
     for (plan, sent) in config.plans.iter().enumerate() {
-        let name = sent.request.map_or_else(|| gtrid(plan).to_string(), str::to_owned);
+        let name = sent
+            .request
+            .map_or_else(|| gtrid(plan).to_string(), str::to_owned);
         let (told, count) = requests.entry(name).or_insert((Told::Unknown, 0));
         *count += effects(config, world, plan);
         if world.seen[plan].refused_finally {
@@ -150,7 +163,10 @@ fn drains(config: &Config, world: &World) -> Verdict {
         (None, Some(gtrid)) => format!("transaction {gtrid} is not over"),
         (None, None) => return Ok(()),
     };
-    Err(Violation { invariant: Invariant::Drains, text })
+    Err(Violation {
+        invariant: Invariant::Drains,
+        text,
+    })
 }
 
 fn is_quiet(world: &World) -> bool {
@@ -222,9 +238,7 @@ fn commits(model: &Cluster, world: &World) -> bool {
 fn aborts(model: &Cluster, world: &World) -> bool {
     any_plan(model, |config, plan| {
         let aborted = |branch: &BranchFacts| branch.voted_commit && branch.fate == Fate::Open;
-        is_two_phase(config, plan)
-            && world.seen[plan].refused
-            && all(config, world, plan, aborted)
+        is_two_phase(config, plan) && world.seen[plan].refused && all(config, world, plan, aborted)
     })
 }
 
@@ -234,8 +248,13 @@ fn recovers(model: &Cluster, world: &World) -> bool {
         && world.nodes.iter().any(|node| node.lives > 1)
         && any_plan(model, |config, plan| {
             let of_first = |record: &Record| {
-                matches!(record, Record::Decision { epoch: Epoch(1), .. })
-                    && record.gtrid() == Some(gtrid(plan))
+                matches!(
+                    record,
+                    Record::Decision {
+                        epoch: Epoch(1),
+                        ..
+                    }
+                ) && record.gtrid() == Some(gtrid(plan))
             };
             let ended = |record: &Record| {
                 matches!(record, Record::End { .. }) && record.gtrid() == Some(gtrid(plan))
@@ -249,7 +268,11 @@ fn recovers(model: &Cluster, world: &World) -> bool {
 fn one_phase_asks(model: &Cluster, world: &World, committed: bool) -> bool {
     let ended = |plan: usize| {
         world.log.iter().any(|record| {
-            *record == Record::End { gtrid: gtrid(plan), committed }
+            *record
+                == Record::End {
+                    gtrid: gtrid(plan),
+                    committed,
+                }
         })
     };
     any_plan(model, |config, plan| {
@@ -270,7 +293,10 @@ fn repeats(_: &Cluster, world: &World) -> bool {
 
 fn is_fenced(_: &Cluster, world: &World) -> bool {
     use concord_core::message::FromParticipant as From;
-    world.net.iter().any(|packet| matches!(packet, Packet::Answer(_, From::Stale { .. })))
+    world
+        .net
+        .iter()
+        .any(|packet| matches!(packet, Packet::Answer(_, From::Stale { .. })))
 }
 
 /// What the model checker looks at.
@@ -279,18 +305,26 @@ pub(super) fn properties() -> Vec<Property<Cluster>> {
         Property::always("nothing is wrong", |model: &Cluster, world| {
             model.wrong(world).is_none()
         }),
-        Property::always("no damage is found where nobody interferes", |_, world: &World| {
-            !world.log.iter().any(|record| matches!(record, Record::Heuristic { .. }))
-        }),
+        Property::always(
+            "no damage is found where nobody interferes",
+            |_, world: &World| {
+                !world
+                    .log
+                    .iter()
+                    .any(|record| matches!(record, Record::Heuristic { .. }))
+            },
+        ),
         Property::sometimes("a transaction commits", commits),
         Property::sometimes("a prepared transaction aborts", aborts),
         Property::sometimes("a decision outlives everybody who made it", recovers),
-        Property::sometimes("a lost one-phase commit turns out committed", |model, world| {
-            one_phase_asks(model, world, true)
-        }),
-        Property::sometimes("a lost one-phase commit turns out aborted", |model, world| {
-            one_phase_asks(model, world, false)
-        }),
+        Property::sometimes(
+            "a lost one-phase commit turns out committed",
+            |model, world| one_phase_asks(model, world, true),
+        ),
+        Property::sometimes(
+            "a lost one-phase commit turns out aborted",
+            |model, world| one_phase_asks(model, world, false),
+        ),
         Property::sometimes("a reader leaves and the others commit", leaves),
         Property::sometimes("a repeated request is recognised", repeats),
         Property::sometimes("a late message of a former epoch is refused", is_fenced),

@@ -101,7 +101,10 @@ impl Server {
 
     /// The branches that are attached to a lost connection.
     pub fn attached(&self) -> Vec<BranchId> {
-        let held = self.prepared.iter().filter(|(_, holder)| **holder == Holder::Lost);
+        let held = self
+            .prepared
+            .iter()
+            .filter(|(_, holder)| **holder == Holder::Lost);
         held.map(|(branch, _)| *branch).collect()
     }
 
@@ -117,7 +120,11 @@ impl Server {
         for (branch, command) in running {
             self.lose(branch, command);
         }
-        for holder in self.prepared.values_mut().filter(|holder| **holder == Holder::Daemon) {
+        for holder in self
+            .prepared
+            .values_mut()
+            .filter(|holder| **holder == Holder::Daemon)
+        {
             *holder = Holder::Lost;
         }
     }
@@ -179,7 +186,10 @@ impl Server {
                 };
                 Input::Listed { branch, result }
             }
-            Command::Begin => Input::Begun { branch, result: Err(reason(code::SERVER_DOWN)) },
+            Command::Begin => Input::Begun {
+                branch,
+                result: Err(reason(code::SERVER_DOWN)),
+            },
         }
     }
 

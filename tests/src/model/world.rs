@@ -74,6 +74,9 @@ pub struct Node {
 pub struct World {
     /// The coordinator's machine, in its present incarnation.
     pub coordinator: Coordinator,
+    /// A coordinator that was taken over while it was paused, and the position up to which its
+    /// records are durable: it appends no more, but may wake up and speak.
+    pub ghost: Option<(Coordinator, u64)>,
     /// Its log; the tail that is not durable is lost in a crash.
     pub log: Vec<Record>,
     /// Length of the durable part.
@@ -113,14 +116,20 @@ fn bit(bqual: Bqual) -> u8 {
 }
 
 fn token(node: usize, branch: BranchId) -> u64 {
-    let parts = [node as u64, u64::from(branch.gtrid.0[15]), u64::from(branch.bqual.0)];
+    let parts = [
+        node as u64,
+        u64::from(branch.gtrid.0[15]),
+        u64::from(branch.bqual.0),
+    ];
     parts.iter().fold(0, |token, part| token << 8 | part)
 }
 
 fn of_token(token: u64) -> (usize, BranchId) {
     let [.., node, tx, bqual] = token.to_be_bytes();
-    let branch =
-        BranchId { gtrid: gtrid(usize::from(tx) - 1), bqual: Bqual(u32::from(bqual)) };
+    let branch = BranchId {
+        gtrid: gtrid(usize::from(tx) - 1),
+        bqual: Bqual(u32::from(bqual)),
+    };
     (usize::from(node), branch)
 }
 
@@ -137,6 +146,7 @@ impl World {
         });
         let mut world = Self {
             coordinator: Coordinator::new(),
+            ghost: None,
             log: Vec::new(),
             durable: 0,
             start: 0,
@@ -163,13 +173,46 @@ impl World {
         self.coordinator = Coordinator::new();
         self.waiting.clear();
         self.links.fill(false);
-        let epoch = self.log.iter().filter(|record| matches!(record, Record::Epoch(_))).count();
+        let epoch = self
+            .log
+            .iter()
+            .filter(|record| matches!(record, Record::Epoch(_)))
+            .count();
         self.log.push(Record::Epoch(Epoch(epoch as u64 + 1)));
         self.start = self.log.len();
         self.durable = self.log.len();
         for record in &self.log {
             if let Err(error) = self.coordinator.apply(record) {
                 self.broken = Some(format!("recovery: {error}"));
+            }
+        }
+    }
+
+    /// The coordinator is paused, and another one takes over.
+    pub fn take_over(&mut self) {
+        let ghost = (self.coordinator.clone(), self.position());
+        self.restart_coordinator(0);
+        self.ghost = Some(ghost);
+    }
+
+    /// The coordinator that was taken over wakes up with this input.
+    pub fn wake(&mut self, config: &Config, input: Ask) {
+        let Some((mut ghost, position)) = self.ghost.take() else {
+            return;
+        };
+        match ghost.step(input) {
+            Err(error) => self.broken = Some(error.to_string()),
+            Ok(steps) => {
+                for step in steps.into_iter().filter(|step| step.after <= position) {
+                    for effect in step.release {
+                        // It learns that it was superseded, and stops.
+                        if matches!(effect, Told::Superseded { .. }) {
+                            return;
+                        }
+                        self.tell(config, ghost.epoch(), effect);
+                    }
+                }
+                self.ghost = Some((ghost, position));
             }
         }
     }
@@ -190,8 +233,11 @@ impl World {
     pub fn link(&mut self, config: &Config, node: usize, up: bool) {
         self.links[node] = up;
         let participant = config.names[node].clone();
-        let input =
-            if up { Ask::LinkUp { participant } } else { Ask::LinkDown { participant } };
+        let input = if up {
+            Ask::LinkUp { participant }
+        } else {
+            Ask::LinkDown { participant }
+        };
         self.coordinator(config, input);
     }
 
@@ -219,33 +265,42 @@ impl World {
                             Told::Changed { .. } | Told::BranchChanged { .. } | Told::Began { .. }
                         )
                     });
-                    self.waiting.extend(effects.map(|effect| (step.after, effect)));
+                    self.waiting
+                        .extend(effects.map(|effect| (step.after, effect)));
                 }
                 self.release(config);
             }
         }
     }
 
-    fn release(&mut self, config: &Config) {
+    /// Up to which position the records of this incarnation are durable.
+    fn position(&self) -> u64 {
         let new = &self.log[self.start..self.durable];
-        let position = new.iter().filter(|record| record.is_forced()).count() as u64;
+        new.iter().filter(|record| record.is_forced()).count() as u64
+    }
+
+    fn release(&mut self, config: &Config) {
+        let position = self.position();
+        let epoch = self.coordinator.epoch();
         let waiting = std::mem::take(&mut self.waiting);
         for (after, effect) in waiting {
             if after <= position {
-                self.tell(config, effect);
+                self.tell(config, epoch, effect);
             } else {
                 self.waiting.push((after, effect));
             }
         }
     }
 
-    fn tell(&mut self, config: &Config, effect: Told) {
+    fn tell(&mut self, config: &Config, epoch: Epoch, effect: Told) {
         match effect {
             Told::Send { to, message } => {
                 let seen = &mut self.seen[plan(message.branch().gtrid)];
                 let bit = bit(message.branch().bqual);
                 match message {
-                    ToParticipant::Commit { one_phase: false, .. } => seen.told_commit |= bit,
+                    ToParticipant::Commit {
+                        one_phase: false, ..
+                    } => seen.told_commit |= bit,
                     ToParticipant::Abort { .. } => seen.told_abort |= bit,
                     _ => {}
                 }
@@ -253,14 +308,17 @@ impl World {
                 self.send(Packet::Order(node.unwrap_or_default(), message));
             }
             Told::Reply { gtrid, outcome } => self.hear(gtrid, &outcome),
-            Told::Replay { gtrid, first, outcome } => {
+            Told::Replay {
+                gtrid,
+                first,
+                outcome,
+            } => {
                 self.seen[plan(gtrid)].repeated = true;
                 self.hear(first, &outcome);
             }
             Told::Join { gtrid, .. } => self.seen[plan(gtrid)].repeated = true,
             Told::Answer { token, decision } => {
                 let (node, branch) = of_token(token);
-                let epoch = self.coordinator.epoch();
                 self.send(Packet::Verdict(node, branch, epoch, decision));
             }
             Told::Forgotten { horizon, .. } => {
@@ -345,24 +403,44 @@ impl World {
 
     /// A message arrives.
     pub fn deliver(&mut self, config: &Config, packet: Packet) {
-        match packet {
+        let input = match packet {
             Packet::Order(node, message) => {
-                self.participant(node, Input::Message { token: 0, message });
-            }
-            Packet::Answer(node, message) => {
-                let from = config.names[node].clone();
-                self.coordinator(config, Ask::Received { from, message });
-            }
-            Packet::Inquiry(node, branch) => {
-                let (from, token) = (config.names[node].clone(), token(node, branch));
-                self.coordinator(config, Ask::Inquire { from, branch, token });
+                return self.participant(node, Input::Message { token: 0, message });
             }
             Packet::Verdict(node, branch, epoch, decision) => {
-                self.participant(node, Input::Decided { branch, epoch, decision });
+                let input = Input::Decided {
+                    branch,
+                    epoch,
+                    decision,
+                };
+                return self.participant(node, input);
             }
             Packet::ForgetBelow(node, gtrid) => {
-                self.participant(node, Input::ForgetBelow { gtrid });
+                return self.participant(node, Input::ForgetBelow { gtrid });
             }
+            Packet::Answer(..) | Packet::Inquiry(..) => for_coordinator(config, packet),
+        };
+        if let Some(input) = input {
+            self.coordinator(config, input);
         }
+    }
+}
+
+/// What a message says to a coordinator, if it is for one.
+pub fn for_coordinator(config: &Config, packet: Packet) -> Option<Ask> {
+    match packet {
+        Packet::Answer(node, message) => {
+            let from = config.names[node].clone();
+            Some(Ask::Received { from, message })
+        }
+        Packet::Inquiry(node, branch) => {
+            let (from, token) = (config.names[node].clone(), token(node, branch));
+            Some(Ask::Inquire {
+                from,
+                branch,
+                token,
+            })
+        }
+        Packet::Order(..) | Packet::Verdict(..) | Packet::ForgetBelow(..) => None,
     }
 }

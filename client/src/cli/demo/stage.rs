@@ -24,8 +24,8 @@ use crate::v1;
 
 /// How long a killed daemon and what it left open may take.
 pub(super) const RECOVERY: Duration = Duration::from_mins(1);
-/// How long one phase of the protocol may take while a daemon is held still. Below the coordinator's
-/// patience with a silent participant.
+/// How long one phase of the protocol may take while a daemon is held still. Below the
+/// coordinator's patience with a silent participant.
 const PHASE: Duration = Duration::from_secs(8);
 /// The currency of the demonstration.
 pub(super) const EURO: &str = "EUR";
@@ -401,11 +401,12 @@ fn uuid_of(gtrid: &str) -> Result<Uuid, Failure> {
         .map_err(|error| Failure::new(Exit::Other, format!("{gtrid} is no gtrid")).why(error))
 }
 
+/// What makes the next id another one. Random rather than counted, so that it lands anywhere.
 fn suffix(i: u32) -> String {
     if i == 0 {
         String::new()
     } else {
-        (i + 1).to_string()
+        format!("-{:04x}", rand::random::<u16>())
     }
 }
 

@@ -186,6 +186,7 @@ async fn half_prepared(
         "{}: {anna} is PREPARED, {bert} has not voted",
         found.gtrid
     ));
+    stage.tell_changes(&found.gtrid);
     stage.tell_branch(&anna, &found.gtrid, true).await?;
     Ok((sent, frozen, found.gtrid))
 }

@@ -248,3 +248,38 @@ async fn pay(
     };
     (line.number, line.end, payment, verdict)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn lines_with_one_request_id_take_turns() {
+        let turns = Turns::default();
+        turns.take("a").await;
+        turns.take("b").await;
+        let mut again = std::pin::pin!(turns.take("a"));
+        assert!(futures::poll!(again.as_mut()).is_pending());
+        turns.give_back("b");
+        assert!(futures::poll!(again.as_mut()).is_pending());
+        turns.give_back("a");
+        assert!(futures::poll!(again.as_mut()).is_ready());
+    }
+
+    #[test]
+    fn failed_lines_never_overwrite_the_payments() {
+        let job = |path: &str, failed: Option<&str>| Job {
+            path: path.into(),
+            concurrency: 1,
+            failed: failed.map(PathBuf::from),
+        };
+        let path = |path, failed| failed_path(&job(path, failed));
+        assert_eq!(
+            path("a.csv", None).unwrap(),
+            PathBuf::from("a.csv.failed.csv")
+        );
+        assert_eq!(path("-", None).unwrap(), PathBuf::from("stdin.failed.csv"));
+        assert!(path("a.csv", Some("a.csv")).is_err());
+        assert!(path("/proc/self/exe", Some("/proc/self/../self/exe")).is_err());
+    }
+}

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use concord_core::id::Epoch;
 use concord_core::record::Record;
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, TableError};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, TableError,
+};
 
 use super::super::LogError;
 use super::super::codec::{self, Garbage, Sums, name};
@@ -39,7 +41,11 @@ fn open_overlay(disk: &Arc<dyn StorageBackend>) -> Result<Database, redb::Error>
 }
 
 /// Reads the whole log without changing a byte, and refuses it when anything is wrong.
-pub fn examine(path: &Path, disk: &Arc<dyn StorageBackend>, cluster: &str) -> Result<Found, LogError> {
+pub fn examine(
+    path: &Path,
+    disk: &Arc<dyn StorageBackend>,
+    cluster: &str,
+) -> Result<Found, LogError> {
     let damaged = |what: String| LogError::Damaged {
         path: path.to_owned(),
         what,

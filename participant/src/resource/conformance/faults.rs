@@ -13,12 +13,15 @@ use super::{
 /// Waits until votes are given again.
 async fn votes<R: ResourceManager>(rm: &R, key: &str) -> Verdict {
     eventually(|| done(rm, vec![add(key, 0)])).await?;
+    ensure!(health_becomes(rm, true).await, "votes are given and the health does not say so");
+    Ok(())
+}
+
+async fn health_becomes<R: ResourceManager>(rm: &R, can_vote: bool) -> bool {
     let mut health = rm.health();
-    let healthy = health.wait_for(|health| health.can_vote());
-    match tokio::time::timeout(super::PATIENCE, healthy).await {
-        Ok(Ok(_)) => Ok(()),
-        other => Err(format!("votes are given and the health does not say so: {other:?}")),
-    }
+    let change = health.wait_for(|health| health.can_vote() == can_vote);
+    // What it returns locks the channel, so it must not live on.
+    matches!(tokio::time::timeout(super::PATIENCE, change).await, Ok(Ok(_)))
 }
 
 pub(super) async fn a_rollback_by_hand_shows<H: Harness>(h: &H) -> Verdict {
@@ -61,9 +64,7 @@ pub(super) async fn an_unsafe_server_gets_no_vote<H: Harness>(h: &H) -> Verdict 
     let refused = rm.prepare(id, Some(&work(vec![add(&account, 1)]))).await;
     let opened = rm.prepare(open, None).await;
     let committed = rm.commit(before).await;
-    let mut health = rm.health();
-    let noticed = tokio::time::timeout(super::PATIENCE, health.wait_for(|h| !h.can_vote())).await;
-    let noticed = matches!(noticed, Ok(Ok(_)));
+    let noticed = health_becomes(&*rm, false).await;
     h.set_unsafe(false).await;
     // On MariaDB the row is locked by the branch that is prepared until then; either refusal is
     // right, but a vote is not.

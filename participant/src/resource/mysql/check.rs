@@ -45,7 +45,8 @@ impl MySql {
         if let Some(facts) = self.known_facts().filter(|_| !suspect && !always) {
             return Ok(facts);
         }
-        let looked = self.look().await;
+        let healthy = self.known_facts().is_some_and(|facts| facts.problems.is_empty());
+        let looked = self.look(suspect || !healthy).await;
         match &looked {
             Ok((facts, incarnation)) => {
                 self.pool.set_extra_session(&facts.session);
@@ -58,6 +59,8 @@ impl MySql {
                     server_version: facts.version.clone(),
                 });
             }
+            // Too busy to be looked at is not down; what was known stays.
+            Err(reason) if &*reason.code == code::POOL_EXHAUSTED => self.pool.raise_suspicion(),
             Err(reason) => {
                 self.pool.raise_suspicion();
                 let last = self.health.borrow().clone();
@@ -75,16 +78,14 @@ impl MySql {
         });
     }
 
-    async fn look(&self) -> Result<(Arc<Facts>, String), Reason> {
+    /// `thorough`: also what only a restart of the server or an operator changes.
+    async fn look(&self, thorough: bool) -> Result<(Arc<Facts>, String), Reason> {
         let deadline = Deadline::now() + CHECK_TIMEOUT;
         let refused = |failure: Failure| failure.reason().clone();
-        let mut conn = self.pool.acquire_by(Class::Finish, deadline).await?;
+        let mut conn = self.pool.acquire_by(Class::Control, deadline).await?;
         let mut facts = preflight::examine(&mut conn, deadline).await.map_err(refused)?;
-        if let Err(failure) = conn.rows("XA RECOVER".into(), deadline, "XA RECOVER").await {
-            if let Failure::Broken(reason) = failure {
-                return Err(reason);
-            }
-            facts.problems.push(preflight::recover_refused(&failure, &self.pool.options().user));
+        if thorough {
+            facts.problems.extend(self.try_recover(deadline).await?);
         }
         let identity = match self.prepare_ledger(&mut conn, &facts, deadline).await {
             Ok(Ok(identity)) => identity,
@@ -116,6 +117,22 @@ impl MySql {
             incarnation
         };
         Ok((Arc::new(facts), incarnation))
+    }
+
+    /// Whether the account may list prepared branches. On a connection of its own: a refusal
+    /// closes it.
+    async fn try_recover(&self, deadline: Deadline) -> Result<Option<Reason>, Reason> {
+        let mut conn = self.pool.acquire_by(Class::Control, deadline).await?;
+        match conn.rows("XA RECOVER".into(), deadline, "XA RECOVER").await {
+            Ok(_) => {
+                conn.release();
+                Ok(None)
+            }
+            Err(Failure::Broken(reason)) => Err(reason),
+            Err(failure) => {
+                Ok(Some(preflight::recover_refused(&failure, &self.pool.options().user)))
+            }
+        }
     }
 
     fn no_ledger(&self, failure: &Failure) -> Reason {
@@ -159,6 +176,8 @@ impl MySql {
             }
             self.migrate_schema(ledger::SCHEMA, &ledger::versions(), deadline).await?;
         }
+        let probe = "SELECT state FROM concord.ledger LIMIT 1";
+        conn.rows(probe.into(), deadline, "the ledger").await?;
         self.identity(conn, facts, deadline).await
     }
 

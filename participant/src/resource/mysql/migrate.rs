@@ -20,7 +20,7 @@ const NO_SUCH_SCHEMA: &[u16] = &[1049, 1146];
 const DONE_BEFORE: &[u16] = &[1050, 1060, 1061, 1091];
 
 /// One version of a schema.
-pub(super) struct Version<'a> {
+pub struct Version<'a> {
     /// Its number, from 1.
     pub number: u32,
     /// Its statements, in order.
@@ -124,7 +124,7 @@ impl MySql {
     }
 
     async fn housekeeper(&self, deadline: Deadline) -> Result<Conn, Failure> {
-        self.pool.acquire_by(Class::Finish, deadline).await.map_err(Failure::Broken)
+        self.pool.acquire_by(Class::Control, deadline).await.map_err(Failure::Broken)
     }
 }
 

@@ -5,7 +5,7 @@
 //! the life of a call, a connection that saw an error must never come back, and commits must not
 //! queue behind votes.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Either, Executor
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant as Deadline, timeout_at};
 
-use super::error::Failure;
+use super::error::{Failure, NO_SUCH_THREAD};
 use super::options::Options;
 
 /// Longest time for a new connection with its session settings.
@@ -37,7 +37,13 @@ pub enum Class {
     Work,
     /// For finishing branches and for housekeeping: an idle work connection, else the reserve.
     Finish,
+    /// For looking at the server and for ending connections, which must work when everything else
+    /// is busy.
+    Control,
 }
+
+/// Connections of [`Class::Control`]: a look, its migration lock and one change at a time; a KILL.
+pub const CONTROL_CONNECTIONS: u32 = 4;
 
 /// What the pool counts and keeps.
 #[derive(Debug)]
@@ -45,6 +51,7 @@ pub struct Pool {
     options: Options,
     work: Arc<Semaphore>,
     reserve: Arc<Semaphore>,
+    control: Arc<Semaphore>,
     idle: Mutex<Vec<Idle>>,
     open: AtomicU32,
     backoff: Mutex<Backoff>,
@@ -55,7 +62,9 @@ pub struct Pool {
     /// The server may have been restarted since preflight looked.
     suspect: AtomicBool,
     /// Connections that are in somebody's hands, so that none of them is killed for another's.
-    held: Mutex<HashMap<u64, ()>>,
+    held: Mutex<HashSet<u64>>,
+    /// Connections that are about to be killed: nobody may get one of them.
+    doomed: Mutex<HashSet<u64>>,
     kill: mpsc::UnboundedSender<u64>,
 }
 
@@ -85,6 +94,7 @@ impl Pool {
         let pool = Self {
             work: Arc::new(Semaphore::new(options.max_connections.max(1) as usize)),
             reserve: Arc::new(Semaphore::new(options.reserve_connections.max(2) as usize)),
+            control: Arc::new(Semaphore::new(CONTROL_CONNECTIONS as usize)),
             idle: Mutex::default(),
             open: AtomicU32::new(0),
             backoff: Mutex::default(),
@@ -92,6 +102,7 @@ impl Pool {
             extra_session: Mutex::default(),
             suspect: AtomicBool::new(true),
             held: Mutex::default(),
+            doomed: Mutex::default(),
             kill,
             options,
         };
@@ -134,13 +145,29 @@ impl Pool {
 
     /// Whether a connection of this id is in somebody's hands here.
     pub fn holds(&self, id: u64) -> bool {
-        lock(&self.held).contains_key(&id)
+        lock(&self.held).contains(&id)
     }
 
-    /// Asks for the end of a connection. Returns at once.
+    /// Asks for the end of a connection, which nobody gets from here any more. Returns at once.
     pub fn kill(&self, id: u64) {
-        // Without a receiver the process is stopping, and closes every connection anyway.
-        let _ = self.kill.send(id);
+        self.kill_if(id, || true);
+    }
+
+    /// The same, if the connection still runs what it was to be killed for.
+    pub fn kill_if(&self, id: u64, still: impl FnOnce() -> bool) {
+        lock(&self.doomed).insert(id);
+        // Looked at after the connection was doomed: from there it cannot reach anybody else.
+        if still() {
+            // Without a receiver the process is stopping, and closes every connection anyway.
+            let _ = self.kill.send(id);
+        } else {
+            self.killed(id);
+        }
+    }
+
+    /// A connection was killed.
+    pub fn killed(&self, id: u64) {
+        lock(&self.doomed).remove(&id);
     }
 
     /// Closes connections that were idle for long, or all.
@@ -168,7 +195,7 @@ impl Pool {
         let generation = self.generation.load(Ordering::Acquire);
         loop {
             let Some(idle) = lock(&self.idle).pop() else { break };
-            if idle.generation == generation {
+            if idle.generation == generation && !lock(&self.doomed).contains(&idle.id) {
                 return Ok(self.conn(idle.raw, idle.id, generation, permit));
             }
             self.open.fetch_sub(1, Ordering::Relaxed);
@@ -183,6 +210,7 @@ impl Pool {
     ) -> Result<OwnedSemaphorePermit, Reason> {
         let semaphore = match class {
             Class::Work => &self.work,
+            Class::Control => &self.control,
             Class::Finish => match Arc::clone(&self.work).try_acquire_owned() {
                 Ok(permit) => return Ok(permit),
                 Err(_) => &self.reserve,
@@ -316,7 +344,7 @@ impl Pool {
         generation: u64,
         permit: OwnedSemaphorePermit,
     ) -> Conn {
-        lock(&self.held).insert(id, ());
+        lock(&self.held).insert(id);
         let pool = Arc::clone(self);
         Conn { raw: Some(raw), id, generation, busy: false, tainted: false, pool, _permit: permit }
     }
@@ -388,7 +416,13 @@ impl Conn {
         self.tainted = true;
         match &failure {
             Failure::Refused { .. } => self.busy = false,
-            Failure::Broken(_) => self.pool.raise_suspicion(),
+            Failure::Broken(_) => {
+                self.pool.raise_suspicion();
+                if !lock(&self.pool.doomed).contains(&self.id) {
+                    // What ended this one may have ended the idle ones as well.
+                    self.pool.close_idle(true);
+                }
+            }
         }
         Err(failure)
     }
@@ -433,7 +467,8 @@ impl Conn {
 
     /// Gives it back, or closes it when it saw an error.
     pub fn release(mut self) {
-        if self.tainted || self.busy || self.generation != self.pool.generation() {
+        let doomed = lock(&self.pool.doomed).contains(&self.id);
+        if self.tainted || self.busy || doomed || self.generation != self.pool.generation() {
             return;
         }
         if let Some(raw) = self.raw.take() {
@@ -445,12 +480,42 @@ impl Conn {
     }
 
     /// Ends it on the server too, whatever runs in it.
-    pub fn kill(self) {
-        self.pool.kill(self.id);
+    pub fn kill(mut self) {
+        self.busy = true;
     }
 }
 
 impl Pool {
+    /// Ends a connection of this account on the server, if it is still there.
+    ///
+    /// Ids start again when the server does, so an id alone may be somebody else's by now.
+    pub async fn end(
+        self: &Arc<Self>,
+        class: Class,
+        id: u64,
+        deadline: Deadline,
+    ) -> Result<(), Reason> {
+        let refused = |failure: Failure| failure.reason().clone();
+        let mut conn = self.acquire_by(class, deadline).await?;
+        let mine = format!(
+            "SELECT 1 FROM information_schema.processlist WHERE id = {id} \
+             AND user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
+        );
+        let found = conn.rows(mine, deadline, "the process list").await.map_err(refused)?;
+        if found.is_empty() {
+            conn.release();
+            return Ok(());
+        }
+        match conn.execute(format!("KILL {id}"), deadline, "KILL").await {
+            Ok(_) => {
+                conn.release();
+                Ok(())
+            }
+            Err(failure) if failure.number() == Some(NO_SUCH_THREAD) => Ok(()),
+            Err(failure) => Err(refused(failure)),
+        }
+    }
+
     fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }

@@ -72,27 +72,28 @@ const VARIABLES: &[&str] = &[
 ];
 
 impl Facts {
-    /// The guard: one SELECT of a number that nobody can guess and of the settings.
+    /// The guard: one SELECT of a number that nobody can guess and of the settings. One column
+    /// holds them all, for a server describes every column of every answer in a packet of its own.
     pub fn push_guard(&self, sql: &mut String, nonce: u64) {
-        let _ = write!(sql, "SELECT {nonce}");
+        let _ = write!(sql, "SELECT CONCAT_WS('|',{nonce}");
         for check in &self.guard {
             let _ = write!(sql, ",@@GLOBAL.{}", check.variable);
         }
+        sql.push(')');
     }
 
     /// What the guard's row says: `Err` when it is not the guard's row at all, which means that
     /// the answers before it were not what they seemed; else the first problem.
     pub fn judge_guard(&self, nonce: u64, row: &[Option<Vec<u8>>]) -> Result<Option<Reason>, ()> {
-        let text = |value: &Option<Vec<u8>>| {
-            value.as_deref().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-        };
-        if row.len() != self.guard.len() + 1 || text(&row[0]) != Some(nonce.to_string()) {
+        let [Some(column)] = row else { return Err(()) };
+        let text = std::str::from_utf8(column).map_err(|_| ())?;
+        let values: Vec<&str> = text.split('|').collect();
+        // CONCAT_WS leaves out NULL: too few values are no answer either.
+        if values.len() != self.guard.len() + 1 || values[0] != nonce.to_string() {
             return Err(());
         }
-        let verdicts = self.guard.iter().zip(&row[1..]);
-        Ok(verdicts
-            .filter_map(|(check, value)| check.verdict(&text(value).unwrap_or_default()))
-            .next())
+        let verdicts = self.guard.iter().zip(&values[1..]);
+        Ok(verdicts.filter_map(|(check, value)| check.verdict(value)).next())
     }
 
     fn new(variables: &BTreeMap<String, String>) -> Self {
@@ -365,8 +366,9 @@ mod tests {
         let facts = facts(&[]);
         let mut sql = String::new();
         facts.push_guard(&mut sql, 7);
-        assert!(sql.starts_with("SELECT 7,@@GLOBAL.innodb_flush_log_at_trx_commit,"), "{sql}");
-        let row = |values: [&str; 6]| values.map(|v| Some(v.as_bytes().to_vec())).to_vec();
+        let start = "SELECT CONCAT_WS('|',7,@@GLOBAL.innodb_flush_log_at_trx_commit,";
+        assert!(sql.starts_with(start), "{sql}");
+        let row = |values: [&str; 6]| vec![Some(values.join("|").into_bytes())];
         let good = ["7", "1", "1", "0", "0", "u-1"];
         assert_eq!(facts.judge_guard(7, &row(good)), Ok(None));
         for (at, value, expected) in [
@@ -382,6 +384,7 @@ mod tests {
             assert_eq!(&*reason.code, expected);
         }
         assert_eq!(facts.judge_guard(8, &row(good)), Err(()));
-        assert_eq!(facts.judge_guard(7, &row(good)[..5]), Err(()));
+        assert_eq!(facts.judge_guard(7, &[Some(b"7|1|1|0|0".to_vec())]), Err(()));
+        assert_eq!(facts.judge_guard(7, &[None]), Err(()));
     }
 }

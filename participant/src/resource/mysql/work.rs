@@ -254,7 +254,7 @@ impl MySql {
                 conn.release();
                 (reason, failed)
             }
-            End::Failed { step, failure } => (failure.reason().clone(), client_statement(step)),
+            End::Failed { step, failure } => (blame(&failure, step), client_statement(step)),
         };
         Err(Unfinished { certain: true, reason, results, failed })
     }
@@ -262,6 +262,8 @@ impl MySql {
     /// After XA PREPARE: the connection is free, or stays with the branch until its outcome.
     pub(super) fn keep_prepared(&self, facts: &Facts, held: Held, conn: Conn) {
         if facts.detaches {
+            // First the one, then the other: a cancel must not hit who gets the connection next.
+            drop(held);
             conn.release();
         } else {
             held.keep(State::Prepared(conn));
@@ -296,7 +298,7 @@ impl MySql {
             End::Objection { reason, failed } => (reason, failed, None, false),
             End::Failed { step, failure } => {
                 let broken = matches!(failure, Failure::Broken(_));
-                (failure.reason().clone(), client_statement(step), step.map(|s| (s, failure)), broken)
+                (blame(&failure, step), client_statement(step), step.map(|s| (s, failure)), broken)
             }
         };
         let certain = if broken {
@@ -399,6 +401,16 @@ impl MySql {
             Err(reason) => reason,
         }
     }
+}
+
+/// Why a text failed. A refusal of one of our own verbs is nothing that the client asked for, and
+/// must not be remembered as final.
+fn blame(failure: &Failure, step: Option<Step>) -> Reason {
+    let reason = failure.reason();
+    if client_statement(step).is_some() || !reason.kind().is_final() {
+        return reason.clone();
+    }
+    Reason::new(code::UNEXPECTED_ANSWER, format!("{step:?}: {}", reason.message))
 }
 
 fn client_statement(step: Option<Step>) -> Option<usize> {

@@ -34,11 +34,17 @@ fn p(n: u32) -> ParticipantName {
 }
 
 fn branch(gtrid: Gtrid, n: u32) -> BranchId {
-    BranchId { gtrid, bqual: Bqual(n) }
+    BranchId {
+        gtrid,
+        bqual: Bqual(n),
+    }
 }
 
 fn request(id: &str, fingerprint: u64) -> Request {
-    Request { id: RequestId::new(id), fingerprint }
+    Request {
+        id: RequestId::new(id),
+        fingerprint,
+    }
 }
 
 fn refused() -> Reason {
@@ -54,14 +60,23 @@ fn coordinator() -> Coordinator {
     let mut machine = Coordinator::new();
     machine.apply(&Record::Epoch(EPOCH)).unwrap();
     for n in 1..=3 {
-        assert_eq!(machine.step(Input::LinkUp { participant: p(n) }).unwrap(), []);
+        assert_eq!(
+            machine.step(Input::LinkUp { participant: p(n) }).unwrap(),
+            []
+        );
     }
     machine
 }
 
 fn run_of(gtrid: Gtrid, branches: u32, request: Option<Request>, ack: Ack) -> Input {
     let branches = (1..=branches).map(p).collect();
-    Input::Run { gtrid, branches, request, ack, may_leave: true }
+    Input::Run {
+        gtrid,
+        branches,
+        request,
+        ack,
+        may_leave: true,
+    }
 }
 
 /// Runs a transaction of two branches up to the last vote but one.
@@ -88,17 +103,35 @@ fn voted(gtrid: Gtrid, n: u32, vote: Vote) -> Input {
 }
 
 fn voted_in(epoch: Epoch, gtrid: Gtrid, n: u32, vote: Vote) -> Input {
-    let message = FromParticipant::Voted { branch: branch(gtrid, n), epoch, vote };
-    Input::Received { from: p(n), message }
+    let message = FromParticipant::Voted {
+        branch: branch(gtrid, n),
+        epoch,
+        vote,
+    };
+    Input::Received {
+        from: p(n),
+        message,
+    }
 }
 
 fn finished(gtrid: Gtrid, n: u32, finish: Finish) -> Input {
-    let message = FromParticipant::Finished { branch: branch(gtrid, n), epoch: EPOCH, finish };
-    Input::Received { from: p(n), message }
+    let message = FromParticipant::Finished {
+        branch: branch(gtrid, n),
+        epoch: EPOCH,
+        finish,
+    };
+    Input::Received {
+        from: p(n),
+        message,
+    }
 }
 
 fn step(append: Vec<Record>, after: u64, release: Vec<Effect>) -> CoordinatorStep {
-    Step { append, after, release }
+    Step {
+        append,
+        after,
+        release,
+    }
 }
 
 fn began(gtrid: Gtrid, request: Option<Request>) -> Effect {
@@ -106,11 +139,19 @@ fn began(gtrid: Gtrid, request: Option<Request>) -> Effect {
 }
 
 fn now(gtrid: Gtrid, state: TransactionState) -> Effect {
-    Effect::Changed { gtrid, state, reason: None }
+    Effect::Changed {
+        gtrid,
+        state,
+        reason: None,
+    }
 }
 
 fn now_for(gtrid: Gtrid, state: TransactionState, reason: &Reason) -> Effect {
-    Effect::Changed { gtrid, state, reason: Some(reason.clone()) }
+    Effect::Changed {
+        gtrid,
+        state,
+        reason: Some(reason.clone()),
+    }
 }
 
 fn branch_now(gtrid: Gtrid, n: u32, state: BranchState) -> Effect {
@@ -124,7 +165,13 @@ fn branch_now_for(
     reason: Option<Reason>,
     attempts: u32,
 ) -> Effect {
-    Effect::BranchChanged { branch: branch(gtrid, n), participant: p(n), state, reason, attempts }
+    Effect::BranchChanged {
+        branch: branch(gtrid, n),
+        participant: p(n),
+        state,
+        reason,
+        attempts,
+    }
 }
 
 fn reply(gtrid: Gtrid, outcome: Outcome) -> Effect {
@@ -134,7 +181,13 @@ fn reply(gtrid: Gtrid, outcome: Outcome) -> Effect {
 fn rejected(gtrid: Gtrid, code: &str) -> impl Fn(&[CoordinatorStep]) {
     let code = code.to_owned();
     move |steps| match steps {
-        [Step { append, after: _, release }] if append.is_empty() => match release.as_slice() {
+        [
+            Step {
+                append,
+                after: _,
+                release,
+            },
+        ] if append.is_empty() => match release.as_slice() {
             [Effect::Rejected { gtrid: got, reason }] => {
                 assert_eq!((*got, &*reason.code), (gtrid, code.as_str()));
             }
@@ -145,14 +198,23 @@ fn rejected(gtrid: Gtrid, code: &str) -> impl Fn(&[CoordinatorStep]) {
 }
 
 fn prepare(gtrid: Gtrid, n: u32, work: bool, may_leave: bool) -> Effect {
-    let message =
-        ToParticipant::Prepare { branch: branch(gtrid, n), epoch: EPOCH, work, may_leave };
+    let message = ToParticipant::Prepare {
+        branch: branch(gtrid, n),
+        epoch: EPOCH,
+        work,
+        may_leave,
+    };
     Effect::Send { to: p(n), message }
 }
 
 fn commit_in(epoch: Epoch, gtrid: Gtrid, n: u32) -> Effect {
     let branch = branch(gtrid, n);
-    let message = ToParticipant::Commit { branch, epoch, one_phase: false, work: false };
+    let message = ToParticipant::Commit {
+        branch,
+        epoch,
+        one_phase: false,
+        work: false,
+    };
     Effect::Send { to: p(n), message }
 }
 
@@ -162,12 +224,20 @@ fn commit(gtrid: Gtrid, n: u32) -> Effect {
 
 fn commit_one_phase(gtrid: Gtrid, n: u32, work: bool) -> Effect {
     let branch = branch(gtrid, n);
-    let message = ToParticipant::Commit { branch, epoch: EPOCH, one_phase: true, work };
+    let message = ToParticipant::Commit {
+        branch,
+        epoch: EPOCH,
+        one_phase: true,
+        work,
+    };
     Effect::Send { to: p(n), message }
 }
 
 fn abort_in(epoch: Epoch, gtrid: Gtrid, n: u32) -> Effect {
-    let message = ToParticipant::Abort { branch: branch(gtrid, n), epoch };
+    let message = ToParticipant::Abort {
+        branch: branch(gtrid, n),
+        epoch,
+    };
     Effect::Send { to: p(n), message }
 }
 
@@ -177,16 +247,33 @@ fn abort(gtrid: Gtrid, n: u32) -> Effect {
 
 fn decision(gtrid: Gtrid, branches: &[u32], request: Option<Request>) -> Record {
     let branches = branches.iter().map(|n| (Bqual(*n), p(*n))).collect();
-    Record::Decision { gtrid, epoch: EPOCH, branches, request }
+    Record::Decision {
+        gtrid,
+        epoch: EPOCH,
+        branches,
+        request,
+    }
 }
 
 fn delegation(gtrid: Gtrid, request: Option<Request>) -> Record {
-    Record::OnePhase { gtrid, epoch: EPOCH, bqual: Bqual(1), participant: p(1), request }
+    Record::OnePhase {
+        gtrid,
+        epoch: EPOCH,
+        bqual: Bqual(1),
+        participant: p(1),
+        request,
+    }
 }
 
 fn heuristic(gtrid: Gtrid, n: u32, committed: Option<bool>, reason: &Reason) -> Record {
     let (bqual, participant) = (Bqual(n), p(n));
-    Record::Heuristic { gtrid, bqual, participant, committed, reason: reason.clone() }
+    Record::Heuristic {
+        gtrid,
+        bqual,
+        participant,
+        committed,
+        reason: reason.clone(),
+    }
 }
 
 /// What a fresh coordinator knows after it read these records and took epoch 2.

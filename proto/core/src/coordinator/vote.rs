@@ -87,12 +87,7 @@ impl Coordinator {
     /// before the branch that carries the id into its ledger has voted too: the request may have
     /// taken effect in a transaction that nothing here remembers, which is then the answer. The
     /// data would refuse it now just *because* it took effect (the money is gone).
-    fn refused(
-        &mut self,
-        gtrid: Gtrid,
-        reason: Reason,
-        out: &mut Out,
-    ) -> Result<(), ApplyError> {
+    fn refused(&mut self, gtrid: Gtrid, reason: Reason, out: &mut Out) -> Result<(), ApplyError> {
         let Some(tx) = self.transactions.get_mut(&gtrid) else {
             return Ok(());
         };
@@ -100,7 +95,10 @@ impl Coordinator {
         let mut reason = reason;
         if tx.request.is_some() && reason.kind().is_final() {
             if carrier.is_some_and(|branch| branch.state == BranchState::Preparing) {
-                let refused = tx.branches.iter().filter(|b| b.state == BranchState::Aborted);
+                let refused = tx
+                    .branches
+                    .iter()
+                    .filter(|b| b.state == BranchState::Aborted);
                 for branch in refused {
                     out.release(0, branch_changed(gtrid, branch));
                 }

@@ -84,14 +84,30 @@ impl Participant {
             return;
         };
         match result {
-            Verb::Done => self.end_aborted(branch, None, out),
+            Verb::Done if !entry.unclear => self.end_aborted(branch, None, out),
             Verb::NotDone(reason) => self.abort_later(branch, reason, out),
             // Never there, over, or attached elsewhere; and a Prepare may still arrive late. The
             // ledger's unique key is where all of these meet.
-            Verb::NoSuchBranch | Verb::Unknown(_) => {
+            Verb::Done | Verb::NoSuchBranch | Verb::Unknown(_) => {
+                entry.unclear |= matches!(result, Verb::Unknown(_));
                 entry.state = State::Aborting(Stage::Ledger);
                 out.run(branch, Command::Tombstone);
             }
+        }
+    }
+
+    /// A tombstone was tried first. Where it cannot stand, the branch is there to be rolled back.
+    pub(super) fn bar_done(
+        &mut self,
+        branch: BranchId,
+        result: Result<LedgerEntry, Reason>,
+        out: &mut Out,
+    ) {
+        match result {
+            Ok(LedgerEntry::Tombstone | LedgerEntry::Committed) => {
+                self.tombstone_done(branch, result, out);
+            }
+            Ok(LedgerEntry::Absent) | Err(_) => self.start_abort(branch, out),
         }
     }
 

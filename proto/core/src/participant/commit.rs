@@ -81,6 +81,7 @@ impl Participant {
         };
         let stage = match entry.state {
             State::Committing(stage) => stage,
+            State::Aborting(Stage::Bar) => return self.bar_done(branch, result, out),
             State::Aborting(Stage::Ledger) => return self.tombstone_done(branch, result, out),
             _ => return,
         };

@@ -43,7 +43,7 @@ impl Participant {
         out.release.push(Effect::Reply { token, message });
     }
 
-    pub(super) fn begun(&mut self, branch: BranchId, result: Result<(), Reason>, out: &mut Out) {
+    pub(super) fn begun(&mut self, branch: BranchId, result: &Result<(), Reason>, out: &mut Out) {
         let Some(entry) = self.branches.get_mut(&branch) else {
             return;
         };
@@ -71,10 +71,7 @@ impl Participant {
         epoch: Epoch,
         out: &mut Out,
     ) {
-        let reason = if !self.admit(epoch, out) {
-            let text = format!("epoch {epoch} was superseded by {}", self.epoch);
-            Reason::new(code::STALE_EPOCH, text)
-        } else {
+        let reason = if self.admit(epoch, out) {
             match self.branches.get_mut(&branch) {
                 Some(entry) if entry.state == State::Active => {
                     entry.state = State::Executing;
@@ -98,6 +95,9 @@ impl Participant {
                 }
                 None => lost(branch),
             }
+        } else {
+            let text = format!("epoch {epoch} was superseded by {}", self.epoch);
+            Reason::new(code::STALE_EPOCH, text)
         };
         out.release.push(Effect::StatementRefused { token, reason });
     }
@@ -219,8 +219,10 @@ impl Participant {
             }
             // It may be prepared, and nobody will ask for it after this vote: it is ours to end.
             Prepared::Unknown(reason) => {
+                entry.state = State::Aborting(Stage::Bar);
+                entry.unclear = true;
                 out.vote(branch, asking, &Vote::Abort(reason));
-                self.start_abort(branch, out);
+                out.run(branch, Command::Tombstone);
             }
         }
     }

@@ -28,7 +28,10 @@ const fn g(n: u8) -> Gtrid {
 }
 
 const fn branch(n: u8) -> BranchId {
-    BranchId { gtrid: g(n), bqual: Bqual(1) }
+    BranchId {
+        gtrid: g(n),
+        bqual: Bqual(1),
+    }
 }
 
 fn why() -> Reason {
@@ -47,7 +50,11 @@ fn participant() -> Participant {
 }
 
 fn step(release: Vec<Effect>) -> ParticipantStep {
-    Step { append: vec![], after: 0, release }
+    Step {
+        append: vec![],
+        after: 0,
+        release,
+    }
 }
 
 fn quiet() -> ParticipantStep {
@@ -67,7 +74,15 @@ fn says(token: Token, message: ToParticipant) -> Input {
 }
 
 fn prepare_of(branch: BranchId, token: Token, work: bool) -> Input {
-    says(token, ToParticipant::Prepare { branch, epoch: EPOCH, work, may_leave: true })
+    says(
+        token,
+        ToParticipant::Prepare {
+            branch,
+            epoch: EPOCH,
+            work,
+            may_leave: true,
+        },
+    )
 }
 
 fn prepare(token: Token) -> Input {
@@ -75,7 +90,15 @@ fn prepare(token: Token) -> Input {
 }
 
 fn commit_of(branch: BranchId, token: Token) -> Input {
-    says(token, ToParticipant::Commit { branch, epoch: EPOCH, one_phase: false, work: false })
+    says(
+        token,
+        ToParticipant::Commit {
+            branch,
+            epoch: EPOCH,
+            one_phase: false,
+            work: false,
+        },
+    )
 }
 
 fn commit(token: Token) -> Input {
@@ -83,44 +106,85 @@ fn commit(token: Token) -> Input {
 }
 
 fn one_phase(token: Token, work: bool) -> Input {
-    says(token, ToParticipant::Commit { branch: ONLY, epoch: EPOCH, one_phase: true, work })
+    says(
+        token,
+        ToParticipant::Commit {
+            branch: ONLY,
+            epoch: EPOCH,
+            one_phase: true,
+            work,
+        },
+    )
 }
 
 fn abort(token: Token) -> Input {
-    says(token, ToParticipant::Abort { branch: ONLY, epoch: EPOCH })
+    says(
+        token,
+        ToParticipant::Abort {
+            branch: ONLY,
+            epoch: EPOCH,
+        },
+    )
 }
 
 fn prepared(result: Prepared) -> Input {
-    Input::Prepared { branch: ONLY, result }
+    Input::Prepared {
+        branch: ONLY,
+        result,
+    }
 }
 
 fn verb(result: Verb) -> Input {
-    Input::Verb { branch: ONLY, result }
+    Input::Verb {
+        branch: ONLY,
+        result,
+    }
 }
 
 fn ledger(entry: LedgerEntry) -> Input {
-    Input::Ledger { branch: ONLY, result: Ok(entry) }
+    Input::Ledger {
+        branch: ONLY,
+        result: Ok(entry),
+    }
 }
 
 fn ledger_failed() -> Input {
-    Input::Ledger { branch: ONLY, result: Err(why()) }
+    Input::Ledger {
+        branch: ONLY,
+        result: Err(why()),
+    }
 }
 
 fn listed(listed: bool) -> Input {
-    Input::Listed { branch: ONLY, result: Ok(listed) }
+    Input::Listed {
+        branch: ONLY,
+        result: Ok(listed),
+    }
 }
 
 fn decided(decision: Decision) -> Input {
-    Input::Decided { branch: ONLY, epoch: EPOCH, decision }
+    Input::Decided {
+        branch: ONLY,
+        epoch: EPOCH,
+        decision,
+    }
 }
 
 fn vote(token: Token, vote: Vote) -> Effect {
-    let message = FromParticipant::Voted { branch: ONLY, epoch: EPOCH, vote };
+    let message = FromParticipant::Voted {
+        branch: ONLY,
+        epoch: EPOCH,
+        vote,
+    };
     Effect::Reply { token, message }
 }
 
 fn finish(token: Token, finish: Finish) -> Effect {
-    let message = FromParticipant::Finished { branch: ONLY, epoch: EPOCH, finish };
+    let message = FromParticipant::Finished {
+        branch: ONLY,
+        epoch: EPOCH,
+        finish,
+    };
     Effect::Reply { token, message }
 }
 
@@ -128,7 +192,11 @@ fn finish(token: Token, finish: Finish) -> Effect {
 fn votes_abort(step: &ParticipantStep, code: &str) {
     match step.release.first() {
         Some(Effect::Reply {
-            message: FromParticipant::Voted { vote: Vote::Abort(reason), .. },
+            message:
+                FromParticipant::Voted {
+                    vote: Vote::Abort(reason),
+                    ..
+                },
             ..
         }) => assert_eq!(&*reason.code, code),
         other => panic!("no vote ABORT: {other:?}"),
@@ -140,7 +208,11 @@ fn retries(step: &ParticipantStep, code: &str) {
     let is_reply = |effect: &&Effect| matches!(effect, Effect::Reply { .. });
     match step.release.iter().find(is_reply) {
         Some(Effect::Reply {
-            message: FromParticipant::Finished { finish: Finish::Retry(reason), .. },
+            message:
+                FromParticipant::Finished {
+                    finish: Finish::Retry(reason),
+                    ..
+                },
             ..
         }) => assert_eq!(&*reason.code, code),
         other => panic!("no RETRY: {other:?}"),
@@ -163,8 +235,17 @@ fn with_prepared() -> Participant {
 /// A participant with an open interactive branch.
 fn with_active() -> Participant {
     let mut machine = participant();
-    machine.step(says(1, ToParticipant::Begin { branch: ONLY, epoch: EPOCH }));
-    machine.step(Input::Begun { branch: ONLY, result: Ok(()) });
+    machine.step(says(
+        1,
+        ToParticipant::Begin {
+            branch: ONLY,
+            epoch: EPOCH,
+        },
+    ));
+    machine.step(Input::Begun {
+        branch: ONLY,
+        result: Ok(()),
+    });
     assert_eq!(state(&machine), Some(State::Active));
     machine
 }

@@ -22,7 +22,11 @@ fn the_last_vote_forces_the_decision_and_nothing_tells_of_it_before() {
     assert_eq!(
         machine.step(voted(g(1), 2, Vote::Commit)).unwrap(),
         [
-            step(vec![], 0, vec![branch_now(g(1), 2, B::Prepared), now(g(1), S::Prepared)]),
+            step(
+                vec![],
+                0,
+                vec![branch_now(g(1), 2, B::Prepared), now(g(1), S::Prepared)]
+            ),
             step(vec![decision(g(1), &[1, 2], None)], 1, release),
         ]
     );
@@ -47,7 +51,14 @@ fn with_decided_the_client_is_answered_by_the_decision() {
         machine.step(finished(g(1), 2, Finish::Committed)).unwrap(),
         [
             step(vec![], 1, release),
-            step(vec![Record::End { gtrid: g(1), committed: true }], 0, vec![]),
+            step(
+                vec![Record::End {
+                    gtrid: g(1),
+                    committed: true
+                }],
+                0,
+                vec![]
+            ),
         ],
         "nobody is answered twice"
     );
@@ -61,7 +72,11 @@ fn with_applied_the_client_is_answered_by_the_last_acknowledgement() {
         machine.step(finished(g(1), 2, Finish::Committed)).unwrap(),
         [step(vec![], 1, vec![branch_now(g(1), 2, B::Committed)])]
     );
-    assert_eq!(machine.step(finished(g(1), 2, Finish::Committed)).unwrap(), [], "doubled");
+    assert_eq!(
+        machine.step(finished(g(1), 2, Finish::Committed)).unwrap(),
+        [],
+        "doubled"
+    );
     let release = vec![
         branch_now(g(1), 1, B::Committed),
         now(g(1), S::Committed),
@@ -71,11 +86,22 @@ fn with_applied_the_client_is_answered_by_the_last_acknowledgement() {
         machine.step(finished(g(1), 1, Finish::Committed)).unwrap(),
         [
             step(vec![], 1, release),
-            step(vec![Record::End { gtrid: g(1), committed: true }], 0, vec![]),
+            step(
+                vec![Record::End {
+                    gtrid: g(1),
+                    committed: true
+                }],
+                0,
+                vec![]
+            ),
         ]
     );
     assert_eq!((machine.live(), machine.remembered()), (0, 1));
-    assert_eq!(machine.step(finished(g(1), 1, Finish::Committed)).unwrap(), [], "late");
+    assert_eq!(
+        machine.step(finished(g(1), 1, Finish::Committed)).unwrap(),
+        [],
+        "late"
+    );
 }
 
 #[test]
@@ -89,7 +115,11 @@ fn only_the_first_vote_counts() {
     machine.step(voted(g(1), 2, Vote::Commit)).unwrap();
     machine.step(voted(g(1), 3, Vote::Commit)).unwrap();
     for vote in [Vote::Commit, Vote::ReadOnly, Vote::Abort(transient())] {
-        assert_eq!(machine.step(voted(g(1), 1, vote)).unwrap(), [], "after the decision");
+        assert_eq!(
+            machine.step(voted(g(1), 1, vote)).unwrap(),
+            [],
+            "after the decision"
+        );
     }
 }
 
@@ -104,7 +134,15 @@ fn a_vote_of_another_epoch_participant_or_branch_does_not_count() {
         epoch: EPOCH,
         vote: Vote::Commit,
     };
-    assert_eq!(machine.step(Input::Received { from: p(3), message }).unwrap(), []);
+    assert_eq!(
+        machine
+            .step(Input::Received {
+                from: p(3),
+                message
+            })
+            .unwrap(),
+        []
+    );
     assert_eq!(machine.step(voted(g(1), 3, Vote::Commit)).unwrap(), []);
     assert_eq!(machine.transactions().next().unwrap().state, S::Preparing);
 }
@@ -117,18 +155,34 @@ fn readers_leave_and_are_not_told() {
     assert_eq!(
         machine.step(voted(g(1), 2, Vote::ReadOnly)).unwrap(),
         [
-            step(vec![], 0, vec![branch_now(g(1), 2, B::ReadOnly), now(g(1), S::Prepared)]),
+            step(
+                vec![],
+                0,
+                vec![branch_now(g(1), 2, B::ReadOnly), now(g(1), S::Prepared)]
+            ),
             step(vec![decision(g(1), &[1], None)], 1, release),
         ]
     );
     let steps = machine.step(finished(g(1), 1, Finish::Committed)).unwrap();
-    assert_eq!(steps[1], step(vec![Record::End { gtrid: g(1), committed: true }], 0, vec![]));
+    assert_eq!(
+        steps[1],
+        step(
+            vec![Record::End {
+                gtrid: g(1),
+                committed: true
+            }],
+            0,
+            vec![]
+        )
+    );
 }
 
 #[test]
 fn a_transaction_of_readers_leaves_no_record_and_frees_its_request() {
     let mut machine = coordinator();
-    machine.step(run_of(g(1), 2, Some(request("r", 1)), Ack::Applied)).unwrap();
+    machine
+        .step(run_of(g(1), 2, Some(request("r", 1)), Ack::Applied))
+        .unwrap();
     machine.step(voted(g(1), 1, Vote::ReadOnly)).unwrap();
     let release = vec![
         branch_now(g(1), 2, B::ReadOnly),
@@ -141,7 +195,9 @@ fn a_transaction_of_readers_leaves_no_record_and_frees_its_request() {
         [step(vec![], 0, release)]
     );
     assert_eq!((machine.live(), machine.remembered()), (0, 0));
-    let again = machine.step(run_of(g(2), 2, Some(request("r", 9)), Ack::Applied)).unwrap();
+    let again = machine
+        .step(run_of(g(2), 2, Some(request("r", 9)), Ack::Applied))
+        .unwrap();
     assert_eq!(again[0].release[0], began(g(2), Some(request("r", 9))));
 }
 
@@ -158,10 +214,23 @@ fn a_serializable_branch_that_leaves_early_aborts_the_transaction() {
         })
         .unwrap();
     let steps = machine.step(voted(g(1), 1, Vote::ReadOnly)).unwrap();
-    let [Step { append, after: 0, release }] = steps.as_slice() else { panic!("{steps:?}") };
+    let [
+        Step {
+            append,
+            after: 0,
+            release,
+        },
+    ] = steps.as_slice()
+    else {
+        panic!("{steps:?}")
+    };
     assert!(append.is_empty());
     assert!(release.contains(&abort(g(1), 2)));
-    let Some(Effect::Reply { outcome: Outcome::Aborted(reason), .. }) = release.last() else {
+    let Some(Effect::Reply {
+        outcome: Outcome::Aborted(reason),
+        ..
+    }) = release.last()
+    else {
         panic!("{release:?}")
     };
     assert_eq!(&*reason.code, code::UNEXPECTED_ANSWER);
@@ -178,9 +247,17 @@ fn a_late_vote_commit_for_what_is_not_running_is_told_to_abort() {
         assert_eq!(machine.step(voted(g(7), 1, vote)).unwrap(), []);
     }
     ended(&mut machine, g(8), None);
-    assert_eq!(machine.step(voted(g(8), 1, Vote::Commit)).unwrap(), [], "it was committed");
+    assert_eq!(
+        machine.step(voted(g(8), 1, Vote::Commit)).unwrap(),
+        [],
+        "it was committed"
+    );
     machine.step(Input::Forget { below: g(9) }).unwrap();
-    assert_eq!(machine.step(voted(g(7), 1, Vote::Commit)).unwrap(), [], "nobody remembers");
+    assert_eq!(
+        machine.step(voted(g(7), 1, Vote::Commit)).unwrap(),
+        [],
+        "nobody remembers"
+    );
 }
 
 #[test]

@@ -11,7 +11,9 @@ fn sweep(machine: &mut Coordinator) -> Vec<CoordinatorStep> {
 
 /// Sweeps until something is sent; how many it took.
 fn sweeps_until_sent(machine: &mut Coordinator) -> u32 {
-    (1..=100).find(|_| !sweep(machine).is_empty()).expect("it is never sent again")
+    (1..=100)
+        .find(|_| !sweep(machine).is_empty())
+        .expect("it is never sent again")
 }
 
 #[test]
@@ -44,7 +46,10 @@ fn after_retry_it_is_sent_again_sooner_then_ever_later_up_to_a_cap() {
     }
     assert!(machine.transactions().next().unwrap().is_stuck());
     let done = machine.step(finished(g(1), 1, Finish::Committed)).unwrap();
-    assert_eq!(done[0].release[0], branch_now_for(g(1), 1, B::Committed, None, 4));
+    assert_eq!(
+        done[0].release[0],
+        branch_now_for(g(1), 1, B::Committed, None, 4)
+    );
     assert_eq!(machine.live(), 0);
 }
 
@@ -65,8 +70,13 @@ fn a_link_that_comes_up_gets_what_it_has_not_acknowledged() {
         ]
     );
     machine.step(finished(g(1), 1, Finish::Committed)).unwrap();
-    machine.step(finished(g(2), 1, Finish::Aborted(None))).unwrap();
-    assert_eq!(machine.step(Input::LinkUp { participant: p(1) }).unwrap(), []);
+    machine
+        .step(finished(g(2), 1, Finish::Aborted(None)))
+        .unwrap();
+    assert_eq!(
+        machine.step(Input::LinkUp { participant: p(1) }).unwrap(),
+        []
+    );
 }
 
 #[test]
@@ -89,28 +99,68 @@ fn an_answer_of_the_wrong_participant_or_to_nothing_has_no_effect() {
     let mut machine = coordinator();
     decided(&mut machine, g(1), None, Ack::Applied);
     let finish = Finish::Committed;
-    let message =
-        FromParticipant::Finished { branch: branch(g(1), 1), epoch: EPOCH, finish };
-    assert_eq!(machine.step(Input::Received { from: p(2), message }).unwrap(), []);
-    assert_eq!(machine.step(finished(g(1), 3, Finish::Committed)).unwrap(), []);
+    let message = FromParticipant::Finished {
+        branch: branch(g(1), 1),
+        epoch: EPOCH,
+        finish,
+    };
+    assert_eq!(
+        machine
+            .step(Input::Received {
+                from: p(2),
+                message
+            })
+            .unwrap(),
+        []
+    );
+    assert_eq!(
+        machine.step(finished(g(1), 3, Finish::Committed)).unwrap(),
+        []
+    );
     machine.step(run_of(g(2), 2, None, Ack::Applied)).unwrap();
-    assert_eq!(machine.step(finished(g(2), 1, Finish::Committed)).unwrap(), []);
-    assert_eq!(machine.step(finished(g(9), 1, Finish::Aborted(None))).unwrap(), []);
+    assert_eq!(
+        machine.step(finished(g(2), 1, Finish::Committed)).unwrap(),
+        []
+    );
+    assert_eq!(
+        machine
+            .step(finished(g(9), 1, Finish::Aborted(None)))
+            .unwrap(),
+        []
+    );
 }
 
 #[test]
 fn damage_is_recorded_before_the_client_hears_of_it() {
     for (finish, committed, why) in [
         (Finish::Damaged(transient()), None, None),
-        (Finish::Aborted(None), Some(false), Some(code::HEURISTIC_ROLLBACK)),
+        (
+            Finish::Aborted(None),
+            Some(false),
+            Some(code::HEURISTIC_ROLLBACK),
+        ),
     ] {
         let mut machine = coordinator();
         decided(&mut machine, g(1), Some(request("r", 1)), Ack::Applied);
         let steps = machine.step(finished(g(1), 1, finish)).unwrap();
-        let [Step { append, after: 2, release }] = steps.as_slice() else {
+        let [
+            Step {
+                append,
+                after: 2,
+                release,
+            },
+        ] = steps.as_slice()
+        else {
             panic!("{steps:?}")
         };
-        let [Record::Heuristic { committed: got, reason, .. }] = append.as_slice() else {
+        let [
+            Record::Heuristic {
+                committed: got,
+                reason,
+                ..
+            },
+        ] = append.as_slice()
+        else {
             panic!("{append:?}")
         };
         assert_eq!(*got, committed);
@@ -120,11 +170,26 @@ fn damage_is_recorded_before_the_client_hears_of_it() {
         assert_eq!(*release, [known, reply(g(1), outcome.clone())]);
 
         let steps = machine.step(finished(g(1), 2, Finish::Committed)).unwrap();
-        assert_eq!(steps[1].append, [Record::End { gtrid: g(1), committed: true }]);
-        let again = machine.step(run_of(g(2), 2, Some(request("r", 1)), Ack::Applied)).unwrap();
-        let replay = Effect::Replay { gtrid: g(2), first: g(1), outcome };
+        assert_eq!(
+            steps[1].append,
+            [Record::End {
+                gtrid: g(1),
+                committed: true
+            }]
+        );
+        let again = machine
+            .step(run_of(g(2), 2, Some(request("r", 1)), Ack::Applied))
+            .unwrap();
+        let replay = Effect::Replay {
+            gtrid: g(2),
+            first: g(1),
+            outcome,
+        };
         assert_eq!(again, [step(vec![], 2, vec![replay])], "never hidden later");
-        assert_eq!(machine.heuristics().collect::<Vec<_>>(), [(branch(g(1), 1), committed)]);
+        assert_eq!(
+            machine.heuristics().collect::<Vec<_>>(),
+            [(branch(g(1), 1), committed)]
+        );
     }
 }
 
@@ -132,10 +197,28 @@ fn damage_is_recorded_before_the_client_hears_of_it() {
 fn a_commit_of_an_aborted_branch_is_damage() {
     let mut machine = coordinator();
     machine.step(run_of(g(1), 2, None, Ack::Applied)).unwrap();
-    machine.step(voted(g(1), 1, Vote::Abort(refused()))).unwrap();
+    machine
+        .step(voted(g(1), 1, Vote::Abort(refused())))
+        .unwrap();
     let steps = machine.step(finished(g(1), 2, Finish::Committed)).unwrap();
-    let [Step { append, after: 1, release }] = steps.as_slice() else { panic!("{steps:?}") };
-    let [Record::Heuristic { committed: Some(true), reason, .. }] = append.as_slice() else {
+    let [
+        Step {
+            append,
+            after: 1,
+            release,
+        },
+    ] = steps.as_slice()
+    else {
+        panic!("{steps:?}")
+    };
+    let [
+        Record::Heuristic {
+            committed: Some(true),
+            reason,
+            ..
+        },
+    ] = append.as_slice()
+    else {
         panic!("{append:?}")
     };
     assert_eq!(&*reason.code, code::HEURISTIC_COMMIT);
@@ -148,12 +231,39 @@ fn a_commit_of_an_aborted_branch_is_damage() {
 fn a_commit_of_what_nobody_remembers_is_damage_and_told_once() {
     let mut machine = coordinator();
     let steps = machine.step(finished(g(1), 1, Finish::Committed)).unwrap();
-    let [Step { append, after: 1, release }] = steps.as_slice() else { panic!("{steps:?}") };
-    assert!(matches!(append[..], [Record::Heuristic { committed: Some(true), .. }]));
-    assert!(matches!(release[..], [Effect::BranchChanged { state: B::Heuristic, .. }]));
-    assert_eq!(machine.step(finished(g(1), 1, Finish::Committed)).unwrap(), []);
+    let [
+        Step {
+            append,
+            after: 1,
+            release,
+        },
+    ] = steps.as_slice()
+    else {
+        panic!("{steps:?}")
+    };
+    assert!(matches!(
+        append[..],
+        [Record::Heuristic {
+            committed: Some(true),
+            ..
+        }]
+    ));
+    assert!(matches!(
+        release[..],
+        [Effect::BranchChanged {
+            state: B::Heuristic,
+            ..
+        }]
+    ));
+    assert_eq!(
+        machine.step(finished(g(1), 1, Finish::Committed)).unwrap(),
+        []
+    );
     machine.step(Input::Forget { below: g(3) }).unwrap();
-    assert_eq!(machine.step(finished(g(2), 1, Finish::Committed)).unwrap(), []);
+    assert_eq!(
+        machine.step(finished(g(2), 1, Finish::Committed)).unwrap(),
+        []
+    );
 }
 
 #[test]
@@ -161,7 +271,11 @@ fn a_stale_answer_stops_a_superseded_coordinator_only() {
     let mut machine = coordinator();
     let stale = |highest| Input::Received {
         from: p(1),
-        message: FromParticipant::Stale { branch: branch(g(1), 1), epoch: EPOCH, highest },
+        message: FromParticipant::Stale {
+            branch: branch(g(1), 1),
+            epoch: EPOCH,
+            highest,
+        },
     };
     assert_eq!(machine.step(stale(EPOCH)).unwrap(), []);
     assert_eq!(

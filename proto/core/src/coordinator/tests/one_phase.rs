@@ -5,7 +5,9 @@ use BranchState as B;
 use TransactionState as S;
 
 fn delegated(machine: &mut Coordinator, gtrid: Gtrid, request: Option<Request>) {
-    machine.step(run_of(gtrid, 1, request, Ack::Applied)).unwrap();
+    machine
+        .step(run_of(gtrid, 1, request, Ack::Applied))
+        .unwrap();
 }
 
 #[test]
@@ -25,10 +27,20 @@ fn handing_the_decision_over_is_forced_before_it_happens() {
 fn an_interactive_branch_is_committed_without_its_work() {
     let mut machine = coordinator();
     machine.step(Input::Begin { gtrid: g(1) }).unwrap();
-    machine.step(Input::Enlist { gtrid: g(1), participant: p(1) }).unwrap();
+    machine
+        .step(Input::Enlist {
+            gtrid: g(1),
+            participant: p(1),
+        })
+        .unwrap();
     let release = vec![now(g(1), S::Preparing), commit_one_phase(g(1), 1, false)];
     assert_eq!(
-        machine.step(Input::Commit { gtrid: g(1), ack: Ack::Applied }).unwrap(),
+        machine
+            .step(Input::Commit {
+                gtrid: g(1),
+                ack: Ack::Applied
+            })
+            .unwrap(),
         [step(vec![delegation(g(1), None)], 1, release)]
     );
 }
@@ -37,18 +49,28 @@ fn an_interactive_branch_is_committed_without_its_work() {
 fn committed_ends_it() {
     let mut machine = coordinator();
     delegated(&mut machine, g(1), Some(request("r", 1)));
-    let release = vec![
-        branch_now(g(1), 1, B::Committed),
-    ];
+    let release = vec![branch_now(g(1), 1, B::Committed)];
     let told = vec![now(g(1), S::Committed), reply(g(1), Outcome::Committed)];
-    let end = Record::End { gtrid: g(1), committed: true };
+    let end = Record::End {
+        gtrid: g(1),
+        committed: true,
+    };
     assert_eq!(
         machine.step(finished(g(1), 1, Finish::Committed)).unwrap(),
         [step(vec![], 1, release), step(vec![end], 1, told)]
     );
-    assert_eq!(machine.step(finished(g(1), 1, Finish::Committed)).unwrap(), []);
-    let again = machine.step(run_of(g(2), 1, Some(request("r", 1)), Ack::Applied)).unwrap();
-    let replay = Effect::Replay { gtrid: g(2), first: g(1), outcome: Outcome::Committed };
+    assert_eq!(
+        machine.step(finished(g(1), 1, Finish::Committed)).unwrap(),
+        []
+    );
+    let again = machine
+        .step(run_of(g(2), 1, Some(request("r", 1)), Ack::Applied))
+        .unwrap();
+    let replay = Effect::Replay {
+        gtrid: g(2),
+        first: g(1),
+        outcome: Outcome::Committed,
+    };
     assert_eq!(again, [step(vec![], 1, vec![replay])]);
 }
 
@@ -60,9 +82,14 @@ fn aborted_ends_it_with_the_participants_reason() {
         now_for(g(1), S::Aborted, &refused()),
         reply(g(1), Outcome::Aborted(refused())),
     ];
-    let end = Record::End { gtrid: g(1), committed: false };
+    let end = Record::End {
+        gtrid: g(1),
+        committed: false,
+    };
     assert_eq!(
-        machine.step(finished(g(1), 1, Finish::Aborted(Some(refused())))).unwrap(),
+        machine
+            .step(finished(g(1), 1, Finish::Aborted(Some(refused()))))
+            .unwrap(),
         [
             step(vec![], 1, vec![branch_now(g(1), 1, B::Aborted)]),
             step(vec![end], 1, told),
@@ -79,10 +106,15 @@ fn a_final_refusal_is_recorded_instead_of_an_end() {
         now_for(g(1), S::Aborted, &refused()),
         reply(g(1), Outcome::Aborted(refused())),
     ];
-    let record =
-        Record::Refused { gtrid: g(1), request: request("r", 1), reason: refused() };
+    let record = Record::Refused {
+        gtrid: g(1),
+        request: request("r", 1),
+        reason: refused(),
+    };
     assert_eq!(
-        machine.step(finished(g(1), 1, Finish::Aborted(Some(refused())))).unwrap(),
+        machine
+            .step(finished(g(1), 1, Finish::Aborted(Some(refused()))))
+            .unwrap(),
         [
             step(vec![], 1, vec![branch_now(g(1), 1, B::Aborted)]),
             step(vec![record], 2, told),
@@ -95,18 +127,31 @@ fn a_final_refusal_is_recorded_instead_of_an_end() {
 fn after_retry_it_is_asked_for_by_abort_and_never_sent_again() {
     let mut machine = coordinator();
     delegated(&mut machine, g(1), None);
-    machine.step(finished(g(1), 1, Finish::Retry(transient()))).unwrap();
-    assert_eq!(machine.step(Input::Sweep).unwrap(), [step(vec![], 1, vec![abort(g(1), 1)])]);
-    let steps = machine.step(finished(g(1), 1, Finish::Aborted(None))).unwrap();
+    machine
+        .step(finished(g(1), 1, Finish::Retry(transient())))
+        .unwrap();
+    assert_eq!(
+        machine.step(Input::Sweep).unwrap(),
+        [step(vec![], 1, vec![abort(g(1), 1)])]
+    );
+    let steps = machine
+        .step(finished(g(1), 1, Finish::Aborted(None)))
+        .unwrap();
     let told = reply(g(1), Outcome::Aborted(transient()));
-    assert_eq!(steps[1].release[1], told, "the reason of the refusal is not lost");
+    assert_eq!(
+        steps[1].release[1], told,
+        "the reason of the refusal is not lost"
+    );
 }
 
 #[test]
 fn a_commit_that_won_against_the_question_counts() {
     let mut machine = coordinator();
     delegated(&mut machine, g(1), None);
-    assert_eq!(machine.step(Input::LinkDown { participant: p(1) }).unwrap(), []);
+    assert_eq!(
+        machine.step(Input::LinkDown { participant: p(1) }).unwrap(),
+        []
+    );
     assert_eq!(
         machine.step(Input::LinkUp { participant: p(1) }).unwrap(),
         [step(vec![], 1, vec![abort(g(1), 1)])]
@@ -122,24 +167,50 @@ fn at_the_deadline_its_outcome_is_unknown_and_asked_for() {
     let unknown = Outcome::Unknown(g(1));
     assert_eq!(
         machine.step(Input::Deadline { gtrid: g(1) }).unwrap(),
-        [step(vec![], 1, vec![abort(g(1), 1), reply(g(1), unknown.clone())])]
+        [step(
+            vec![],
+            1,
+            vec![abort(g(1), 1), reply(g(1), unknown.clone())]
+        )]
     );
     assert_eq!(machine.step(Input::Deadline { gtrid: g(1) }).unwrap(), []);
-    let again = machine.step(run_of(g(2), 1, Some(request("r", 1)), Ack::Applied)).unwrap();
-    let replay = Effect::Replay { gtrid: g(2), first: g(1), outcome: unknown };
-    assert_eq!(again, [step(vec![], 1, vec![replay])], "never executed blindly");
+    let again = machine
+        .step(run_of(g(2), 1, Some(request("r", 1)), Ack::Applied))
+        .unwrap();
+    let replay = Effect::Replay {
+        gtrid: g(2),
+        first: g(1),
+        outcome: unknown,
+    };
+    assert_eq!(
+        again,
+        [step(vec![], 1, vec![replay])],
+        "never executed blindly"
+    );
     let steps = machine.step(finished(g(1), 1, Finish::Committed)).unwrap();
-    assert_eq!(steps[1].release, [now(g(1), S::Committed)], "its client was answered");
+    assert_eq!(
+        steps[1].release,
+        [now(g(1), S::Committed)],
+        "its client was answered"
+    );
 }
 
 #[test]
 fn it_cannot_be_rolled_back_by_the_client_nor_by_a_lost_link() {
     let mut machine = coordinator();
     delegated(&mut machine, g(1), None);
-    let steps = machine.step(Input::Abort { gtrid: g(1), reason: transient() }).unwrap();
+    let steps = machine
+        .step(Input::Abort {
+            gtrid: g(1),
+            reason: transient(),
+        })
+        .unwrap();
     rejected(g(1), code::WRONG_STATE)(&steps);
     assert_eq!(steps[0].after, 1);
-    assert_eq!(machine.step(Input::LinkDown { participant: p(1) }).unwrap(), []);
+    assert_eq!(
+        machine.step(Input::LinkDown { participant: p(1) }).unwrap(),
+        []
+    );
 }
 
 #[test]
@@ -155,15 +226,35 @@ fn a_vote_means_nothing_to_it() {
 fn after_a_restart_it_is_asked_for_and_not_executed_again() {
     let record = delegation(g(1), Some(request("r", 1)));
     let mut machine = recovered(std::slice::from_ref(&record));
-    let again = machine.step(run_of(g(2), 1, Some(request("r", 1)), Ack::Applied)).unwrap();
-    let replay = Effect::Replay { gtrid: g(2), first: g(1), outcome: Outcome::Unknown(g(1)) };
+    let again = machine
+        .step(run_of(g(2), 1, Some(request("r", 1)), Ack::Applied))
+        .unwrap();
+    let replay = Effect::Replay {
+        gtrid: g(2),
+        first: g(1),
+        outcome: Outcome::Unknown(g(1)),
+    };
     assert_eq!(again, [step(vec![], 0, vec![replay])]);
     assert_eq!(
         machine.step(Input::LinkUp { participant: p(1) }).unwrap(),
         [step(vec![], 0, vec![abort_in(Epoch(2), g(1), 1)])]
     );
-    let steps = machine.step(finished(g(1), 1, Finish::Aborted(None))).unwrap();
-    assert_eq!(steps[1].append, [Record::End { gtrid: g(1), committed: false }]);
-    let again = machine.step(run_of(g(3), 1, Some(request("r", 1)), Ack::Applied)).unwrap();
-    assert_eq!(again[0].release[0], began(g(3), Some(request("r", 1))), "now it may run");
+    let steps = machine
+        .step(finished(g(1), 1, Finish::Aborted(None)))
+        .unwrap();
+    assert_eq!(
+        steps[1].append,
+        [Record::End {
+            gtrid: g(1),
+            committed: false
+        }]
+    );
+    let again = machine
+        .step(run_of(g(3), 1, Some(request("r", 1)), Ack::Applied))
+        .unwrap();
+    assert_eq!(
+        again[0].release[0],
+        began(g(3), Some(request("r", 1))),
+        "now it may run"
+    );
 }

@@ -50,13 +50,25 @@ impl Run {
     }
 
     fn reason(&mut self) -> Reason {
-        if self.random.below(2) == 0 { refused() } else { transient() }
+        if self.random.below(2) == 0 {
+            refused()
+        } else {
+            transient()
+        }
     }
 
     fn message(&mut self, branch: BranchId) -> FromParticipant {
         let reason = self.reason();
-        let vote = |vote| FromParticipant::Voted { branch, epoch: EPOCH, vote };
-        let finish = |finish| FromParticipant::Finished { branch, epoch: EPOCH, finish };
+        let vote = |vote| FromParticipant::Voted {
+            branch,
+            epoch: EPOCH,
+            vote,
+        };
+        let finish = |finish| FromParticipant::Finished {
+            branch,
+            epoch: EPOCH,
+            finish,
+        };
         match self.random.below(24) {
             0..=10 => vote(Vote::Commit),
             11 => vote(Vote::ReadOnly),
@@ -88,18 +100,30 @@ impl Run {
         let n = 1 + self.random.small(3);
         let participant = p(n);
         match self.random.below(60) {
-            0 => Input::Begin { gtrid: self.fresh() },
+            0 => Input::Begin {
+                gtrid: self.fresh(),
+            },
             1 => Input::Enlist { gtrid, participant },
-            2 => Input::Commit { gtrid, ack: Ack::Decided },
+            2 => Input::Commit {
+                gtrid,
+                ack: Ack::Decided,
+            },
             3..=5 => {
                 let gtrid = self.fresh();
                 let request = (self.random.below(2) == 0)
                     .then(|| request(["r", "s", "t"][n as usize - 1], 1));
-                let ack = if self.random.below(2) == 0 { Ack::Applied } else { Ack::Decided };
+                let ack = if self.random.below(2) == 0 {
+                    Ack::Applied
+                } else {
+                    Ack::Decided
+                };
                 let branches = 1 + self.random.small(3);
                 run_of(gtrid, branches, request, ack)
             }
-            6 => Input::Abort { gtrid, reason: self.reason() },
+            6 => Input::Abort {
+                gtrid,
+                reason: self.reason(),
+            },
             7 => Input::Deadline { gtrid },
             8 => Input::LinkUp { participant },
             9 => Input::LinkDown { participant },
@@ -116,14 +140,21 @@ impl Run {
             }),
             _ => {
                 let message = self.message(branch(gtrid, n));
-                Input::Received { from: participant, message }
+                Input::Received {
+                    from: participant,
+                    message,
+                }
             }
         }
     }
 
     fn go(&mut self) {
         let input = self.input();
-        for step in self.machine.step(input).expect("the machine refused its own record") {
+        for step in self
+            .machine
+            .step(input)
+            .expect("the machine refused its own record")
+        {
             for record in step.append {
                 if let Record::OnePhase { gtrid, .. } = record {
                     self.one_phase.insert(gtrid);
@@ -131,8 +162,12 @@ impl Run {
                 self.log.push(record);
             }
             let forced = self.log.iter().filter(|record| record.is_forced()).count();
-            assert!(step.after <= forced as u64, "it waits for what nobody appended");
-            self.told.extend(step.release.into_iter().map(|effect| (step.after, effect)));
+            assert!(
+                step.after <= forced as u64,
+                "it waits for what nobody appended"
+            );
+            self.told
+                .extend(step.release.into_iter().map(|effect| (step.after, effect)));
         }
     }
 
@@ -157,39 +192,73 @@ impl Run {
 }
 
 fn asked(machine: &mut Coordinator, gtrid: Gtrid, n: u32) -> Decision {
-    let inquiry = Input::Inquire { from: p(n), branch: branch(gtrid, n), token: 0 };
+    let inquiry = Input::Inquire {
+        from: p(n),
+        branch: branch(gtrid, n),
+        token: 0,
+    };
     let steps = machine.step(inquiry).unwrap();
-    let [Effect::Answer { decision, .. }] = steps[0].release[..] else { panic!("{steps:?}") };
+    let [Effect::Answer { decision, .. }] = steps[0].release[..] else {
+        panic!("{steps:?}")
+    };
     decision
 }
 
 /// What a released effect promises about a transaction.
 fn check(run: &Run, effect: &Effect, machine: &mut Coordinator) {
-    let said = |machine: &mut Coordinator, branch: BranchId| {
-        asked(machine, branch.gtrid, branch.bqual.0)
-    };
+    let said =
+        |machine: &mut Coordinator, branch: BranchId| asked(machine, branch.gtrid, branch.bqual.0);
     match effect {
-        Effect::Send { message: ToParticipant::Commit { branch, one_phase: false, .. }, .. } => {
+        Effect::Send {
+            message:
+                ToParticipant::Commit {
+                    branch,
+                    one_phase: false,
+                    ..
+                },
+            ..
+        } => {
             let now = said(machine, *branch);
-            assert!(matches!(now, Decision::Commit | Decision::Forgotten), "{branch}: {now:?}");
+            assert!(
+                matches!(now, Decision::Commit | Decision::Forgotten),
+                "{branch}: {now:?}"
+            );
         }
-        Effect::Send { message: ToParticipant::Abort { branch, .. }, .. }
-            if !run.one_phase.contains(&branch.gtrid) =>
-        {
-            assert_ne!(said(machine, *branch), Decision::Commit, "{branch} was told to abort");
+        Effect::Send {
+            message: ToParticipant::Abort { branch, .. },
+            ..
+        } if !run.one_phase.contains(&branch.gtrid) => {
+            assert_ne!(
+                said(machine, *branch),
+                Decision::Commit,
+                "{branch} was told to abort"
+            );
         }
-        Effect::Reply { gtrid, outcome: Outcome::Aborted(_) } => {
+        Effect::Reply {
+            gtrid,
+            outcome: Outcome::Aborted(_),
+        } => {
             for n in 1..=3 {
-                assert_ne!(asked(machine, *gtrid, n), Decision::Commit, "{gtrid} was refused");
+                assert_ne!(
+                    asked(machine, *gtrid, n),
+                    Decision::Commit,
+                    "{gtrid} was refused"
+                );
             }
         }
-        Effect::Reply { gtrid, outcome: Outcome::Committed } => {
+        Effect::Reply {
+            gtrid,
+            outcome: Outcome::Committed,
+        } => {
             let wrote = run.log.iter().any(|record| match record {
                 Record::Decision { gtrid: decided, .. } => decided == gtrid,
                 _ => false,
             });
             let commits = (1..=3).any(|n| {
-                matches!(asked(machine, *gtrid, n), Decision::Commit | Decision::Forgotten)
+                matches!(
+                    asked(machine, *gtrid, n),
+                    Decision::Commit | Decision::Forgotten
+                )
             });
             assert!(commits || !wrote, "{gtrid} was promised and is lost");
         }
@@ -214,12 +283,26 @@ fn what_was_told_survives_a_crash() {
         }
         for record in durable {
             let name = format!("{record:?}");
-            let name = name.split([' ', '(', '{']).next().unwrap_or_default().to_owned();
+            let name = name
+                .split([' ', '(', '{'])
+                .next()
+                .unwrap_or_default()
+                .to_owned();
             *kinds.entry(name).or_insert(0_u64) += 1;
         }
     }
-    for kind in ["Decision", "OnePhase", "Refused", "End", "Heuristic", "Horizon"] {
-        assert!(kinds.get(kind).copied().unwrap_or(0) > RUNS / 20, "{kind}: {kinds:?}");
+    for kind in [
+        "Decision",
+        "OnePhase",
+        "Refused",
+        "End",
+        "Heuristic",
+        "Horizon",
+    ] {
+        assert!(
+            kinds.get(kind).copied().unwrap_or(0) > RUNS / 20,
+            "{kind}: {kinds:?}"
+        );
     }
 }
 
@@ -244,13 +327,26 @@ fn a_whole_log_answers_as_the_machine_that_wrote_it() {
                     (live, read),
                     (Decision::Running | Decision::Forgotten, Decision::Abort)
                 );
-                assert!(live == read || presumed, "seed {seed} {gtrid}: {live:?}, {read:?}");
+                assert!(
+                    live == read || presumed,
+                    "seed {seed} {gtrid}: {live:?}, {read:?}"
+                );
             }
             let look = |machine: &mut Coordinator| {
-                machine.step(Input::Look { gtrid, token: 0 }).unwrap().remove(0).release
+                machine
+                    .step(Input::Look { gtrid, token: 0 })
+                    .unwrap()
+                    .remove(0)
+                    .release
             };
             let live = look(&mut run.machine);
-            if let [Effect::Seen { seen: Seen::Ended { .. }, .. }] = &live[..] {
+            if let [
+                Effect::Seen {
+                    seen: Seen::Ended { .. },
+                    ..
+                },
+            ] = &live[..]
+            {
                 assert_eq!(look(&mut machine), live, "seed {seed}");
             }
         }

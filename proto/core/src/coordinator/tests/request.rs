@@ -3,27 +3,56 @@
 use super::*;
 
 fn run_again(machine: &mut Coordinator, gtrid: Gtrid, fingerprint: u64) -> Vec<CoordinatorStep> {
-    machine.step(run_of(gtrid, 2, Some(request("r", fingerprint)), Ack::Applied)).unwrap()
+    machine
+        .step(run_of(
+            gtrid,
+            2,
+            Some(request("r", fingerprint)),
+            Ack::Applied,
+        ))
+        .unwrap()
 }
 
 fn replay(after: u64, first: Gtrid, outcome: Outcome) -> [CoordinatorStep; 1] {
-    [step(vec![], after, vec![Effect::Replay { gtrid: g(9), first, outcome }])]
+    [step(
+        vec![],
+        after,
+        vec![Effect::Replay {
+            gtrid: g(9),
+            first,
+            outcome,
+        }],
+    )]
 }
 
 fn starts(machine: &mut Coordinator, gtrid: Gtrid, fingerprint: u64) {
     let steps = run_again(machine, gtrid, fingerprint);
-    assert_eq!(steps[0].release[0], began(gtrid, Some(request("r", fingerprint))));
+    assert_eq!(
+        steps[0].release[0],
+        began(gtrid, Some(request("r", fingerprint)))
+    );
 }
 
 #[test]
 fn a_repetition_joins_what_is_running() {
     let mut machine = coordinator();
-    let join = [step(vec![], 0, vec![Effect::Join { gtrid: g(9), first: g(1) }])];
+    let join = [step(
+        vec![],
+        0,
+        vec![Effect::Join {
+            gtrid: g(9),
+            first: g(1),
+        }],
+    )];
     starts(&mut machine, g(1), 1);
     assert_eq!(run_again(&mut machine, g(9), 1), join);
     machine.step(voted(g(1), 1, Vote::Commit)).unwrap();
     machine.step(voted(g(1), 2, Vote::Commit)).unwrap();
-    assert_eq!(run_again(&mut machine, g(9), 1), join, "decided, and not applied");
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        join,
+        "decided, and not applied"
+    );
     assert_eq!(machine.live(), 1);
 }
 
@@ -31,10 +60,16 @@ fn a_repetition_joins_what_is_running() {
 fn a_repetition_after_the_answer_gets_it_again() {
     let mut machine = coordinator();
     decided(&mut machine, g(1), Some(request("r", 1)), Ack::Decided);
-    assert_eq!(run_again(&mut machine, g(9), 1), replay(1, g(1), Outcome::Committed));
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        replay(1, g(1), Outcome::Committed)
+    );
     machine.step(finished(g(1), 1, Finish::Committed)).unwrap();
     machine.step(finished(g(1), 2, Finish::Committed)).unwrap();
-    assert_eq!(run_again(&mut machine, g(9), 1), replay(1, g(1), Outcome::Committed));
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        replay(1, g(1), Outcome::Committed)
+    );
 }
 
 #[test]
@@ -53,29 +88,54 @@ fn reuse_for_something_else_is_refused() {
 fn a_transient_abort_frees_it() {
     let mut machine = coordinator();
     starts(&mut machine, g(1), 1);
-    machine.step(voted(g(1), 1, Vote::Abort(transient()))).unwrap();
+    machine
+        .step(voted(g(1), 1, Vote::Abort(transient())))
+        .unwrap();
     starts(&mut machine, g(2), 1);
-    machine.step(finished(g(1), 2, Finish::Aborted(None))).unwrap();
-    let join = [step(vec![], 0, vec![Effect::Join { gtrid: g(9), first: g(2) }])];
-    assert_eq!(run_again(&mut machine, g(9), 1), join, "the end of the first frees nothing");
+    machine
+        .step(finished(g(1), 2, Finish::Aborted(None)))
+        .unwrap();
+    let join = [step(
+        vec![],
+        0,
+        vec![Effect::Join {
+            gtrid: g(9),
+            first: g(2),
+        }],
+    )];
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        join,
+        "the end of the first frees nothing"
+    );
 }
 
 #[test]
 fn a_final_refusal_keeps_it() {
     let mut machine = coordinator();
     starts(&mut machine, g(1), 1);
-    machine.step(voted(g(1), 1, Vote::Abort(refused()))).unwrap();
+    machine
+        .step(voted(g(1), 1, Vote::Abort(refused())))
+        .unwrap();
     let outcome = Outcome::Aborted(refused());
-    assert_eq!(run_again(&mut machine, g(9), 1), replay(1, g(1), outcome.clone()));
-    machine.step(finished(g(1), 2, Finish::Aborted(None))).unwrap();
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        replay(1, g(1), outcome.clone())
+    );
+    machine
+        .step(finished(g(1), 2, Finish::Aborted(None)))
+        .unwrap();
     assert_eq!(run_again(&mut machine, g(9), 1), replay(1, g(1), outcome));
     rejected(g(9), code::REQUEST_ID_REUSED)(&run_again(&mut machine, g(9), 2));
 }
 
 #[test]
 fn it_survives_a_restart() {
-    let refusal =
-        Record::Refused { gtrid: g(1), request: request("r", 1), reason: refused() };
+    let refusal = Record::Refused {
+        gtrid: g(1),
+        request: request("r", 1),
+        reason: refused(),
+    };
     let mut machine = recovered(&[refusal]);
     let outcome = Outcome::Aborted(refused());
     assert_eq!(
@@ -85,9 +145,21 @@ fn it_survives_a_restart() {
     );
     let decision = decision(g(1), &[1, 2], Some(request("r", 1)));
     let mut machine = recovered(std::slice::from_ref(&decision));
-    assert_eq!(run_again(&mut machine, g(9), 1), replay(0, g(1), Outcome::Committed));
-    let mut machine = recovered(&[decision, Record::End { gtrid: g(1), committed: true }]);
-    assert_eq!(run_again(&mut machine, g(9), 1), replay(0, g(1), Outcome::Committed));
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        replay(0, g(1), Outcome::Committed)
+    );
+    let mut machine = recovered(&[
+        decision,
+        Record::End {
+            gtrid: g(1),
+            committed: true,
+        },
+    ]);
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        replay(0, g(1), Outcome::Committed)
+    );
     rejected(g(9), code::REQUEST_ID_REUSED)(&run_again(&mut machine, g(9), 2));
 }
 
@@ -95,10 +167,16 @@ fn it_survives_a_restart() {
 fn a_delegation_that_failed_leaves_it_free_after_a_restart() {
     let mut machine = recovered(&[
         delegation(g(1), Some(request("r", 1))),
-        Record::End { gtrid: g(1), committed: false },
+        Record::End {
+            gtrid: g(1),
+            committed: false,
+        },
         decision(g(2), &[1, 2], Some(request("r", 1))),
     ]);
-    assert_eq!(run_again(&mut machine, g(9), 1), replay(0, g(2), Outcome::Committed));
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        replay(0, g(2), Outcome::Committed)
+    );
 }
 
 #[test]
@@ -114,14 +192,25 @@ fn a_refusal_of_the_call_itself_remembers_nothing() {
 fn a_final_refusal_waits_for_the_branch_that_carries_the_request() {
     let mut machine = coordinator();
     starts(&mut machine, g(1), 1);
-    let steps = machine.step(voted(g(1), 2, Vote::Abort(refused()))).unwrap();
+    let steps = machine
+        .step(voted(g(1), 2, Vote::Abort(refused())))
+        .unwrap();
     let changed = branch_now_for(g(1), 2, BranchState::Aborted, Some(refused()), 0);
-    assert_eq!(steps, [step(vec![], 0, vec![changed])], "nobody is told yet");
+    assert_eq!(
+        steps,
+        [step(vec![], 0, vec![changed])],
+        "nobody is told yet"
+    );
     // It took effect before anything here remembers: that is the answer, not the lack of funds.
     let before = Reason::new(code::REQUEST_ALREADY_COMMITTED, g(7).to_string());
-    let steps = machine.step(voted(g(1), 1, Vote::Abort(before.clone()))).unwrap();
+    let steps = machine
+        .step(voted(g(1), 1, Vote::Abort(before.clone())))
+        .unwrap();
     let told = steps.iter().flat_map(|step| &step.release);
-    let told: Vec<_> = told.filter(|e| matches!(e, Effect::Reply { .. })).cloned().collect();
+    let told: Vec<_> = told
+        .filter(|e| matches!(e, Effect::Reply { .. }))
+        .cloned()
+        .collect();
     assert_eq!(told, [reply(g(1), Outcome::Aborted(before))]);
 }
 
@@ -129,12 +218,26 @@ fn a_final_refusal_waits_for_the_branch_that_carries_the_request() {
 fn a_refusal_that_was_held_back_stands_when_the_request_is_new() {
     let mut machine = coordinator();
     starts(&mut machine, g(1), 1);
-    machine.step(voted(g(1), 2, Vote::Abort(refused()))).unwrap();
+    machine
+        .step(voted(g(1), 2, Vote::Abort(refused())))
+        .unwrap();
     let steps = machine.step(voted(g(1), 1, Vote::Commit)).unwrap();
     let all: Vec<_> = steps.iter().flat_map(|step| step.release.clone()).collect();
-    assert!(all.contains(&reply(g(1), Outcome::Aborted(refused()))), "{all:?}");
+    assert!(
+        all.contains(&reply(g(1), Outcome::Aborted(refused()))),
+        "{all:?}"
+    );
     assert!(!all.iter().any(|e| {
-        matches!(e, Effect::Send { message: ToParticipant::Commit { .. }, .. })
+        matches!(
+            e,
+            Effect::Send {
+                message: ToParticipant::Commit { .. },
+                ..
+            }
+        )
     }));
-    assert_eq!(run_again(&mut machine, g(9), 1), replay(1, g(1), Outcome::Aborted(refused())));
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        replay(1, g(1), Outcome::Aborted(refused()))
+    );
 }

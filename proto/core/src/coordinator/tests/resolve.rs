@@ -17,11 +17,27 @@ fn order(gtrid: Gtrid, n: u32, commit: bool, force: bool) -> Resolve {
 }
 
 fn goes(after: u64, resolve: &Resolve) -> CoordinatorStep {
-    step(vec![], after, vec![Effect::Order { resolve: resolve.clone(), heuristic: false }])
+    step(
+        vec![],
+        after,
+        vec![Effect::Order {
+            resolve: resolve.clone(),
+            heuristic: false,
+        }],
+    )
 }
 
 fn refused_with(steps: &[CoordinatorStep], after: u64, why: &str) {
-    let [Step { append, after: got, release }] = steps else { panic!("{steps:?}") };
+    let [
+        Step {
+            append,
+            after: got,
+            release,
+        },
+    ] = steps
+    else {
+        panic!("{steps:?}")
+    };
     assert_eq!((append.as_slice(), *got), ([].as_slice(), after));
     let [Effect::OrderRefused { token: 5, reason }] = release.as_slice() else {
         panic!("{release:?}")
@@ -34,7 +50,10 @@ fn forced(machine: &mut Coordinator, resolve: &Resolve) -> Vec<CoordinatorStep> 
     let record = heuristic(resolve.branch.gtrid, n, Some(resolve.commit), reason);
     let steps = machine.step(Input::Resolve(resolve.clone())).unwrap();
     assert_eq!(steps[0].append, [record]);
-    let effect = Effect::Order { resolve: resolve.clone(), heuristic: true };
+    let effect = Effect::Order {
+        resolve: resolve.clone(),
+        heuristic: true,
+    };
     assert_eq!(steps[0].release[0], effect);
     steps
 }
@@ -50,7 +69,10 @@ fn rolling_back_an_undecided_branch_aborts_the_transaction() {
         abort(g(1), 1),
         abort(g(1), 2),
         reply(g(1), Outcome::Aborted(why.clone())),
-        Effect::Order { resolve: resolve.clone(), heuristic: false },
+        Effect::Order {
+            resolve: resolve.clone(),
+            heuristic: false,
+        },
     ];
     assert_eq!(
         machine.step(Input::Resolve(resolve.clone())).unwrap(),
@@ -63,7 +85,9 @@ fn committing_an_undecided_branch_is_refused_even_by_force() {
     let mut machine = coordinator();
     one_vote_missing(&mut machine, g(1), None, Ack::Applied);
     for force in [false, true] {
-        let steps = machine.step(Input::Resolve(order(g(1), 1, true, force))).unwrap();
+        let steps = machine
+            .step(Input::Resolve(order(g(1), 1, true, force)))
+            .unwrap();
         refused_with(&steps, 0, code::WRONG_STATE);
     }
 }
@@ -73,7 +97,9 @@ fn a_delegated_branch_takes_no_orders() {
     let mut machine = coordinator();
     machine.step(run_of(g(1), 1, None, Ack::Applied)).unwrap();
     for (commit, force) in [(false, false), (false, true), (true, false), (true, true)] {
-        let steps = machine.step(Input::Resolve(order(g(1), 1, commit, force))).unwrap();
+        let steps = machine
+            .step(Input::Resolve(order(g(1), 1, commit, force)))
+            .unwrap();
         refused_with(&steps, 1, code::WRONG_STATE);
     }
 }
@@ -83,10 +109,16 @@ fn an_order_that_agrees_with_the_decision_is_a_nudge() {
     let mut machine = coordinator();
     decided(&mut machine, g(1), None, Ack::Applied);
     let commit = order(g(1), 1, true, false);
-    assert_eq!(machine.step(Input::Resolve(commit.clone())).unwrap(), [goes(1, &commit)]);
+    assert_eq!(
+        machine.step(Input::Resolve(commit.clone())).unwrap(),
+        [goes(1, &commit)]
+    );
     ended(&mut machine, g(2), None);
     let commit = order(g(2), 1, true, false);
-    assert_eq!(machine.step(Input::Resolve(commit.clone())).unwrap(), [goes(2, &commit)]);
+    assert_eq!(
+        machine.step(Input::Resolve(commit.clone())).unwrap(),
+        [goes(2, &commit)]
+    );
     let roll_back = order(g(7), 1, false, false);
     assert_eq!(
         machine.step(Input::Resolve(roll_back.clone())).unwrap(),
@@ -99,9 +131,13 @@ fn an_order_that_agrees_with_the_decision_is_a_nudge() {
 fn an_order_against_the_decision_must_be_forced() {
     let mut machine = coordinator();
     decided(&mut machine, g(1), None, Ack::Applied);
-    let steps = machine.step(Input::Resolve(order(g(1), 1, false, false))).unwrap();
+    let steps = machine
+        .step(Input::Resolve(order(g(1), 1, false, false)))
+        .unwrap();
     refused_with(&steps, 1, code::CONTRADICTS_OUTCOME);
-    let steps = machine.step(Input::Resolve(order(g(7), 1, true, false))).unwrap();
+    let steps = machine
+        .step(Input::Resolve(order(g(7), 1, true, false)))
+        .unwrap();
     refused_with(&steps, 0, code::CONTRADICTS_OUTCOME);
     ended(&mut machine, g(2), None);
     machine.step(Input::Forget { below: g(3) }).unwrap();
@@ -114,7 +150,9 @@ fn what_is_forgotten_must_be_forced_either_way() {
     ended(&mut machine, g(1), None);
     machine.step(Input::Forget { below: g(3) }).unwrap();
     for commit in [false, true] {
-        let steps = machine.step(Input::Resolve(order(g(1), 1, commit, false))).unwrap();
+        let steps = machine
+            .step(Input::Resolve(order(g(1), 1, commit, false)))
+            .unwrap();
         refused_with(&steps, 0, code::CONTRADICTS_OUTCOME);
         forced(&mut machine, &order(g(1), 1, commit, true));
     }
@@ -126,7 +164,10 @@ fn a_sibling_tells_what_nothing_else_does() {
     for sibling in [true, false] {
         let mut agrees = order(g(1), 1, sibling, false);
         agrees.sibling = Some(sibling);
-        assert_eq!(machine.step(Input::Resolve(agrees.clone())).unwrap(), [goes(0, &agrees)]);
+        assert_eq!(
+            machine.step(Input::Resolve(agrees.clone())).unwrap(),
+            [goes(0, &agrees)]
+        );
         let mut contradicts = order(g(1), 1, !sibling, false);
         contradicts.sibling = Some(sibling);
         let steps = machine.step(Input::Resolve(contradicts)).unwrap();
@@ -143,16 +184,34 @@ fn a_client_of_a_forced_transaction_is_not_told_committed() {
     let steps = forced(&mut machine, &resolve);
     let why = resolve.reason.clone();
     let release = vec![
-        Effect::Order { resolve, heuristic: true },
+        Effect::Order {
+            resolve,
+            heuristic: true,
+        },
         now_for(g(1), S::Committed, &why),
         reply(g(1), Outcome::Damaged(why.clone())),
     ];
     let record = heuristic(g(1), 1, Some(false), &why);
-    let end = Record::End { gtrid: g(1), committed: true };
-    assert_eq!(steps, [step(vec![record], 2, release), step(vec![end], 0, vec![])]);
-    let again = machine.step(run_of(g(9), 2, Some(request("r", 1)), Ack::Applied)).unwrap();
+    let end = Record::End {
+        gtrid: g(1),
+        committed: true,
+    };
+    assert_eq!(
+        steps,
+        [step(vec![record], 2, release), step(vec![end], 0, vec![])]
+    );
+    let again = machine
+        .step(run_of(g(9), 2, Some(request("r", 1)), Ack::Applied))
+        .unwrap();
     let outcome = Outcome::Damaged(why);
-    assert_eq!(again[0].release, [Effect::Replay { gtrid: g(9), first: g(1), outcome }]);
+    assert_eq!(
+        again[0].release,
+        [Effect::Replay {
+            gtrid: g(9),
+            first: g(1),
+            outcome
+        }]
+    );
 }
 
 #[test]
@@ -160,10 +219,19 @@ fn a_forced_branch_is_waited_for_no_longer_but_its_siblings_are() {
     let mut machine = coordinator();
     decided(&mut machine, g(1), None, Ack::Applied);
     assert_eq!(forced(&mut machine, &order(g(1), 1, false, true)).len(), 1);
-    let states: Vec<_> =
-        machine.transactions().next().unwrap().branches.iter().map(|b| b.state).collect();
+    let states: Vec<_> = machine
+        .transactions()
+        .next()
+        .unwrap()
+        .branches
+        .iter()
+        .map(|b| b.state)
+        .collect();
     assert_eq!(states, [B::Heuristic, B::Committing]);
-    assert_eq!(machine.step(finished(g(1), 1, Finish::Committed)).unwrap(), []);
+    assert_eq!(
+        machine.step(finished(g(1), 1, Finish::Committed)).unwrap(),
+        []
+    );
     machine.step(finished(g(1), 2, Finish::Committed)).unwrap();
     assert_eq!(machine.live(), 0);
 }
@@ -172,7 +240,9 @@ fn a_forced_branch_is_waited_for_no_longer_but_its_siblings_are() {
 fn forcing_a_commit_into_an_abort_ends_it_when_nobody_is_missing() {
     let mut machine = coordinator();
     machine.step(run_of(g(1), 2, None, Ack::Applied)).unwrap();
-    machine.step(voted(g(1), 1, Vote::Abort(transient()))).unwrap();
+    machine
+        .step(voted(g(1), 1, Vote::Abort(transient())))
+        .unwrap();
     let steps = forced(&mut machine, &order(g(1), 2, true, true));
     let why = order(g(1), 2, true, true).reason;
     assert_eq!(steps[0].release[1], now_for(g(1), S::Aborted, &why));

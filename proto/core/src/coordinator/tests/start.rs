@@ -69,13 +69,23 @@ fn an_interactive_transaction_enlists_each_participant_once() {
         machine.step(Input::Begin { gtrid: g(1) }).unwrap(),
         [step(vec![], 0, vec![began(g(1), None)])]
     );
-    let enlist = || Input::Enlist { gtrid: g(1), participant: p(2) };
-    let enlisted = |new| Effect::Enlisted { branch: branch(g(1), 1), participant: p(2), new };
+    let enlist = || Input::Enlist {
+        gtrid: g(1),
+        participant: p(2),
+    };
+    let enlisted = |new| Effect::Enlisted {
+        branch: branch(g(1), 1),
+        participant: p(2),
+        new,
+    };
     assert_eq!(
         machine.step(enlist()).unwrap(),
         [step(vec![], 0, vec![now(g(1), S::Active), enlisted(true)])]
     );
-    assert_eq!(machine.step(enlist()).unwrap(), [step(vec![], 0, vec![enlisted(false)])]);
+    assert_eq!(
+        machine.step(enlist()).unwrap(),
+        [step(vec![], 0, vec![enlisted(false)])]
+    );
 }
 
 #[test]
@@ -97,12 +107,20 @@ fn a_transaction_has_a_limit_of_branches() {
     let max = u32::try_from(BRANCHES_MAX).unwrap();
     for n in 1..=max + 1 {
         machine.step(Input::LinkUp { participant: p(n) }).unwrap();
-        let steps = machine.step(Input::Enlist { gtrid: g(1), participant: p(n) }).unwrap();
+        let steps = machine
+            .step(Input::Enlist {
+                gtrid: g(1),
+                participant: p(n),
+            })
+            .unwrap();
         if n > max {
             rejected(g(1), code::LIMIT_REACHED)(&steps);
         }
     }
-    assert_eq!(machine.transactions().next().unwrap().branches.len(), BRANCHES_MAX);
+    assert_eq!(
+        machine.transactions().next().unwrap().branches.len(),
+        BRANCHES_MAX
+    );
 }
 
 #[test]
@@ -110,23 +128,40 @@ fn an_interactive_commit_prepares_what_was_begun_and_lets_readers_leave() {
     let mut machine = coordinator();
     machine.step(Input::Begin { gtrid: g(1) }).unwrap();
     for n in 1..=2 {
-        machine.step(Input::Enlist { gtrid: g(1), participant: p(n) }).unwrap();
+        machine
+            .step(Input::Enlist {
+                gtrid: g(1),
+                participant: p(n),
+            })
+            .unwrap();
     }
-    let commit = || Input::Commit { gtrid: g(1), ack: Ack::Applied };
+    let commit = || Input::Commit {
+        gtrid: g(1),
+        ack: Ack::Applied,
+    };
     let release = vec![
         now(g(1), S::Preparing),
         prepare(g(1), 1, false, true),
         prepare(g(1), 2, false, true),
     ];
     assert_eq!(machine.step(commit()).unwrap(), [step(vec![], 0, release)]);
-    assert_eq!(machine.step(commit()).unwrap(), [], "a repeated Commit waits");
+    assert_eq!(
+        machine.step(commit()).unwrap(),
+        [],
+        "a repeated Commit waits"
+    );
 }
 
 #[test]
 fn an_empty_transaction_commits_without_a_record() {
     let mut machine = coordinator();
     machine.step(Input::Begin { gtrid: g(1) }).unwrap();
-    let steps = machine.step(Input::Commit { gtrid: g(1), ack: Ack::Applied }).unwrap();
+    let steps = machine
+        .step(Input::Commit {
+            gtrid: g(1),
+            ack: Ack::Applied,
+        })
+        .unwrap();
     let release = vec![
         now(g(1), S::Prepared),
         now(g(1), S::Committed),
@@ -139,7 +174,10 @@ fn an_empty_transaction_commits_without_a_record() {
 #[test]
 fn commit_of_what_is_not_running_is_refused() {
     let mut machine = coordinator();
-    let commit = |gtrid| Input::Commit { gtrid, ack: Ack::Applied };
+    let commit = |gtrid| Input::Commit {
+        gtrid,
+        ack: Ack::Applied,
+    };
     rejected(g(1), code::TRANSACTION_NOT_FOUND)(&machine.step(commit(g(1))).unwrap());
     one_vote_missing(&mut machine, g(2), None, Ack::Applied);
     machine.step(Input::Deadline { gtrid: g(2) }).unwrap();
@@ -149,9 +187,16 @@ fn commit_of_what_is_not_running_is_refused() {
 #[test]
 fn a_repeated_commit_after_the_decision_gets_the_outcome() {
     let mut machine = coordinator();
-    let commit = |gtrid| Input::Commit { gtrid, ack: Ack::Applied };
+    let commit = |gtrid| Input::Commit {
+        gtrid,
+        ack: Ack::Applied,
+    };
     decided(&mut machine, g(1), None, Ack::Applied);
-    assert_eq!(machine.step(commit(g(1))).unwrap(), [], "it waits like the first");
+    assert_eq!(
+        machine.step(commit(g(1))).unwrap(),
+        [],
+        "it waits like the first"
+    );
     decided(&mut machine, g(2), None, Ack::Decided);
     assert_eq!(
         machine.step(commit(g(2))).unwrap(),
@@ -163,11 +208,24 @@ fn a_repeated_commit_after_the_decision_gets_the_outcome() {
 fn begun_tells_the_machine_nothing() {
     let mut machine = coordinator();
     machine.step(Input::Begin { gtrid: g(1) }).unwrap();
-    machine.step(Input::Enlist { gtrid: g(1), participant: p(1) }).unwrap();
+    machine
+        .step(Input::Enlist {
+            gtrid: g(1),
+            participant: p(1),
+        })
+        .unwrap();
     let message = FromParticipant::Begun {
         branch: branch(g(1), 1),
         epoch: EPOCH,
         result: Err(transient()),
     };
-    assert_eq!(machine.step(Input::Received { from: p(1), message }).unwrap(), []);
+    assert_eq!(
+        machine
+            .step(Input::Received {
+                from: p(1),
+                message
+            })
+            .unwrap(),
+        []
+    );
 }

@@ -7,7 +7,10 @@ fn abort_of_a_prepared_branch() {
     let mut machine = with_prepared();
     assert_eq!(machine.step(abort(2)), runs(Command::Rollback));
     assert_eq!(machine.step(abort(3)), quiet(), "doubled");
-    let both = vec![finish(2, Finish::Aborted(None)), finish(3, Finish::Aborted(None))];
+    let both = vec![
+        finish(2, Finish::Aborted(None)),
+        finish(3, Finish::Aborted(None)),
+    ];
     assert_eq!(machine.step(verb(Verb::Done)), step(both));
     assert_eq!(state(&machine), None);
 }
@@ -65,7 +68,10 @@ fn a_tombstone_that_cannot_be_left_is_left_later() {
     assert_eq!(state(&machine), Some(State::AbortLater));
     machine.step(abort(2));
     machine.step(verb(Verb::NoSuchBranch));
-    retries(&machine.step(ledger(LedgerEntry::Absent)), code::UNEXPECTED_ANSWER);
+    retries(
+        &machine.step(ledger(LedgerEntry::Absent)),
+        code::UNEXPECTED_ANSWER,
+    );
     assert_eq!(state(&machine), Some(State::AbortLater));
 }
 
@@ -75,29 +81,51 @@ fn a_row_held_by_another_connection_is_detached() {
     machine.step(abort(1));
     machine.step(verb(Verb::NoSuchBranch));
     let attached = Reason::new(code::BRANCH_ATTACHED, "alive");
-    let told = machine.step(Input::Ledger { branch: ONLY, result: Err(attached) });
+    let told = machine.step(Input::Ledger {
+        branch: ONLY,
+        result: Err(attached),
+    });
     assert_eq!(told.release[0], Effect::Detach { branch: ONLY });
     retries(&told, code::BRANCH_ATTACHED);
 }
 
 #[test]
 fn abort_waits_for_the_work_and_interrupts_it() {
-    for (result, voted) in [
-        (Prepared::Prepared, None),
-        (Prepared::Unknown(why()), Some(Vote::Abort(why()))),
-    ] {
-        let mut machine = participant();
-        machine.step(prepare(1));
-        assert_eq!(machine.step(abort(2)), step(vec![Effect::Cancel { branch: ONLY }]));
-        let told = machine.step(prepared(result));
-        match voted {
-            None => votes_abort(&told, code::ALREADY_ABORTED),
-            Some(expected) => assert_eq!(told.release[0], vote(1, expected)),
-        }
-        assert_eq!(told.release[1..], [run(ONLY, Command::Rollback)]);
-        let done = step(vec![finish(2, Finish::Aborted(None))]);
-        assert_eq!(machine.step(verb(Verb::Done)), done);
-    }
+    let mut machine = participant();
+    machine.step(prepare(1));
+    assert_eq!(
+        machine.step(abort(2)),
+        step(vec![Effect::Cancel { branch: ONLY }])
+    );
+    let mut unknown = machine.clone();
+    let done = step(vec![finish(2, Finish::Aborted(None))]);
+
+    let told = machine.step(prepared(Prepared::Prepared));
+    votes_abort(&told, code::ALREADY_ABORTED);
+    assert_eq!(told.release[1..], [run(ONLY, Command::Rollback)]);
+    assert_eq!(machine.step(verb(Verb::Done)), done);
+
+    let told = unknown.step(prepared(Prepared::Unknown(why())));
+    assert_eq!(
+        told.release,
+        [vote(1, Vote::Abort(why())), run(ONLY, Command::Tombstone)]
+    );
+    assert_eq!(unknown.step(ledger(LedgerEntry::Tombstone)), done);
+}
+
+#[test]
+fn a_rollback_that_may_still_happen_ends_with_a_tombstone() {
+    let mut machine = with_prepared();
+    machine.step(abort(2));
+    assert_eq!(
+        machine.step(verb(Verb::Unknown(why()))),
+        runs(Command::Tombstone)
+    );
+    retries(&machine.step(ledger_failed()), code::SERVER_DOWN);
+    assert_eq!(machine.step(abort(3)), runs(Command::Rollback));
+    assert_eq!(machine.step(verb(Verb::Done)), runs(Command::Tombstone));
+    let done = step(vec![finish(3, Finish::Aborted(None))]);
+    assert_eq!(machine.step(ledger(LedgerEntry::Tombstone)), done);
 }
 
 #[test]
@@ -105,8 +133,14 @@ fn abort_of_work_that_failed_by_itself_is_done() {
     let mut machine = participant();
     machine.step(prepare(1));
     machine.step(abort(2));
-    let both = vec![vote(1, Vote::Abort(refused())), finish(2, Finish::Aborted(Some(refused())))];
-    assert_eq!(machine.step(prepared(Prepared::NotPrepared(refused()))), step(both));
+    let both = vec![
+        vote(1, Vote::Abort(refused())),
+        finish(2, Finish::Aborted(Some(refused()))),
+    ];
+    assert_eq!(
+        machine.step(prepared(Prepared::NotPrepared(refused()))),
+        step(both)
+    );
     assert_eq!(state(&machine), None);
 }
 
@@ -124,18 +158,29 @@ fn a_rollback_of_ones_own_that_finds_a_commit_asks_whether_that_is_damage() {
     let mut machine = participant();
     machine.step(prepare(1));
     machine.step(prepared(Prepared::Unknown(why())));
-    machine.step(verb(Verb::NoSuchBranch));
     assert_eq!(machine.step(ledger(LedgerEntry::Committed)), quiet());
-    let asks = step(vec![Effect::Inquire { branches: vec![ONLY] }]);
+    let asks = step(vec![Effect::Inquire {
+        branches: vec![ONLY],
+    }]);
     assert_eq!(machine.step(Input::Sweep { listed: vec![] }), asks);
 
     let mut doubled = machine.clone();
-    assert_eq!(doubled.step(decided(Decision::Commit)), runs(Command::Commit));
+    assert_eq!(
+        doubled.step(decided(Decision::Commit)),
+        runs(Command::Commit)
+    );
     doubled.step(verb(Verb::NoSuchBranch));
-    assert_eq!(doubled.step(ledger(LedgerEntry::Committed)), quiet(), "a doubled Prepare");
+    assert_eq!(
+        doubled.step(ledger(LedgerEntry::Committed)),
+        quiet(),
+        "a doubled Prepare"
+    );
     assert_eq!(state(&doubled), None);
 
-    assert_eq!(machine.step(decided(Decision::Abort)), runs(Command::Rollback));
+    assert_eq!(
+        machine.step(decided(Decision::Abort)),
+        runs(Command::Rollback)
+    );
     machine.step(verb(Verb::NoSuchBranch));
     let told = machine.step(ledger(LedgerEntry::Committed));
     let [ParticipantRecord::Damage { reason, .. }] = told.append.as_slice() else {

@@ -3,13 +3,23 @@
 use super::*;
 
 fn damage(code: &str, step: &ParticipantStep, token: Option<Token>) {
-    let [ParticipantRecord::Damage { gtrid, bqual, reason }] = step.append.as_slice() else {
+    let [
+        ParticipantRecord::Damage {
+            gtrid,
+            bqual,
+            reason,
+        },
+    ] = step.append.as_slice()
+    else {
         panic!("{step:?}")
     };
     assert_eq!((*gtrid, *bqual), (ONLY.gtrid, ONLY.bqual));
     assert_eq!(&*reason.code, code);
     assert_eq!(step.after, 1, "it is told only when it is on record");
-    let mut expected = vec![Effect::Damaged { branch: ONLY, reason: reason.clone() }];
+    let mut expected = vec![Effect::Damaged {
+        branch: ONLY,
+        reason: reason.clone(),
+    }];
     expected.extend(token.map(|token| finish(token, Finish::Damaged(reason.clone()))));
     assert_eq!(step.release, expected);
 }
@@ -32,7 +42,11 @@ fn commit_of_an_unknown_branch_asks_the_server() {
     assert_eq!(machine.step(commit(1)), runs(Command::Commit));
     machine.step(verb(Verb::NoSuchBranch));
     let done = step(vec![finish(1, Finish::Committed)]);
-    assert_eq!(machine.step(ledger(LedgerEntry::Committed)), done, "committed before");
+    assert_eq!(
+        machine.step(ledger(LedgerEntry::Committed)),
+        done,
+        "committed before"
+    );
     assert_eq!(state(&machine), None);
 }
 
@@ -64,7 +78,10 @@ fn a_branch_attached_to_another_connection_is_detached_and_tried_again() {
     let mut machine = with_prepared();
     machine.step(commit(2));
     machine.step(verb(Verb::NoSuchBranch));
-    assert_eq!(machine.step(ledger(LedgerEntry::Absent)), runs(Command::List));
+    assert_eq!(
+        machine.step(ledger(LedgerEntry::Absent)),
+        runs(Command::List)
+    );
     let told = machine.step(listed(true));
     assert_eq!(told.release[0], Effect::Detach { branch: ONLY });
     retries(&told, code::BRANCH_ATTACHED);
@@ -76,8 +93,14 @@ fn a_branch_that_is_gone_is_damage_when_it_is_gone_twice() {
     let mut machine = with_prepared();
     for token in [2, 3] {
         assert_eq!(machine.step(commit(token)), runs(Command::Commit));
-        assert_eq!(machine.step(verb(Verb::NoSuchBranch)), runs(Command::ReadLedger));
-        assert_eq!(machine.step(ledger(LedgerEntry::Absent)), runs(Command::List));
+        assert_eq!(
+            machine.step(verb(Verb::NoSuchBranch)),
+            runs(Command::ReadLedger)
+        );
+        assert_eq!(
+            machine.step(ledger(LedgerEntry::Absent)),
+            runs(Command::List)
+        );
         assert_eq!(machine.step(listed(false)), runs(Command::ReadLedger));
         assert_eq!(state(&machine), Some(State::Committing(Stage::LastLook)));
         let told = machine.step(ledger(LedgerEntry::Absent));
@@ -112,7 +135,10 @@ fn being_listed_in_between_clears_the_suspicion() {
         if lists {
             retries(&told, code::BRANCH_ATTACHED);
         } else {
-            retries(&machine.step(ledger(LedgerEntry::Absent)), code::HEURISTIC_UNKNOWN);
+            retries(
+                &machine.step(ledger(LedgerEntry::Absent)),
+                code::HEURISTIC_UNKNOWN,
+            );
         }
     }
 }
@@ -122,7 +148,11 @@ fn a_tombstone_where_a_commit_was_ordered_is_damage() {
     let mut machine = with_prepared();
     machine.step(commit(2));
     machine.step(verb(Verb::NoSuchBranch));
-    damage(code::HEURISTIC_ROLLBACK, &machine.step(ledger(LedgerEntry::Tombstone)), Some(2));
+    damage(
+        code::HEURISTIC_ROLLBACK,
+        &machine.step(ledger(LedgerEntry::Tombstone)),
+        Some(2),
+    );
     assert_eq!(state(&machine), None);
 }
 
@@ -135,7 +165,10 @@ fn a_question_that_gets_no_answer_is_asked_again_later() {
     machine.step(commit(3));
     machine.step(verb(Verb::Unknown(why())));
     machine.step(ledger(LedgerEntry::Absent));
-    let failed = Input::Listed { branch: ONLY, result: Err(why()) };
+    let failed = Input::Listed {
+        branch: ONLY,
+        result: Err(why()),
+    };
     retries(&machine.step(failed), code::SERVER_DOWN);
     assert_eq!(state(&machine), Some(State::Prepared));
 }
@@ -167,7 +200,14 @@ fn a_commit_of_what_everybody_acknowledged_leaves_nothing_behind() {
 fn damage_that_nobody_waits_for_is_recorded_too() {
     let mut machine = Participant::new(EPOCH, Gtrid::MIN);
     machine.step(Input::Sweep { listed: vec![ONLY] });
-    assert_eq!(machine.step(decided(Decision::Commit)), runs(Command::Commit));
+    assert_eq!(
+        machine.step(decided(Decision::Commit)),
+        runs(Command::Commit)
+    );
     machine.step(verb(Verb::NoSuchBranch));
-    damage(code::HEURISTIC_ROLLBACK, &machine.step(ledger(LedgerEntry::Tombstone)), None);
+    damage(
+        code::HEURISTIC_ROLLBACK,
+        &machine.step(ledger(LedgerEntry::Tombstone)),
+        None,
+    );
 }

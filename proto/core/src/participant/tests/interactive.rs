@@ -3,19 +3,39 @@
 use super::*;
 
 fn begin(token: Token) -> Input {
-    says(token, ToParticipant::Begin { branch: ONLY, epoch: EPOCH })
+    says(
+        token,
+        ToParticipant::Begin {
+            branch: ONLY,
+            epoch: EPOCH,
+        },
+    )
 }
 
 fn begun(token: Token, result: Result<(), Reason>) -> Effect {
-    Effect::Reply { token, message: FromParticipant::Begun { branch: ONLY, epoch: EPOCH, result } }
+    Effect::Reply {
+        token,
+        message: FromParticipant::Begun {
+            branch: ONLY,
+            epoch: EPOCH,
+            result,
+        },
+    }
 }
 
 fn statement(token: Token) -> Input {
-    Input::Statement { token, branch: ONLY, epoch: EPOCH }
+    Input::Statement {
+        token,
+        branch: ONLY,
+        epoch: EPOCH,
+    }
 }
 
 fn done(failed: Option<Reason>) -> Input {
-    Input::StatementDone { branch: ONLY, failed }
+    Input::StatementDone {
+        branch: ONLY,
+        failed,
+    }
 }
 
 fn refuses(step: &ParticipantStep, code: &str) {
@@ -27,7 +47,10 @@ fn refuses(step: &ParticipantStep, code: &str) {
 
 fn executing() -> Participant {
     let mut machine = with_active();
-    let expected = step(vec![Effect::RunStatement { token: 7, branch: ONLY }]);
+    let expected = step(vec![Effect::RunStatement {
+        token: 7,
+        branch: ONLY,
+    }]);
     assert_eq!(machine.step(statement(7)), expected);
     machine
 }
@@ -47,7 +70,13 @@ fn begin_opens_a_branch_once() {
     assert_eq!(machine.step(begin(1)), runs(Command::Begin));
     assert_eq!(machine.step(begin(2)), quiet(), "doubled");
     let both = vec![begun(1, Ok(())), begun(2, Ok(()))];
-    assert_eq!(machine.step(Input::Begun { branch: ONLY, result: Ok(()) }), step(both));
+    assert_eq!(
+        machine.step(Input::Begun {
+            branch: ONLY,
+            result: Ok(())
+        }),
+        step(both)
+    );
     assert_eq!(machine.step(begin(3)), step(vec![begun(3, Ok(()))]), "late");
 }
 
@@ -56,7 +85,13 @@ fn a_begin_that_failed_leaves_nothing() {
     let mut machine = participant();
     machine.step(begin(1));
     let told = step(vec![begun(1, Err(why()))]);
-    assert_eq!(machine.step(Input::Begun { branch: ONLY, result: Err(why()) }), told);
+    assert_eq!(
+        machine.step(Input::Begun {
+            branch: ONLY,
+            result: Err(why())
+        }),
+        told
+    );
     assert_eq!(state(&machine), None);
 }
 
@@ -64,8 +99,16 @@ fn a_begin_that_failed_leaves_nothing() {
 fn begin_is_refused_where_it_makes_no_sense() {
     let refused_begin = |machine: &mut Participant| {
         let step = machine.step(begin(9));
-        let [Effect::Reply { message: FromParticipant::Begun { result: Err(reason), .. }, .. }] =
-            step.release.as_slice()
+        let [
+            Effect::Reply {
+                message:
+                    FromParticipant::Begun {
+                        result: Err(reason),
+                        ..
+                    },
+                ..
+            },
+        ] = step.release.as_slice()
         else {
             panic!("{step:?}")
         };
@@ -85,7 +128,10 @@ fn statements_run_one_at_a_time() {
     refuses(&machine.step(statement(8)), code::WRONG_STATE);
     assert_eq!(machine.step(done(None)), quiet());
     assert_eq!(state(&machine), Some(State::Active));
-    let expected = step(vec![Effect::RunStatement { token: 9, branch: ONLY }]);
+    let expected = step(vec![Effect::RunStatement {
+        token: 9,
+        branch: ONLY,
+    }]);
     assert_eq!(machine.step(statement(9)), expected);
 }
 
@@ -94,7 +140,11 @@ fn statements_are_refused_where_they_make_no_sense() {
     refuses(&participant().step(statement(1)), code::BRANCH_LOST);
     refuses(&with_prepared().step(statement(1)), code::WRONG_STATE);
     refuses(&failed().step(statement(1)), code::INSUFFICIENT_FUNDS);
-    let stale = Input::Statement { token: 1, branch: ONLY, epoch: Epoch(2) };
+    let stale = Input::Statement {
+        token: 1,
+        branch: ONLY,
+        epoch: Epoch(2),
+    };
     refuses(&with_active().step(stale), code::STALE_EPOCH);
 }
 
@@ -111,7 +161,10 @@ fn a_failed_statement_poisons_its_branch() {
 #[test]
 fn an_abort_that_is_waiting_hears_why_a_statement_failed() {
     let mut machine = executing();
-    assert_eq!(machine.step(abort(2)), step(vec![Effect::Cancel { branch: ONLY }]));
+    assert_eq!(
+        machine.step(abort(2)),
+        step(vec![Effect::Cancel { branch: ONLY }])
+    );
     assert_eq!(machine.step(done(Some(refused()))), runs(Command::Rollback));
     let told = step(vec![finish(2, Finish::Aborted(Some(refused())))]);
     assert_eq!(machine.step(verb(Verb::Done)), told);
@@ -127,18 +180,33 @@ fn an_abort_ends_a_branch_whose_statement_succeeds_or_that_is_being_opened() {
     machine.step(begin(1));
     machine.step(abort(2));
     let told = step(vec![begun(1, Ok(())), run(ONLY, Command::Rollback)]);
-    assert_eq!(machine.step(Input::Begun { branch: ONLY, result: Ok(()) }), told);
+    assert_eq!(
+        machine.step(Input::Begun {
+            branch: ONLY,
+            result: Ok(())
+        }),
+        told
+    );
     let mut machine = participant();
     machine.step(begin(1));
     machine.step(abort(2));
     let told = step(vec![begun(1, Err(why())), finish(2, Finish::Aborted(None))]);
-    assert_eq!(machine.step(Input::Begun { branch: ONLY, result: Err(why()) }), told);
+    assert_eq!(
+        machine.step(Input::Begun {
+            branch: ONLY,
+            result: Err(why())
+        }),
+        told
+    );
 }
 
 #[test]
 fn prepare_of_an_open_branch() {
     let mut machine = with_active();
-    let expected = Command::Prepare { work: false, may_leave: true };
+    let expected = Command::Prepare {
+        work: false,
+        may_leave: true,
+    };
     assert_eq!(machine.step(prepare_of(ONLY, 2, false)), runs(expected));
     let told = step(vec![vote(2, Vote::Commit)]);
     assert_eq!(machine.step(prepared(Prepared::Prepared)), told);
@@ -167,11 +235,18 @@ fn an_unprepared_branch_expires() {
     let told = machine.step(prepare_of(ONLY, 2, false));
     votes_abort(&told, code::DEADLINE_EXCEEDED);
     let mut machine = executing();
-    assert_eq!(machine.step(expired()), step(vec![Effect::Cancel { branch: ONLY }]));
+    assert_eq!(
+        machine.step(expired()),
+        step(vec![Effect::Cancel { branch: ONLY }])
+    );
     let mut machine = failed();
     assert_eq!(machine.step(expired()), quiet());
     assert_eq!(state(&machine), None);
     let mut machine = with_prepared();
     assert_eq!(machine.step(expired()), quiet());
-    assert_eq!(state(&machine), Some(State::Prepared), "a vote COMMIT never expires");
+    assert_eq!(
+        state(&machine),
+        Some(State::Prepared),
+        "a vote COMMIT never expires"
+    );
 }

@@ -3,7 +3,10 @@
 use super::*;
 
 fn done(result: OnePhase) -> Input {
-    Input::OnePhase { branch: ONLY, result }
+    Input::OnePhase {
+        branch: ONLY,
+        result,
+    }
 }
 
 fn aborted(token: Token) -> ParticipantStep {
@@ -13,17 +16,25 @@ fn aborted(token: Token) -> ParticipantStep {
 #[test]
 fn a_commit_in_one_phase() {
     let mut machine = participant();
-    assert_eq!(machine.step(one_phase(1, true)), runs(Command::CommitOnePhase { work: true }));
+    assert_eq!(
+        machine.step(one_phase(1, true)),
+        runs(Command::CommitOnePhase { work: true })
+    );
     assert_eq!(machine.step(one_phase(2, true)), quiet(), "doubled");
     assert_eq!(machine.step(abort(3)), quiet(), "it cannot be overruled");
-    let told = [1, 2, 3].map(|token| finish(token, Finish::Committed)).to_vec();
+    let told = [1, 2, 3]
+        .map(|token| finish(token, Finish::Committed))
+        .to_vec();
     assert_eq!(machine.step(done(OnePhase::Committed)), step(told));
     assert_eq!(state(&machine), None);
 }
 
 #[test]
 fn a_failed_one_is_told_only_when_it_can_never_succeed() {
-    for result in [OnePhase::NotCommitted(refused()), OnePhase::Unknown(refused())] {
+    for result in [
+        OnePhase::NotCommitted(refused()),
+        OnePhase::Unknown(refused()),
+    ] {
         let mut machine = participant();
         machine.step(one_phase(1, true));
         assert_eq!(machine.step(done(result)), runs(Command::Tombstone));
@@ -35,7 +46,10 @@ fn a_failed_one_is_told_only_when_it_can_never_succeed() {
 
 #[test]
 fn the_ledger_row_overrules_a_failure() {
-    for result in [OnePhase::NotCommitted(refused()), OnePhase::Unknown(refused())] {
+    for result in [
+        OnePhase::NotCommitted(refused()),
+        OnePhase::Unknown(refused()),
+    ] {
         let mut machine = participant();
         machine.step(one_phase(1, true));
         machine.step(done(result));
@@ -70,22 +84,39 @@ fn an_open_branch_that_is_gone_is_looked_up() {
     assert_eq!(machine.step(one_phase(1, false)), runs(Command::Tombstone));
     let mut committed = machine.clone();
     let told = step(vec![finish(1, Finish::Committed)]);
-    assert_eq!(committed.step(ledger(LedgerEntry::Committed)), told, "its answer was lost");
+    assert_eq!(
+        committed.step(ledger(LedgerEntry::Committed)),
+        told,
+        "its answer was lost"
+    );
     let told = machine.step(ledger(LedgerEntry::Tombstone));
-    let [Effect::Reply { message: FromParticipant::Finished { finish, .. }, .. }] =
-        told.release.as_slice()
+    let [
+        Effect::Reply {
+            message: FromParticipant::Finished { finish, .. },
+            ..
+        },
+    ] = told.release.as_slice()
     else {
         panic!("{told:?}")
     };
-    let Finish::Aborted(Some(reason)) = finish else { panic!("{finish:?}") };
+    let Finish::Aborted(Some(reason)) = finish else {
+        panic!("{finish:?}")
+    };
     assert_eq!(&*reason.code, code::BRANCH_LOST);
 }
 
 #[test]
 fn a_failed_branch_tells_why() {
     let mut machine = with_active();
-    machine.step(Input::Statement { token: 2, branch: ONLY, epoch: EPOCH });
-    machine.step(Input::StatementDone { branch: ONLY, failed: Some(refused()) });
+    machine.step(Input::Statement {
+        token: 2,
+        branch: ONLY,
+        epoch: EPOCH,
+    });
+    machine.step(Input::StatementDone {
+        branch: ONLY,
+        failed: Some(refused()),
+    });
     machine.step(verb(Verb::Done));
     assert_eq!(state(&machine), Some(State::Failed(refused())));
     assert_eq!(machine.step(one_phase(3, false)), aborted(3));
@@ -97,7 +128,11 @@ fn in_other_states_it_is_told_to_ask_again() {
     let mut working = participant();
     working.step(prepare(1));
     let mut executing = with_active();
-    executing.step(Input::Statement { token: 2, branch: ONLY, epoch: EPOCH });
+    executing.step(Input::Statement {
+        token: 2,
+        branch: ONLY,
+        epoch: EPOCH,
+    });
     let mut later = with_prepared();
     later.step(abort(2));
     later.step(verb(Verb::NotDone(why())));
@@ -113,7 +148,10 @@ fn what_is_being_finished_tells_its_end() {
     let mut machine = with_prepared();
     machine.step(abort(2));
     assert_eq!(machine.step(one_phase(3, true)), quiet());
-    let told = vec![finish(2, Finish::Aborted(None)), finish(3, Finish::Aborted(None))];
+    let told = vec![
+        finish(2, Finish::Aborted(None)),
+        finish(3, Finish::Aborted(None)),
+    ];
     assert_eq!(machine.step(verb(Verb::Done)), step(told));
 }
 
@@ -122,11 +160,17 @@ fn below_what_is_remembered_nothing_is_committed() {
     let mut machine = participant();
     machine.step(Input::ForgetBelow { gtrid: g(2) });
     let told = machine.step(one_phase(1, true));
-    let [Effect::Reply { message: FromParticipant::Finished { finish, .. }, .. }] =
-        told.release.as_slice()
+    let [
+        Effect::Reply {
+            message: FromParticipant::Finished { finish, .. },
+            ..
+        },
+    ] = told.release.as_slice()
     else {
         panic!("{told:?}")
     };
-    let Finish::Aborted(Some(reason)) = finish else { panic!("{finish:?}") };
+    let Finish::Aborted(Some(reason)) = finish else {
+        panic!("{finish:?}")
+    };
     assert_eq!(&*reason.code, code::GTRID_TOO_OLD);
 }

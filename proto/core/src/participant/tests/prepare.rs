@@ -2,7 +2,10 @@
 
 use super::*;
 
-const PREPARE: Command = Command::Prepare { work: true, may_leave: true };
+const PREPARE: Command = Command::Prepare {
+    work: true,
+    may_leave: true,
+};
 
 #[test]
 fn prepare_with_work_runs_it_and_votes_by_its_result() {
@@ -14,7 +17,10 @@ fn prepare_with_work_runs_it_and_votes_by_its_result() {
         let mut machine = participant();
         assert_eq!(machine.step(prepare(1)), runs(PREPARE));
         let stays = result == Prepared::Prepared;
-        assert_eq!(machine.step(prepared(result)), step(vec![vote(1, expected)]));
+        assert_eq!(
+            machine.step(prepared(result)),
+            step(vec![vote(1, expected)])
+        );
         assert_eq!(state(&machine), stays.then_some(State::Prepared));
     }
 }
@@ -22,9 +28,16 @@ fn prepare_with_work_runs_it_and_votes_by_its_result() {
 #[test]
 fn prepare_passes_on_whether_the_branch_may_leave() {
     let mut machine = participant();
-    let message =
-        ToParticipant::Prepare { branch: ONLY, epoch: EPOCH, work: true, may_leave: false };
-    let expected = Command::Prepare { work: true, may_leave: false };
+    let message = ToParticipant::Prepare {
+        branch: ONLY,
+        epoch: EPOCH,
+        work: true,
+        may_leave: false,
+    };
+    let expected = Command::Prepare {
+        work: true,
+        may_leave: false,
+    };
     assert_eq!(machine.step(says(1, message)), runs(expected));
 }
 
@@ -39,10 +52,24 @@ fn prepare_without_work_of_an_unknown_branch_is_a_vote_abort() {
 fn an_unknown_result_is_a_vote_abort_that_is_made_true() {
     let mut machine = participant();
     machine.step(prepare(1));
-    let expected = step(vec![vote(1, Vote::Abort(why())), run(ONLY, Command::Rollback)]);
+    let expected = step(vec![
+        vote(1, Vote::Abort(why())),
+        run(ONLY, Command::Tombstone),
+    ]);
     assert_eq!(machine.step(prepared(Prepared::Unknown(why()))), expected);
-    assert_eq!(state(&machine), Some(State::Aborting(Stage::Verb)));
-    assert_eq!(machine.step(verb(Verb::Done)), quiet());
+    assert_eq!(state(&machine), Some(State::Aborting(Stage::Bar)));
+    assert_eq!(machine.step(ledger(LedgerEntry::Tombstone)), quiet());
+    assert_eq!(state(&machine), None);
+}
+
+#[test]
+fn what_an_unknown_result_prepared_after_all_is_rolled_back_and_barred() {
+    let mut machine = participant();
+    machine.step(prepare(1));
+    machine.step(prepared(Prepared::Unknown(why())));
+    assert_eq!(machine.step(ledger_failed()), runs(Command::Rollback));
+    assert_eq!(machine.step(verb(Verb::Done)), runs(Command::Tombstone));
+    assert_eq!(machine.step(ledger(LedgerEntry::Tombstone)), quiet());
     assert_eq!(state(&machine), None);
 }
 
@@ -55,7 +82,11 @@ fn a_doubled_prepare_shares_the_vote_or_gets_it_again() {
     assert_eq!(machine.step(prepared(Prepared::Prepared)), step(both));
     assert_eq!(machine.step(prepare(3)), step(vec![vote(3, Vote::Commit)]));
     machine.step(commit(4));
-    assert_eq!(machine.step(prepare(5)), step(vec![vote(5, Vote::Commit)]), "committing");
+    assert_eq!(
+        machine.step(prepare(5)),
+        step(vec![vote(5, Vote::Commit)]),
+        "committing"
+    );
 }
 
 #[test]
@@ -90,9 +121,23 @@ fn before_the_first_list_nothing_is_begun_or_prepared() {
     let mut machine = Participant::new(EPOCH, Gtrid::MIN);
     votes_abort(&machine.step(prepare(1)), code::SERVER_DOWN);
     retries(&machine.step(one_phase(2, true)), code::SERVER_DOWN);
-    let begin = machine.step(says(3, ToParticipant::Begin { branch: ONLY, epoch: EPOCH }));
-    let [Effect::Reply { message: FromParticipant::Begun { result: Err(reason), .. }, .. }] =
-        begin.release.as_slice()
+    let begin = machine.step(says(
+        3,
+        ToParticipant::Begin {
+            branch: ONLY,
+            epoch: EPOCH,
+        },
+    ));
+    let [
+        Effect::Reply {
+            message:
+                FromParticipant::Begun {
+                    result: Err(reason),
+                    ..
+                },
+            ..
+        },
+    ] = begin.release.as_slice()
     else {
         panic!("{begin:?}")
     };
@@ -109,7 +154,11 @@ fn a_doubled_prepare_after_a_restart_leaves_the_prepared_branch_alone() {
     machine.step(Input::Sweep { listed: vec![ONLY] });
     let step = machine.step(prepare(1));
     votes_abort(&step, code::BRANCH_LOST);
-    assert_eq!(step.release.len(), 1, "its former vote may have been counted");
+    assert_eq!(
+        step.release.len(),
+        1,
+        "its former vote may have been counted"
+    );
     assert_eq!(state(&machine), Some(State::Prepared));
     assert_eq!(machine.step(commit(2)), runs(Command::Commit));
 }
@@ -123,9 +172,18 @@ fn results_that_nobody_asked_for_have_no_effect() {
         ledger(LedgerEntry::Committed),
         listed(true),
         decided(Decision::Commit),
-        Input::OnePhase { branch: ONLY, result: OnePhase::Committed },
-        Input::Begun { branch: ONLY, result: Ok(()) },
-        Input::StatementDone { branch: ONLY, failed: None },
+        Input::OnePhase {
+            branch: ONLY,
+            result: OnePhase::Committed,
+        },
+        Input::Begun {
+            branch: ONLY,
+            result: Ok(()),
+        },
+        Input::StatementDone {
+            branch: ONLY,
+            failed: None,
+        },
         Input::Expired { branch: ONLY },
     ] {
         assert_eq!(machine.step(input.clone()), quiet(), "{input:?}");
@@ -137,8 +195,14 @@ fn results_that_nobody_asked_for_have_no_effect() {
         verb(Verb::Done),
         ledger(LedgerEntry::Committed),
         listed(false),
-        Input::OnePhase { branch: ONLY, result: OnePhase::Committed },
-        Input::StatementDone { branch: ONLY, failed: Some(why()) },
+        Input::OnePhase {
+            branch: ONLY,
+            result: OnePhase::Committed,
+        },
+        Input::StatementDone {
+            branch: ONLY,
+            failed: Some(why()),
+        },
         Input::Expired { branch: ONLY },
     ] {
         assert_eq!(machine.step(input.clone()), quiet(), "{input:?}");

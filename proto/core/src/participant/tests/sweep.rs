@@ -3,11 +3,15 @@
 use super::*;
 
 fn sweep(listed: &[BranchId]) -> Input {
-    Input::Sweep { listed: listed.to_vec() }
+    Input::Sweep {
+        listed: listed.to_vec(),
+    }
 }
 
 fn asks(branches: &[BranchId]) -> ParticipantStep {
-    step(vec![Effect::Inquire { branches: branches.to_vec() }])
+    step(vec![Effect::Inquire {
+        branches: branches.to_vec(),
+    }])
 }
 
 fn restarted() -> Participant {
@@ -19,7 +23,10 @@ fn restarted() -> Participant {
 #[test]
 fn what_a_former_incarnation_left_is_asked_about_at_once() {
     let mut machine = Participant::new(EPOCH, Gtrid::MIN);
-    assert_eq!(machine.step(sweep(&[branch(2), ONLY])), asks(&[ONLY, branch(2)]));
+    assert_eq!(
+        machine.step(sweep(&[branch(2), ONLY])),
+        asks(&[ONLY, branch(2)])
+    );
     assert_eq!(machine.in_doubt(), 2);
 }
 
@@ -29,7 +36,11 @@ fn what_was_prepared_here_is_asked_about_after_two_sweeps() {
     assert_eq!(machine.step(sweep(&[ONLY])), quiet());
     assert_eq!(machine.step(sweep(&[ONLY])), quiet());
     assert_eq!(machine.step(sweep(&[ONLY])), asks(&[ONLY]));
-    assert_eq!(machine.step(sweep(&[ONLY])), asks(&[ONLY]), "until it is answered");
+    assert_eq!(
+        machine.step(sweep(&[ONLY])),
+        asks(&[ONLY]),
+        "until it is answered"
+    );
 }
 
 #[test]
@@ -52,18 +63,28 @@ fn what_is_no_longer_listed_is_asked_about_too() {
     let mut machine = with_prepared();
     machine.step(sweep(&[ONLY]));
     machine.step(sweep(&[]));
-    assert_eq!(machine.step(sweep(&[])), asks(&[ONLY]), "somebody finished it by hand");
+    assert_eq!(
+        machine.step(sweep(&[])),
+        asks(&[ONLY]),
+        "somebody finished it by hand"
+    );
 }
 
 #[test]
 fn the_answer_is_carried_out() {
     let mut machine = restarted();
-    assert_eq!(machine.step(decided(Decision::Commit)), runs(Command::Commit));
+    assert_eq!(
+        machine.step(decided(Decision::Commit)),
+        runs(Command::Commit)
+    );
     assert_eq!(machine.step(verb(Verb::Done)), quiet());
     assert_eq!(state(&machine), None);
 
     let mut machine = restarted();
-    assert_eq!(machine.step(decided(Decision::Abort)), runs(Command::Rollback));
+    assert_eq!(
+        machine.step(decided(Decision::Abort)),
+        runs(Command::Rollback)
+    );
     assert_eq!(machine.step(verb(Verb::Done)), quiet());
     assert_eq!(state(&machine), None);
 
@@ -81,7 +102,11 @@ fn what_nobody_remembers_is_left_to_an_operator() {
     assert_eq!(&*entry.reason.as_ref().unwrap().code, code::OUTCOME_UNKNOWN);
     machine.step(sweep(&[]));
     assert_eq!(machine.step(decided(Decision::Forgotten)), quiet());
-    assert_eq!(state(&machine), None, "and the server has nothing of it either");
+    assert_eq!(
+        state(&machine),
+        None,
+        "and the server has nothing of it either"
+    );
 }
 
 #[test]
@@ -97,7 +122,10 @@ fn forgetting_is_recorded_before_rows_go() {
     let mut machine = participant();
     let step = machine.step(Input::ForgetBelow { gtrid: g(5) });
     assert_eq!(step.append, [ParticipantRecord::ForgetBelow(g(5))]);
-    assert_eq!((step.after, step.release), (1, vec![Effect::Prune { below: g(5) }]));
+    assert_eq!(
+        (step.after, step.release),
+        (1, vec![Effect::Prune { below: g(5) }])
+    );
     assert_eq!(machine.forget_below(), g(5));
     assert_eq!(machine.step(Input::ForgetBelow { gtrid: g(5) }), quiet());
     assert_eq!(machine.step(Input::ForgetBelow { gtrid: g(4) }), quiet());
@@ -109,5 +137,9 @@ fn what_is_not_over_is_not_forgotten() {
     assert_eq!(machine.step(Input::ForgetBelow { gtrid: g(5) }), quiet());
     assert_eq!(machine.forget_below(), Gtrid::MIN);
     let step = machine.step(Input::ForgetBelow { gtrid: ONLY.gtrid });
-    assert_eq!(step.release, [Effect::Prune { below: ONLY.gtrid }], "what is below it is");
+    assert_eq!(
+        step.release,
+        [Effect::Prune { below: ONLY.gtrid }],
+        "what is below it is"
+    );
 }

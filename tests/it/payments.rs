@@ -1,0 +1,22 @@
+//! The short form of `cargo run -p concord-tests --bin payments`, on every server.
+
+use std::time::Duration;
+
+use concord_tests::cluster::servers;
+use concord_tests::payments::{Plan, prove};
+
+#[test]
+fn a_payment_file_survives_random_kills() -> anyhow::Result<()> {
+    for server in servers()? {
+        let plan = Plan {
+            lines: 400,
+            accounts: 50,
+            seed: 7,
+            pause: Duration::from_millis(600),
+            min_kills: 3,
+        };
+        let report = tokio::runtime::Runtime::new()?.block_on(prove(&server, &plan))?;
+        eprintln!("on {} {}: {report:?}", server.kind(), server.version());
+    }
+    Ok(())
+}
