@@ -107,7 +107,10 @@ impl<R: ResourceManager> App<R> {
         let routes = Routes::new(health)
             .add_service(participant_server(service))
             .add_service(serve::reflection_v1(v1::FILE_DESCRIPTOR_SET, SERVICES)?)
-            .add_service(serve::reflection_v1alpha(v1::FILE_DESCRIPTOR_SET, SERVICES)?);
+            .add_service(serve::reflection_v1alpha(
+                v1::FILE_DESCRIPTOR_SET,
+                SERVICES,
+            )?);
 
         let (closed, cut) = (CancellationToken::new(), CancellationToken::new());
         let server = serve::server(concord_proto::transport::restate)
@@ -118,7 +121,13 @@ impl<R: ResourceManager> App<R> {
         background.spawn(readiness(rm, handle, reporter, open, stop.clone()));
         let (name, handle) = (self.identity.name, self.handle.clone());
         let inquire = self.wishes.inquire;
-        background.spawn(inquiry::run(self.coordinator, name, handle, inquire, cut.clone()));
+        background.spawn(inquiry::run(
+            self.coordinator,
+            name,
+            handle,
+            inquire,
+            cut.clone(),
+        ));
         background.spawn(prune::run(self.rm.clone(), self.wishes.prune, cut.clone()));
         let running = Running {
             driver: tokio::spawn(self.driver.run(cut.clone())),
@@ -170,7 +179,10 @@ impl Running {
         };
         stop.cancel();
         if tokio::time::timeout(drain, handle.drain()).await.is_err() {
-            tracing::warn!(?drain, "not everything ended in time; what is left is cut off");
+            tracing::warn!(
+                ?drain,
+                "not everything ended in time; what is left is cut off"
+            );
         }
         self.cut.cancel();
         if driver_runs {
@@ -192,9 +204,7 @@ impl Running {
     }
 }
 
-fn participant_server<R: ResourceManager>(
-    service: Service<R>,
-) -> ParticipantServer<Service<R>> {
+fn participant_server<R: ResourceManager>(service: Service<R>) -> ParticipantServer<Service<R>> {
     ParticipantServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
@@ -242,12 +252,7 @@ async fn readiness<R: ResourceManager>(
     report(&reporter, false).await;
 }
 
-fn tell(
-    problems: &[concord_core::reason::Reason],
-    can_vote: bool,
-    reachable: bool,
-    version: &str,
-) {
+fn tell(problems: &[concord_core::reason::Reason], can_vote: bool, reachable: bool, version: &str) {
     if can_vote {
         tracing::info!(server = version, "ready to vote");
     } else if reachable {

@@ -205,7 +205,12 @@ impl Config {
         let sweep = ms("sweep_interval_ms", 10, self.sweep_interval_ms)?;
         let drain = ms("drain_timeout_ms", 0, self.drain_timeout_ms)?;
         let branches = self.max_branches as u64;
-        range("max_branches", 1, crate::driver::WAITING_MAX as u64, branches)?;
+        range(
+            "max_branches",
+            1,
+            crate::driver::WAITING_MAX as u64,
+            branches,
+        )?;
         let coordinator = Endpoint::from_shared(self.coordinator.clone())
             .ok()
             .filter(|endpoint| endpoint.uri().host().is_some())
@@ -254,8 +259,10 @@ impl Server {
             count("server.reserve_connections", 2, self.reserve_connections)?;
         options.acquire_timeout = ms("server.acquire_timeout_ms", 1, self.acquire_timeout_ms)?;
         options.lock_wait_timeout = s("server.lock_wait_timeout_s", self.lock_wait_timeout_s)?;
-        options.metadata_lock_timeout =
-            s("server.metadata_lock_timeout_s", self.metadata_lock_timeout_s)?;
+        options.metadata_lock_timeout = s(
+            "server.metadata_lock_timeout_s",
+            self.metadata_lock_timeout_s,
+        )?;
         options.finish_timeout = s("server.finish_timeout_s", self.finish_timeout_s)?;
         options.check_interval = ms("server.check_interval_ms", 10, self.check_interval_ms)?;
         Ok(options)

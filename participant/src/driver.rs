@@ -255,7 +255,9 @@ impl<R: ResourceManager> Driver<R> {
                 let step = self.machine.step(Input::ForgetBelow { gtrid });
                 self.carry_out(step, Payload::None);
             }
-            Event::Branches(after, limit, look) => { let _ = look.send(self.views(after, limit)); }
+            Event::Branches(after, limit, look) => {
+                let _ = look.send(self.views(after, limit));
+            }
             Event::Knows(branch, look) => {
                 let _ = look.send(self.machine.branch(branch).is_some());
             }
@@ -516,18 +518,15 @@ impl<R: ResourceManager> Driver<R> {
     /// Whether nothing runs: every branch is prepared, or waits for a server that is away.
     fn is_idle(&self) -> bool {
         self.gate.is_idle()
-            && self
-                .machine
-                .branches()
-                .all(|(_, entry)| match entry.state {
-                    State::Prepared | State::Failed(_) | State::AbortLater => true,
-                    State::Beginning
-                    | State::Active
-                    | State::Executing
-                    | State::Working { .. }
-                    | State::Committing(_)
-                    | State::Aborting(_) => false,
-                })
+            && self.machine.branches().all(|(_, entry)| match entry.state {
+                State::Prepared | State::Failed(_) | State::AbortLater => true,
+                State::Beginning
+                | State::Active
+                | State::Executing
+                | State::Working { .. }
+                | State::Committing(_)
+                | State::Aborting(_) => false,
+            })
     }
 }
 

@@ -54,13 +54,21 @@ impl Args {
             ("coordinator", &self.coordinator),
         ];
         for (setting, value) in given {
-            flags.extend(value.clone().map(|value| (setting.to_owned(), value.into())));
+            flags.extend(
+                value
+                    .clone()
+                    .map(|value| (setting.to_owned(), value.into())),
+            );
         }
         if let Some(socket) = &self.socket {
             let socket = Dict::from([("socket".to_owned(), socket.display().to_string().into())]);
             flags.insert("server".to_owned(), socket.into());
         }
-        Ok(concord_daemon::load(self.config.as_deref(), ENV_PREFIX, flags)?)
+        Ok(concord_daemon::load(
+            self.config.as_deref(),
+            ENV_PREFIX,
+            flags,
+        )?)
     }
 }
 
@@ -85,15 +93,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     telemetry::start(loaded.config.log_format);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.context("cannot start the runtime")?.block_on(async {
-        let stop = CancellationToken::new();
-        stop_on_signal(stop.clone()).context("cannot listen to signals")?;
-        let (incoming, address) = serve::bind(checked.listen, "listen").await?;
-        tracing::info!(%address, name = %checked.identity.name, "listening");
-        let rm = MySql::start(checked.server);
-        let coordinator = checked.coordinator.connect_lazy();
-        let app = App::new(checked.identity, checked.driver, rm, coordinator);
-        Ok(app.serve(incoming, stop, checked.drain).await?)
-    })
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    runtime
+        .context("cannot start the runtime")?
+        .block_on(async {
+            let stop = CancellationToken::new();
+            stop_on_signal(stop.clone()).context("cannot listen to signals")?;
+            let (incoming, address) = serve::bind(checked.listen, "listen").await?;
+            tracing::info!(%address, name = %checked.identity.name, "listening");
+            let rm = MySql::start(checked.server);
+            let coordinator = checked.coordinator.connect_lazy();
+            let app = App::new(checked.identity, checked.driver, rm, coordinator);
+            Ok(app.serve(incoming, stop, checked.drain).await?)
+        })
 }

@@ -266,7 +266,7 @@ mod tests {
         for sql in [
             TABLE,
             "CREATE TABLE IF NOT EXISTS `concord_bank`.`a b` (id INT PRIMARY KEY)",
-            "ALTER TABLE concord_bank.accounts ADD COLUMN IF NOT EXISTS note TEXT",
+            "ALTER TABLE concord_bank.accounts ADD COLUMN note TEXT",
             "ALTER TABLE concord_bank.accounts DROP COLUMN note, ADD CONSTRAINT c CHECK (a > 0)",
             "CREATE INDEX IF NOT EXISTS i ON concord_bank.accounts (balance)",
         ] {
@@ -316,7 +316,14 @@ mod tests {
         };
         let good = check(raw("concord_bank", vec![migration(1), migration(2)])).expect("good");
         assert_eq!(good.migrations.len(), 2);
-        for schema in ["", "concord", "concord_", "mysql", "concord_A", "concord_a`b"] {
+        for schema in [
+            "",
+            "concord",
+            "concord_",
+            "mysql",
+            "concord_A",
+            "concord_a`b",
+        ] {
             assert!(check(raw(schema, vec![])).is_err(), "{schema}");
         }
         for versions in [vec![2], vec![1, 1], vec![0], vec![1, 3]] {

@@ -58,8 +58,8 @@ impl<R: ResourceManager> Service<R> {
         status::status_of(reason, gtrid, Some(&self.identity.name))
     }
 
-    fn server_says(&self, reason: Reason) -> Status {
-        self.refused(&reason, None)
+    fn server_says(&self, reason: &Reason) -> Status {
+        self.refused(reason, None)
     }
 
     /// Gives an order. What is neither refused nor impossible now goes through `expected`.
@@ -99,7 +99,7 @@ impl<R: ResourceManager> Service<R> {
         wanted: door::Resolution,
     ) -> Answered<v1::ResolveResponse> {
         let found = self.rm.ledger(branch).await;
-        let committed = match found.map_err(|reason| self.server_says(reason))? {
+        let committed = match found.map_err(|reason| self.server_says(&reason))? {
             LedgerEntry::Committed => true,
             LedgerEntry::Tombstone => false,
             LedgerEntry::Absent => {
@@ -182,7 +182,7 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
     async fn query(&self, request: Request<v1::QueryRequest>) -> Answered<v1::QueryResponse> {
         let query = door::query(request.into_inner())?;
         let result = self.rm.query(&query.statement, query.timeout).await;
-        let result = Some(result.map_err(|reason| self.server_says(reason))?);
+        let result = Some(result.map_err(|reason| self.server_says(&reason))?);
         Ok(Response::new(v1::QueryResponse { result }))
     }
 
@@ -196,7 +196,7 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
         let listed = self.rm.recover().await.unwrap_or_default();
         let known = self.handle.branches(after, page.size + 1).await;
         let known = known.ok_or_else(|| self.stopped())?;
-        Ok(Response::new(branches(known, &listed, after, page.size)))
+        Ok(Response::new(branches(&known, &listed, after, page.size)))
     }
 
     async fn get_status(
@@ -243,7 +243,7 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
     ) -> Answered<v1::AcknowledgeDamageResponse> {
         let id = door::acknowledge_damage(request.into_inner())?;
         let found = self.rm.acknowledge(id).await;
-        if !found.map_err(|reason| self.server_says(reason))? {
+        if !found.map_err(|reason| self.server_says(&reason))? {
             return Err(Status::not_found(format!("there is no report {id}")));
         }
         tracing::info!(id, "an operator acknowledged a report of damage");
@@ -256,7 +256,7 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
         let known = self.handle.knows(branch).await;
         if !known.ok_or_else(|| self.stopped())? {
             let listed = self.rm.recover().await;
-            let listed = listed.map_err(|reason| self.server_says(reason))?;
+            let listed = listed.map_err(|reason| self.server_says(&reason))?;
             if listed.ours.binary_search(&branch).is_err() {
                 return self.resolved_before(branch, order.resolution).await;
             }
@@ -280,7 +280,7 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
     async fn migrate(&self, request: Request<v1::MigrateRequest>) -> Answered<v1::MigrateResponse> {
         let plan = migrate::check(request.into_inner())?;
         let version = self.rm.migrate(&plan).await;
-        let version = version.map_err(|reason| self.server_says(reason))?;
+        let version = version.map_err(|reason| self.server_says(&reason))?;
         Ok(Response::new(v1::MigrateResponse { version }))
     }
 }
@@ -307,7 +307,7 @@ fn cursor(page: &Page) -> Result<Option<BranchId>, Violations> {
 
 /// One page of what the driver knows and what the server lists, by branch.
 fn branches(
-    known: Vec<BranchView>,
+    known: &[BranchView],
     listed: &Recovered,
     after: Option<BranchId>,
     size: usize,

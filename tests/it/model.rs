@@ -103,5 +103,7 @@ fn model_try() {
             },
         ],
     };
-    explore("try", Config::new(servers, plans, budget));
+    let mut config = Config::new(servers, plans, budget);
+    config.heal_every = env("HEAL").max(1).into();
+    explore("try", config);
 }

@@ -174,7 +174,10 @@ impl Broken {
     }
 
     fn result(self, branch: BranchId) -> (Input, Payload) {
-        let reason = Reason::new(code::UNEXPECTED_ANSWER, "the participant failed inside a call");
+        let reason = Reason::new(
+            code::UNEXPECTED_ANSWER,
+            "the participant failed inside a call",
+        );
         match self {
             Self::Begin => {
                 let result = Err(reason);

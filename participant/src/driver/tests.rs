@@ -82,9 +82,10 @@ impl ResourceManager for Scripted {
     async fn prepare(&self, branch: BranchId, work: Option<&Work>) -> Prepared {
         self.prepares.acquire().await.unwrap().forget();
         self.note("prepare");
-        if work.is_some_and(|work| &*work.statements[0].sql == "panic") {
-            panic!("on purpose");
-        }
+        assert!(
+            work.is_none_or(|work| &*work.statements[0].sql != "panic"),
+            "on purpose"
+        );
         self.prepared.lock().unwrap().insert(branch);
         let results = vec![v1::StatementResult::default(); work.map_or(0, |w| w.statements.len())];
         Prepared::Prepared { results }
@@ -223,21 +224,21 @@ fn statement(sql: &str) -> Statement {
     }
 }
 
-fn work(sql: &str) -> Option<Work> {
-    Some(Work {
+fn work(sql: &str) -> Work {
+    Work {
         statements: vec![statement(sql)],
         isolation: None,
         allow_read_only: true,
         timeout: Duration::from_secs(10),
         request_id: None,
-    })
+    }
 }
 
 fn prepare(number: u8, epoch: u64, sql: &str) -> Order {
     Order::Prepare(Prepare {
         branch: branch(number),
         epoch: Epoch(epoch),
-        work: work(sql),
+        work: Some(work(sql)),
     })
 }
 
@@ -308,7 +309,11 @@ async fn nothing_of_a_new_epoch_leaves_before_it_is_durable() {
     let first = call(&handle, prepare(1, 2, "sql"));
     let second = call(&handle, prepare(2, 2, "sql"));
     settle().await;
-    assert!(rm.log().is_empty(), "not even a statement runs: {:?}", rm.log());
+    assert!(
+        rm.log().is_empty(),
+        "not even a statement runs: {:?}",
+        rm.log()
+    );
     // The old epoch is fenced off at once, though: its refusal waits for the record as well.
     let stale = call(&handle, prepare(3, 1, "sql"));
     settle().await;
@@ -366,11 +371,17 @@ async fn a_call_that_panics_ends_its_branch_and_no_other() {
     assert!(matches!(answer, Vote::Abort(_)), "{answer:?}");
     settle().await;
     assert_eq!(rm.log()[0], "prepare");
-    assert!(rm.log().len() > 1, "the machine finds out what is left of it");
+    assert!(
+        rm.log().len() > 1,
+        "the machine finds out what is left of it"
+    );
     assert_eq!(handle.summary().await.unwrap().branches, 0);
     assert_eq!(vote(handle.call(prepare(2, 1, "sql")).await), Vote::Commit);
 
-    assert_eq!(handle.call(begin(3, Duration::from_secs(60))).await, Answer::Begun);
+    assert_eq!(
+        handle.call(begin(3, Duration::from_mins(1))).await,
+        Answer::Begun
+    );
     let failed = handle.call(execute(3, "panic")).await;
     assert!(matches!(failed, Answer::Refused(_)), "{failed:?}");
     assert_eq!(handle.summary().await.unwrap().in_doubt, 1);
@@ -380,8 +391,14 @@ async fn a_call_that_panics_ends_its_branch_and_no_other() {
 async fn an_interactive_branch_expires_and_tells_why_once() {
     let rm = Scripted::new();
     let (handle, _wishes) = started(&rm).await;
-    assert_eq!(handle.call(begin(1, Duration::from_millis(700))).await, Answer::Begun);
-    assert!(matches!(handle.call(execute(1, "sql")).await, Answer::Executed(_)));
+    assert_eq!(
+        handle.call(begin(1, Duration::from_millis(700))).await,
+        Answer::Begun
+    );
+    assert!(matches!(
+        handle.call(execute(1, "sql")).await,
+        Answer::Executed(_)
+    ));
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(rm.log(), ["begin", "rollback"]);
     match handle.call(execute(1, "sql")).await {
@@ -390,7 +407,7 @@ async fn an_interactive_branch_expires_and_tells_why_once() {
     }
     // Nobody asked to finish it: it is forgotten in the end.
     assert_eq!(handle.summary().await.unwrap().branches, 1);
-    tokio::time::sleep(Duration::from_secs(120)).await;
+    tokio::time::sleep(Duration::from_mins(2)).await;
     assert_eq!(handle.summary().await.unwrap().branches, 0);
 }
 
@@ -402,11 +419,14 @@ async fn a_failed_one_phase_commit_brings_its_statement_after_the_tombstone() {
         branch: branch(1),
         epoch: Epoch(1),
         one_phase: true,
-        work: work("bad"),
+        work: Some(work("bad")),
     });
     match handle.call(order).await {
         Answer::Finished(finished) => {
-            assert!(matches!(finished.finish, Finish::Aborted(Some(_))), "{finished:?}");
+            assert!(
+                matches!(finished.finish, Finish::Aborted(Some(_))),
+                "{finished:?}"
+            );
             assert_eq!(finished.failed_statement, Some(0));
         }
         other => panic!("{other:?}"),
@@ -421,7 +441,9 @@ async fn a_forgotten_branch_is_asked_about_by_the_third_sweep() {
     assert_eq!(vote(handle.call(prepare(1, 1, "sql")).await), Vote::Commit);
     wishes.inquire.changed().await.unwrap();
     assert_eq!(*wishes.inquire.borrow(), [branch(1)]);
-    handle.decided(Epoch(1), vec![(branch(1), Decision::Commit)]).await;
+    handle
+        .decided(Epoch(1), vec![(branch(1), Decision::Commit)])
+        .await;
     settle().await;
     assert_eq!(rm.log(), ["prepare", "commit"]);
     assert_eq!(handle.branches(None, 10).await.unwrap(), []);
@@ -452,7 +474,10 @@ async fn a_drain_takes_nothing_new_and_waits_for_what_runs() {
     settle().await;
     let late = handle.call(abort(2, 1)).await;
     assert!(matches!(late, Answer::Unavailable(_)), "{late:?}");
-    assert!(rm.prepared.lock().unwrap().contains(&branch(2)), "prepared stays prepared");
+    assert!(
+        rm.prepared.lock().unwrap().contains(&branch(2)),
+        "prepared stays prepared"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -465,8 +490,15 @@ async fn a_full_participant_refuses_new_branches_only() {
         Vote::Abort(reason) => assert_eq!(&*reason.code, code::LIMIT_REACHED),
         other => panic!("{other:?}"),
     }
-    assert_eq!(vote(handle.call(prepare(1, 1, "sql")).await), Vote::Commit, "a repeated one");
-    assert_eq!(finish(handle.call(abort(3, 1)).await), Finish::Aborted(None));
+    assert_eq!(
+        vote(handle.call(prepare(1, 1, "sql")).await),
+        Vote::Commit,
+        "a repeated one"
+    );
+    assert_eq!(
+        finish(handle.call(abort(3, 1)).await),
+        Finish::Aborted(None)
+    );
     assert_eq!(finish(handle.call(commit(1, 1)).await), Finish::Committed);
     assert_eq!(vote(handle.call(prepare(2, 1, "sql")).await), Vote::Commit);
 }

@@ -22,7 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 /// No test waits longer than this for anything.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A server under test with the table `shop.t (id, n)`.
 pub struct World {
@@ -34,7 +34,10 @@ pub struct World {
 /// Runs a test on every server that is here, and says on which.
 pub fn on_every_server<F: Future<Output = ()>>(test: impl Fn(World) -> F) {
     let binaries = ServerBinary::under_test().expect("the servers that are named work");
-    assert!(!binaries.is_empty(), "no server found; `deploy/servers mariadb` gets one");
+    assert!(
+        !binaries.is_empty(),
+        "no server found; `deploy/servers mariadb` gets one"
+    );
     for binary in binaries {
         eprintln!("on {} {}", binary.kind(), binary.version());
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -48,8 +51,12 @@ pub fn on_every_server<F: Future<Output = ()>>(test: impl Fn(World) -> F) {
                 _folder: folder,
             };
             world.sql("CREATE DATABASE shop").await;
-            world.sql("CREATE TABLE shop.t (id INT PRIMARY KEY, n INT NOT NULL)").await;
-            world.sql("INSERT INTO shop.t VALUES (1, 100), (2, 100)").await;
+            world
+                .sql("CREATE TABLE shop.t (id INT PRIMARY KEY, n INT NOT NULL)")
+                .await;
+            world
+                .sql("INSERT INTO shop.t VALUES (1, 100), (2, 100)")
+                .await;
             test(world).await;
         });
     }
@@ -59,7 +66,9 @@ impl World {
     /// Runs SQL as root, outside of Concord.
     pub async fn sql(&self, sql: &str) {
         let mut root = self.server.root().await.expect("root");
-        let done = root.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await;
+        let done = root
+            .execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned())))
+            .await;
         done.unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
@@ -67,7 +76,10 @@ impl World {
     pub async fn n(&self, id: i32) -> i64 {
         let mut root = self.server.root().await.expect("root");
         let sql = format!("SELECT CAST(n AS SIGNED) FROM shop.t WHERE id = {id}");
-        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut root).await.expect("a row")
+        sqlx::query_scalar(AssertSqlSafe(sql))
+            .fetch_one(&mut root)
+            .await
+            .expect("a row")
     }
 
     pub async fn start(&self) -> Daemon {
@@ -105,7 +117,9 @@ impl World {
             let coordinator = coordinator.connect_lazy();
             let app = App::new(identity, settings, MySql::start(options), coordinator);
             let drain = Duration::from_secs(5);
-            app.serve(TcpListenerStream::new(listener), asked, drain).await.expect("it serves");
+            app.serve(TcpListenerStream::new(listener), asked, drain)
+                .await
+                .expect("it serves");
         });
         let channel = Endpoint::from_shared(format!("http://{address}")).expect("an address");
         let daemon = Daemon {
@@ -144,13 +158,22 @@ impl Daemon {
     }
 
     pub async fn status(&self) -> v1::GetStatusResponse {
-        let status = self.client.clone().get_status(v1::GetStatusRequest {}).await;
+        let status = self
+            .client
+            .clone()
+            .get_status(v1::GetStatusRequest {})
+            .await;
         status.expect("a status").into_inner()
     }
 
     pub async fn prepare(&self, branch: &v1::BranchRef, sql: &[&str]) -> v1::PrepareResponse {
         let request = prepare(branch, sql);
-        self.client.clone().prepare(request).await.expect("a vote").into_inner()
+        self.client
+            .clone()
+            .prepare(request)
+            .await
+            .expect("a vote")
+            .into_inner()
     }
 
     pub async fn commit(&self, branch: &v1::BranchRef) -> v1::CommitResponse {
@@ -158,7 +181,12 @@ impl Daemon {
             branch: Some(branch.clone()),
             ..Default::default()
         };
-        self.client.clone().commit(request).await.expect("an answer").into_inner()
+        self.client
+            .clone()
+            .commit(request)
+            .await
+            .expect("an answer")
+            .into_inner()
     }
 
     pub async fn one_phase(&self, branch: &v1::BranchRef, sql: &[&str]) -> v1::CommitResponse {
@@ -167,14 +195,24 @@ impl Daemon {
             one_phase: true,
             work: (!sql.is_empty()).then(|| work(sql)),
         };
-        self.client.clone().commit(request).await.expect("an answer").into_inner()
+        self.client
+            .clone()
+            .commit(request)
+            .await
+            .expect("an answer")
+            .into_inner()
     }
 
     pub async fn abort(&self, branch: &v1::BranchRef) -> v1::AbortResponse {
         let request = v1::AbortRequest {
             branch: Some(branch.clone()),
         };
-        self.client.clone().abort(request).await.expect("an answer").into_inner()
+        self.client
+            .clone()
+            .abort(request)
+            .await
+            .expect("an answer")
+            .into_inner()
     }
 
     /// Repeats Commit, as a coordinator does, until the answer is not RETRY.
@@ -213,7 +251,11 @@ impl Daemon {
     }
 
     pub async fn branches(&self) -> v1::ListBranchesResponse {
-        let list = self.client.clone().list_branches(v1::ListBranchesRequest::default()).await;
+        let list = self
+            .client
+            .clone()
+            .list_branches(v1::ListBranchesRequest::default())
+            .await;
         list.expect("a list").into_inner()
     }
 
@@ -247,7 +289,9 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() 
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    waited.await.unwrap_or_else(|_| panic!("waited too long for {what}"));
+    waited
+        .await
+        .unwrap_or_else(|_| panic!("waited too long for {what}"));
 }
 
 /// A branch of a new transaction, spoken of by this epoch.
@@ -317,7 +361,11 @@ impl OutcomeService for Inquiries {
         assert_eq!(request.get_ref().participant, "p1");
         let known = self.decisions.lock().expect("no panic");
         let answer = |branch: &v1::InquireBranch| {
-            known.get(&branch.gtrid).copied().unwrap_or(v1::Decision::Running).into()
+            known
+                .get(&branch.gtrid)
+                .copied()
+                .unwrap_or(v1::Decision::Running)
+                .into()
         };
         Ok(tonic::Response::new(v1::InquireResponse {
             epoch: 7,

@@ -147,7 +147,7 @@ fn of_node(world: &World, index: usize, actions: &mut Vec<Action>) {
     }
     match &node.list {
         Some(_) => actions.push(Action::Sweep(index)),
-        None if left.sweeps > 0 => actions.push(Action::List(index)),
+        None if left.sweeps > 0 || !node.swept => actions.push(Action::List(index)),
         None => {}
     }
 }
@@ -173,7 +173,10 @@ fn ways(command: Command, left: &Budget) -> impl Iterator<Item = How> {
 impl Action {
     /// Makes it happen.
     pub fn happen(self, config: &Config, world: &mut World) {
-        self.pay(&mut world.left);
+        let is_first_list = matches!(self, Self::List(index) if !world.nodes[index].swept);
+        if !is_first_list {
+            self.pay(&mut world.left);
+        }
         match self {
             Self::Run(plan) => run(config, world, plan),
             Self::Flush => world.flush(config),
@@ -215,6 +218,7 @@ impl Action {
                 node.list = Some(node.server.list());
             }
             Self::Sweep(index) => {
+                world.nodes[index].swept = true;
                 let listed = world.nodes[index].list.take().unwrap_or_default();
                 for _ in 0..INQUIRY_SWEEPS {
                     world.participant(

@@ -139,34 +139,43 @@ fn requests(config: &Config, world: &World) -> Verdict {
     Ok(())
 }
 
-/// Everything is up and connected, no fault happens any more, and everybody tries again.
+/// Everything is up and connected, no fault happens any more, and everybody tries again: whether
+/// what was on its way arrives, or none of it.
 fn drains(config: &Config, world: &World) -> Verdict {
-    let mut world = world.clone();
+    healed(config, world.clone())?;
+    let mut lost = world.clone();
+    lost.net.clear();
+    healed(config, lost)
+}
+
+fn healed(config: &Config, mut world: World) -> Verdict {
     for _ in 0..HEALING_ROUNDS {
         heal(config, &mut world);
         if is_quiet(&world) {
             break;
         }
     }
+    let mut forgotten = false;
     for plan in 0..config.plans.len() {
         let facts = facts(config, &world, plan);
         invariant::check(&facts)?;
         // Nobody remembers it: retention is longer than a message may be late, but time does not
         // exist here. An operator must look.
+        forgotten |= facts.forgotten;
         if !facts.forgotten {
             invariant::drains(&facts)?;
         }
     }
     let live = world.coordinator.transactions().next().map(|tx| tx.gtrid);
+    let waits = world.nodes.iter().any(|node| node.machine.in_doubt() > 0) && !forgotten;
     let text = match (world.broken, live) {
         (Some(broken), _) => broken,
         (None, Some(gtrid)) => format!("transaction {gtrid} is not over"),
+        (None, None) if waits => "a participant waits for an outcome for ever".to_owned(),
         (None, None) => return Ok(()),
     };
-    Err(Violation {
-        invariant: Invariant::Drains,
-        text,
-    })
+    let invariant = Invariant::Drains;
+    Err(Violation { invariant, text })
 }
 
 fn is_quiet(world: &World) -> bool {

@@ -63,6 +63,8 @@ pub struct Node {
     pub running: BTreeMap<BranchId, Command>,
     /// A list that was read and not yet looked at.
     pub list: Option<Vec<BranchId>>,
+    /// Whether it has looked at a list in its present life.
+    pub swept: bool,
     /// Its server.
     pub server: Server,
     /// Lives that it had, up to a few.
@@ -141,6 +143,7 @@ impl World {
             kept: (Epoch(0), Gtrid::MIN),
             running: BTreeMap::new(),
             list: None,
+            swept: true,
             server: Server::new(*flavour),
             lives: 1,
         });
@@ -224,9 +227,8 @@ impl World {
         node.server.lose_connections(running.into_iter());
         node.machine = Participant::new(node.kept.0, node.kept.1);
         node.list = None;
+        node.swept = false;
         node.lives = node.lives.saturating_add(1);
-        let listed = node.server.list();
-        self.participant(index, Input::Sweep { listed });
     }
 
     /// The coordinator's view of a link changes.

@@ -20,6 +20,7 @@ const NO_SUCH_SCHEMA: &[u16] = &[1049, 1146];
 const DONE_BEFORE: &[u16] = &[1050, 1060, 1061, 1091];
 
 /// One version of a schema.
+#[derive(Debug)]
 pub struct Version<'a> {
     /// Its number, from 1.
     pub number: u32,
