@@ -18,7 +18,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=v1");
     let descriptors = protox::compile(files, ["."])?;
     let out = env::var("OUT_DIR")?;
-    fs::write(Path::new(&out).join("concord_descriptor.bin"), descriptors.encode_to_vec())?;
+    fs::write(
+        Path::new(&out).join("concord_descriptor.bin"),
+        descriptors.encode_to_vec(),
+    )?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

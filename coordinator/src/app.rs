@@ -34,8 +34,8 @@ use crate::handle::Handle;
 use crate::history::History;
 use crate::log::EmbeddedLog;
 use crate::mint::Mint;
-use crate::participants::link::{Expected, run_link};
 use crate::participants::Participants;
+use crate::participants::link::{Expected, run_link};
 use crate::recovery;
 
 /// Largest request: 4 MiB of statements with their framing.
@@ -93,8 +93,12 @@ impl App {
             accepted: config.accepted(),
         })?;
         let accepting = Arc::new(AtomicBool::new(true));
-        let handle =
-            Handle::new(calls.clone(), mint, participants.clone(), Arc::clone(&accepting));
+        let handle = Handle::new(
+            calls.clone(),
+            mint,
+            participants.clone(),
+            Arc::clone(&accepting),
+        );
         let business = Business::new(handle.clone(), start.placement.clone());
         let facts = Facts {
             cluster: config.cluster.clone(),
@@ -102,10 +106,19 @@ impl App {
             settings: loaded.settings.iter().map(setting).collect(),
             placement: start.placement,
         };
-        let transactions =
-            TransactionGateway::new(handle.clone(), history.clone(), Arc::clone(&counters), epoch);
-        let admin =
-            AdminGateway::new(handle.clone(), history, counters, facts, Arc::clone(&accepting));
+        let transactions = TransactionGateway::new(
+            handle.clone(),
+            history.clone(),
+            Arc::clone(&counters),
+            epoch,
+        );
+        let admin = AdminGateway::new(
+            handle.clone(),
+            history,
+            counters,
+            facts,
+            Arc::clone(&accepting),
+        );
         let routes = routes(
             transactions,
             OutcomeGateway::new(handle.clone(), epoch),
@@ -114,11 +127,27 @@ impl App {
             admin,
         )
         .await?;
-        let expected = Expected { cluster: config.cluster.as_str().into(), epoch };
-        let links =
-            participants.all().iter().map(|peer| (Arc::clone(peer), expected.clone())).collect();
+        let expected = Expected {
+            cluster: config.cluster.as_str().into(),
+            epoch,
+        };
+        let links = participants
+            .all()
+            .iter()
+            .map(|peer| (Arc::clone(peer), expected.clone()))
+            .collect();
         let drain_timeout = Duration::from_secs(config.drain_timeout_s);
-        Ok(Self { address, incoming, driver, handle, routes, links, calls, accepting, drain_timeout })
+        Ok(Self {
+            address,
+            incoming,
+            driver,
+            handle,
+            routes,
+            links,
+            calls,
+            accepting,
+            drain_timeout,
+        })
     }
 
     /// Runs until `signal`, then drains: no new transactions, an end for those that run.
@@ -136,7 +165,8 @@ impl App {
             });
         }
         let server = serve::server(restate).add_routes(self.routes);
-        let serving = server.serve_with_incoming_shutdown(self.incoming, stop.clone().cancelled_owned());
+        let serving =
+            server.serve_with_incoming_shutdown(self.incoming, stop.clone().cancelled_owned());
         tasks.spawn("gateway", async move { Ok(serving.await?) });
         let (handle, accepting, bound) = (self.handle, self.accepting, self.drain_timeout);
         let drained = stop.clone();
@@ -194,16 +224,29 @@ async fn routes(
         };
     }
     let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_serving::<TransactionServiceServer<TransactionGateway>>().await;
-    reporter.set_serving::<OutcomeServiceServer<OutcomeGateway>>().await;
-    reporter.set_serving::<BankServiceServer<BankGateway<Handle>>>().await;
-    reporter.set_serving::<InventoryServiceServer<InventoryGateway<Handle>>>().await;
-    reporter.set_serving::<AdminServiceServer<AdminGateway>>().await;
+    reporter
+        .set_serving::<TransactionServiceServer<TransactionGateway>>()
+        .await;
+    reporter
+        .set_serving::<OutcomeServiceServer<OutcomeGateway>>()
+        .await;
+    reporter
+        .set_serving::<BankServiceServer<BankGateway<Handle>>>()
+        .await;
+    reporter
+        .set_serving::<InventoryServiceServer<InventoryGateway<Handle>>>()
+        .await;
+    reporter
+        .set_serving::<AdminServiceServer<AdminGateway>>()
+        .await;
     let mut routes = Routes::builder();
     routes
         .add_service(health)
         .add_service(serve::reflection_v1(v1::FILE_DESCRIPTOR_SET, &SERVICES)?)
-        .add_service(serve::reflection_v1alpha(v1::FILE_DESCRIPTOR_SET, &SERVICES)?)
+        .add_service(serve::reflection_v1alpha(
+            v1::FILE_DESCRIPTOR_SET,
+            &SERVICES,
+        )?)
         .add_service(limited!(TransactionServiceServer::new(transactions)))
         .add_service(limited!(OutcomeServiceServer::new(outcome)))
         .add_service(limited!(BankServiceServer::new(bank)))

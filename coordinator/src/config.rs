@@ -94,13 +94,20 @@ impl Default for Config {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_in_flight: 20_000, max_in_flight_mib: 64, max_history: 10_000 }
+        Self {
+            max_in_flight: 20_000,
+            max_in_flight_mib: 64,
+            max_history: 10_000,
+        }
     }
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { seconds: 3_600, max_transactions: 200_000 }
+        Self {
+            seconds: 3_600,
+            max_transactions: 200_000,
+        }
     }
 }
 
@@ -132,7 +139,10 @@ impl Config {
     /// Checks what the types do not.
     pub fn endpoints(&self) -> Result<Vec<(ParticipantName, Endpoint)>, InvalidConfig> {
         if !is_name(&self.cluster) {
-            return Err(InvalidConfig::Name { setting: "cluster", name: self.cluster.clone() });
+            return Err(InvalidConfig::Name {
+                setting: "cluster",
+                name: self.cluster.clone(),
+            });
         }
         if self.participants.is_empty() {
             return Err(InvalidConfig::NoParticipants);
@@ -141,13 +151,20 @@ impl Config {
         for participant in &self.participants {
             let ParticipantConfig { name, address, .. } = participant.clone();
             if !is_name(&name) {
-                return Err(InvalidConfig::Name { setting: "participants.name", name });
+                return Err(InvalidConfig::Name {
+                    setting: "participants.name",
+                    name,
+                });
             }
             if endpoints.iter().any(|(known, _)| *known.as_str() == *name) {
                 return Err(InvalidConfig::Twice(name));
             }
             let endpoint = Endpoint::from_shared(address.clone()).map_err(|source| {
-                InvalidConfig::Address { name: name.clone(), address, source }
+                InvalidConfig::Address {
+                    name: name.clone(),
+                    address,
+                    source,
+                }
             })?;
             endpoints.push((ParticipantName::new(name), endpoint));
         }
@@ -167,7 +184,10 @@ impl Config {
     /// Participants whose data is replaced on purpose.
     pub fn accepted(&self) -> std::collections::BTreeMap<ParticipantName, String> {
         let accepted = |p: &ParticipantConfig| {
-            Some((ParticipantName::new(p.name.as_str()), p.incarnation.clone()?))
+            Some((
+                ParticipantName::new(p.name.as_str()),
+                p.incarnation.clone()?,
+            ))
         };
         self.participants.iter().filter_map(accepted).collect()
     }
@@ -186,14 +206,20 @@ mod tests {
                 incarnation: None,
             })
             .collect();
-        Config { participants, ..Config::default() }
+        Config {
+            participants,
+            ..Config::default()
+        }
     }
 
     #[test]
     fn participants_are_checked() {
         let http = "http://127.0.0.1:7411";
         assert!(with(&[("p1", http), ("p2", http)]).endpoints().is_ok());
-        assert!(matches!(with(&[]).endpoints(), Err(InvalidConfig::NoParticipants)));
+        assert!(matches!(
+            with(&[]).endpoints(),
+            Err(InvalidConfig::NoParticipants)
+        ));
         assert!(matches!(
             with(&[("p1", http), ("p1", http)]).endpoints(),
             Err(InvalidConfig::Twice(_))

@@ -40,7 +40,9 @@ impl Counters {
     /// Counts an aborted transaction under its reason's code.
     pub fn aborted_for(&self, code: &str) {
         count(&self.aborted);
-        let Ok(mut reasons) = self.reasons.lock() else { return };
+        let Ok(mut reasons) = self.reasons.lock() else {
+            return;
+        };
         if let Some(n) = reasons.get_mut(code) {
             *n += 1;
         } else if reasons.len() < REASONS_MAX {

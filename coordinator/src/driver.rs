@@ -153,9 +153,7 @@ pub struct Parts<L> {
 
 impl Driver {
     /// A driver, and the way to call it.
-    pub fn new<L: DecisionLog>(
-        parts: Parts<L>,
-    ) -> Result<(Self, mpsc::Sender<Call>), DriverError> {
+    pub fn new<L: DecisionLog>(parts: Parts<L>) -> Result<(Self, mpsc::Sender<Call>), DriverError> {
         let (sender, calls) = mpsc::channel(CALLS_MAX);
         let log_bytes = parts.log.stats().bytes;
         let writer = Writer::start(parts.log).map_err(DriverError::Thread)?;
@@ -233,7 +231,9 @@ impl Driver {
                 _ = forget.tick() => self.forget()?,
             }
             if self.superseded {
-                return Err(DriverError::Superseded { own: self.machine.epoch() });
+                return Err(DriverError::Superseded {
+                    own: self.machine.epoch(),
+                });
             }
             if self.pending_forced && !self.writing {
                 self.hand_over()?;
@@ -245,11 +245,17 @@ impl Driver {
     /// What is in line for the log reaches it before a stop; nobody is promised anything by it.
     async fn drain_log(mut self) -> Result<(), DriverError> {
         if self.writing {
-            self.writer.written().await.ok_or(DriverError::LogThread)??;
+            self.writer
+                .written()
+                .await
+                .ok_or(DriverError::LogThread)??;
         }
         if !self.pending.is_empty() {
             self.hand_over()?;
-            self.writer.written().await.ok_or(DriverError::LogThread)??;
+            self.writer
+                .written()
+                .await
+                .ok_or(DriverError::LogThread)??;
         }
         Ok(())
     }
@@ -275,7 +281,10 @@ impl Driver {
         if step.after <= self.durable {
             self.release(step.release);
         } else {
-            self.waiting.entry(step.after).or_default().extend(step.release);
+            self.waiting
+                .entry(step.after)
+                .or_default()
+                .extend(step.release);
         }
     }
 
@@ -297,10 +306,16 @@ impl Driver {
             crate::counters::count(&self.counters.log_forces);
         }
         let records = batch.records.len() as u64;
-        self.counters.log_records.fetch_add(records, std::sync::atomic::Ordering::Relaxed);
+        self.counters
+            .log_records
+            .fetch_add(records, std::sync::atomic::Ordering::Relaxed);
         self.pending_forced = false;
         self.writing = true;
-        if self.writer.write(batch) { Ok(()) } else { Err(DriverError::LogThread) }
+        if self.writer.write(batch) {
+            Ok(())
+        } else {
+            Err(DriverError::LogThread)
+        }
     }
 
     fn token(&mut self) -> u64 {
@@ -311,15 +326,24 @@ impl Driver {
     fn call(&mut self, call: Call) -> Result<(), DriverError> {
         match call {
             Call::Run { tx, answer } => self.run_transaction(*tx, answer),
-            Call::Begin { gtrid, isolation, timeout, answer } => {
-                self.begin(gtrid, isolation, timeout, answer)
-            }
-            Call::Enlist { gtrid, participant, answer } => {
-                self.enlist(gtrid, participant, answer)
-            }
+            Call::Begin {
+                gtrid,
+                isolation,
+                timeout,
+                answer,
+            } => self.begin(gtrid, isolation, timeout, answer),
+            Call::Enlist {
+                gtrid,
+                participant,
+                answer,
+            } => self.enlist(gtrid, participant, answer),
             Call::StatementDone { gtrid, failed } => self.statement_done(gtrid, failed),
             Call::Commit { gtrid, ack, answer } => self.commit(gtrid, ack, answer),
-            Call::Rollback { gtrid, reason, answer } => self.rollback(gtrid, reason, answer),
+            Call::Rollback {
+                gtrid,
+                reason,
+                answer,
+            } => self.rollback(gtrid, reason, answer),
             Call::Look { gtrid, answer } => {
                 let token = self.token();
                 self.looks.insert(token, answer);
@@ -330,22 +354,51 @@ impl Driver {
                 self.looks.insert(token, answer);
                 self.input(Input::LookUp { request, token })
             }
-            Call::Inquire { from, branch, answer } => {
+            Call::Inquire {
+                from,
+                branch,
+                answer,
+            } => {
                 let token = self.token();
                 self.inquiries.insert(token, answer);
-                self.input(Input::Inquire { from, branch, token })
+                self.input(Input::Inquire {
+                    from,
+                    branch,
+                    token,
+                })
             }
-            Call::Resolve { mut resolve, answer } => {
+            Call::Resolve {
+                mut resolve,
+                answer,
+            } => {
                 resolve.token = self.token();
                 self.orders.insert(resolve.token, answer);
                 self.input(Input::Resolve(resolve))
             }
-            Call::LinkUp { participant, incarnation, generation, sender, answer } => {
-                let link = Link { generation, sender, since: Instant::now() };
+            Call::LinkUp {
+                participant,
+                incarnation,
+                generation,
+                sender,
+                answer,
+            } => {
+                let link = Link {
+                    generation,
+                    sender,
+                    since: Instant::now(),
+                };
                 self.link_up(participant, incarnation, link, answer)
             }
-            Call::LinkDown { participant, generation } => self.link_down(participant, generation),
-            Call::Received { from, message, results, failed_statement } => {
+            Call::LinkDown {
+                participant,
+                generation,
+            } => self.link_down(participant, generation),
+            Call::Received {
+                from,
+                message,
+                results,
+                failed_statement,
+            } => {
                 self.keep_results(&from, &message, results, failed_statement);
                 self.input(Input::Received { from, message })
             }
@@ -378,13 +431,17 @@ impl Driver {
         }
         if known != Some(&incarnation) {
             // Beside the machine's own records: nothing waits for it.
-            let record =
-                Record::Incarnation { participant: participant.clone(), incarnation: incarnation.clone() };
+            let record = Record::Incarnation {
+                participant: participant.clone(),
+                incarnation: incarnation.clone(),
+            };
             self.pending.push(record);
             self.incarnations.insert(participant.clone(), incarnation);
         }
         if self.links.insert(participant.clone(), link).is_some() {
-            self.input(Input::LinkDown { participant: participant.clone() })?;
+            self.input(Input::LinkDown {
+                participant: participant.clone(),
+            })?;
         }
         let _ = answer.send(Ok(()));
         self.input(Input::LinkUp { participant })
@@ -395,7 +452,11 @@ impl Driver {
         participant: ParticipantName,
         generation: u64,
     ) -> Result<(), DriverError> {
-        if self.links.get(&participant).is_none_or(|link| link.generation != generation) {
+        if self
+            .links
+            .get(&participant)
+            .is_none_or(|link| link.generation != generation)
+        {
             return Ok(());
         }
         self.links.remove(&participant);
@@ -407,12 +468,19 @@ impl Driver {
     /// must go on meaning "aborted" until it has asked.
     fn forget(&mut self) -> Result<(), DriverError> {
         let settled = |link: &Link| link.since.elapsed() >= 3 * FORGET_INTERVAL;
-        if !self.participants.iter().all(|name| self.links.get(name).is_some_and(settled)) {
+        if !self
+            .participants
+            .iter()
+            .all(|name| self.links.get(name).is_some_and(settled))
+        {
             return Ok(());
         }
         let retention = u64::try_from(self.config.retention.as_millis()).unwrap_or(u64::MAX);
         let mut below = lowest_at(unix_ms().saturating_sub(retention));
-        let surplus = self.machine.remembered().saturating_sub(self.config.max_remembered);
+        let surplus = self
+            .machine
+            .remembered()
+            .saturating_sub(self.config.max_remembered);
         if surplus > 0 {
             below = below.max(self.machine.ended_at(surplus).unwrap_or(below));
         }
@@ -421,11 +489,20 @@ impl Driver {
 
     fn numbers(&self) -> Numbers {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let undecided = self.machine.transactions().filter(|tx| tx.is_undecided()).count();
+        let undecided = self
+            .machine
+            .transactions()
+            .filter(|tx| tx.is_undecided())
+            .count();
         Numbers {
             active: count(undecided),
             committing: count(self.machine.live() - undecided),
-            stuck: count(self.machine.transactions().filter(|tx| tx.is_stuck()).count()),
+            stuck: count(
+                self.machine
+                    .transactions()
+                    .filter(|tx| tx.is_stuck())
+                    .count(),
+            ),
             remembered: self.machine.remembered() as u64,
             log_bytes: self.log_bytes,
         }
@@ -433,6 +510,10 @@ impl Driver {
 
     fn branch_work(&mut self, branch: BranchId) -> Option<concord_proto::model::Work> {
         let index = usize::try_from(branch.bqual.0).ok()?.checked_sub(1)?;
-        self.contexts.get_mut(&branch.gtrid)?.work.get_mut(index)?.take()
+        self.contexts
+            .get_mut(&branch.gtrid)?
+            .work
+            .get_mut(index)?
+            .take()
     }
 }

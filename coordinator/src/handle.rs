@@ -36,7 +36,10 @@ pub struct Handle {
 }
 
 fn stopped() -> Reason {
-    Reason::new(code::SHUTTING_DOWN, "the coordinator stops; try again with the next one")
+    Reason::new(
+        code::SHUTTING_DOWN,
+        "the coordinator stops; try again with the next one",
+    )
 }
 
 impl Handle {
@@ -47,11 +50,20 @@ impl Handle {
         participants: Participants,
         accepting: Arc<AtomicBool>,
     ) -> Self {
-        Self { calls, mint, participants, accepting }
+        Self {
+            calls,
+            mint,
+            participants,
+            accepting,
+        }
     }
 
     fn admit(&self) -> Result<(), Reason> {
-        if self.accepting.load(Ordering::Relaxed) { Ok(()) } else { Err(stopped()) }
+        if self.accepting.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err(stopped())
+        }
     }
 
     /// The participants and their health.
@@ -75,7 +87,14 @@ impl Handle {
     ) -> Result<Gtrid, Reason> {
         self.admit()?;
         let gtrid = self.mint.mint();
-        let begun = self.ask(|answer| Call::Begin { gtrid, isolation, timeout, answer }).await;
+        let begun = self
+            .ask(|answer| Call::Begin {
+                gtrid,
+                isolation,
+                timeout,
+                answer,
+            })
+            .await;
         begun.unwrap_or_else(|| Err(stopped())).map(|()| gtrid)
     }
 
@@ -85,7 +104,13 @@ impl Handle {
         gtrid: Gtrid,
         participant: ParticipantName,
     ) -> Result<Enlisted, Reason> {
-        let enlisted = self.ask(|answer| Call::Enlist { gtrid, participant, answer }).await;
+        let enlisted = self
+            .ask(|answer| Call::Enlist {
+                gtrid,
+                participant,
+                answer,
+            })
+            .await;
         enlisted.unwrap_or_else(|| Err(stopped()))
     }
 
@@ -103,18 +128,28 @@ impl Handle {
 
     /// Rolls an interactive transaction back.
     pub async fn rollback(&self, gtrid: Gtrid, reason: Reason) -> Result<Executed, Failure> {
-        let told = self.ask(|answer| Call::Rollback { gtrid, reason, answer }).await;
+        let told = self
+            .ask(|answer| Call::Rollback {
+                gtrid,
+                reason,
+                answer,
+            })
+            .await;
         told.map_or_else(|| Err(Failure::Refused(stopped())), executed)
     }
 
     /// What became of a transaction.
     pub async fn look(&self, gtrid: Gtrid) -> Result<Seen, Reason> {
-        self.ask(|answer| Call::Look { gtrid, answer }).await.ok_or_else(stopped)
+        self.ask(|answer| Call::Look { gtrid, answer })
+            .await
+            .ok_or_else(stopped)
     }
 
     /// What became of a request.
     pub async fn look_up(&self, request: RequestId) -> Result<Seen, Reason> {
-        self.ask(|answer| Call::LookUp { request, answer }).await.ok_or_else(stopped)
+        self.ask(|answer| Call::LookUp { request, answer })
+            .await
+            .ok_or_else(stopped)
     }
 
     /// The answer to a participant in doubt.
@@ -123,30 +158,41 @@ impl Handle {
         from: ParticipantName,
         branch: BranchId,
     ) -> Result<Decision, Reason> {
-        let decision = self.ask(|answer| Call::Inquire { from, branch, answer }).await;
+        let decision = self
+            .ask(|answer| Call::Inquire {
+                from,
+                branch,
+                answer,
+            })
+            .await;
         decision.ok_or_else(stopped)
     }
 
     /// Checks and records an operator's order.
     pub async fn resolve(&self, resolve: Resolve) -> Result<Ordered, Reason> {
-        self.ask(|answer| Call::Resolve { resolve, answer }).await.ok_or_else(stopped)
+        self.ask(|answer| Call::Resolve { resolve, answer })
+            .await
+            .ok_or_else(stopped)
     }
 
     /// Numbers for the status page.
     pub async fn numbers(&self) -> Result<Numbers, Reason> {
-        self.ask(|answer| Call::Numbers { answer }).await.ok_or_else(stopped)
+        self.ask(|answer| Call::Numbers { answer })
+            .await
+            .ok_or_else(stopped)
     }
 }
 
 fn executed(told: Told) -> Result<Executed, Failure> {
     match told {
         Told::Refused(reason) => Err(Failure::Refused(reason)),
-        Told::Replayed { first, outcome } => {
-            outcome_of(first, outcome, None, Vec::new(), true)
-        }
-        Told::Ended(Ended { gtrid, outcome, results, refused_by }) => {
-            outcome_of(gtrid, outcome, refused_by, results, false)
-        }
+        Told::Replayed { first, outcome } => outcome_of(first, outcome, None, Vec::new(), true),
+        Told::Ended(Ended {
+            gtrid,
+            outcome,
+            results,
+            refused_by,
+        }) => outcome_of(gtrid, outcome, refused_by, results, false),
     }
 }
 
@@ -158,14 +204,28 @@ fn outcome_of(
     replayed: bool,
 ) -> Result<Executed, Failure> {
     match outcome {
-        Outcome::Committed => Ok(Executed { gtrid, results, replayed }),
+        Outcome::Committed => Ok(Executed {
+            gtrid,
+            results,
+            replayed,
+        }),
         Outcome::Unknown(gtrid) => Err(Failure::Unknown { gtrid }),
         Outcome::Aborted(reason) | Outcome::Damaged(reason) => {
             let (participant, branch_index, failed_statement) = match refused_by {
-                Some(by) => (Some(by.participant), Some(by.branch_index), by.failed_statement),
+                Some(by) => (
+                    Some(by.participant),
+                    Some(by.branch_index),
+                    by.failed_statement,
+                ),
                 None => (None, None, None),
             };
-            Err(Failure::Aborted { gtrid, reason, participant, branch_index, failed_statement })
+            Err(Failure::Aborted {
+                gtrid,
+                reason,
+                participant,
+                branch_index,
+                failed_statement,
+            })
         }
     }
 }
@@ -179,7 +239,10 @@ impl Engine for Handle {
         self.admit().map_err(Failure::Refused)?;
         let gtrid = tx.gtrid;
         let (answer, wait) = oneshot::channel();
-        let run = Call::Run { tx: Box::new(tx), answer };
+        let run = Call::Run {
+            tx: Box::new(tx),
+            answer,
+        };
         if self.calls.send(run).await.is_err() {
             return Err(Failure::Refused(stopped()));
         }
@@ -193,8 +256,10 @@ impl Engine for Handle {
         time: Duration,
     ) -> Result<v1::StatementResult, Reason> {
         let peer = self.participants.get(participant)?;
-        let request =
-            v1::QueryRequest { statement: Some(statement.into()), timeout_ms: timeout_ms(time) };
+        let request = v1::QueryRequest {
+            statement: Some(statement.into()),
+            timeout_ms: timeout_ms(time),
+        };
         match timeout(time + RPC_GRACE, peer.client().query(request)).await {
             Ok(Ok(response)) => Ok(response.into_inner().result.unwrap_or_default()),
             Ok(Err(status)) => Err(reason_of(participant, &status)),
@@ -213,10 +278,17 @@ impl Engine for Handle {
             .iter()
             .map(|migration| v1::Migration {
                 version: migration.version,
-                statements: migration.statements.iter().map(ToString::to_string).collect(),
+                statements: migration
+                    .statements
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect(),
             })
             .collect();
-        let request = v1::MigrateRequest { schema: schema.to_owned(), migrations };
+        let request = v1::MigrateRequest {
+            schema: schema.to_owned(),
+            migrations,
+        };
         match timeout(MIGRATE_TIMEOUT, peer.client().migrate(request)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(status)) => Err(reason_of(participant, &status)),

@@ -72,12 +72,17 @@ impl SeenTransaction {
 
     /// Whether it is decided and a branch keeps failing to acknowledge.
     pub fn is_stuck(&self) -> bool {
-        self.branches.values().any(|b| b.reason.is_some() && b.attempts >= STUCK_ATTEMPTS)
+        self.branches
+            .values()
+            .any(|b| b.reason.is_some() && b.attempts >= STUCK_ATTEMPTS)
             && !self.is_over()
     }
 
     fn is_over(&self) -> bool {
-        matches!(self.state, TransactionState::Committed | TransactionState::Aborted)
+        matches!(
+            self.state,
+            TransactionState::Committed | TransactionState::Aborted
+        )
     }
 }
 
@@ -115,7 +120,12 @@ impl History {
     /// Keeps all that are not over, and `limit` that are.
     pub fn new(limit: usize, epoch: Epoch) -> Self {
         let (watchers, _) = broadcast::channel(WATCH_BACKLOG);
-        Self { kept: Arc::default(), watchers, limit, epoch }
+        Self {
+            kept: Arc::default(),
+            watchers,
+            limit,
+            epoch,
+        }
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -144,7 +154,11 @@ impl History {
             Some(before) => Box::new(kept.transactions.range(..before).rev().map(|(_, tx)| tx)),
             None => Box::new(kept.transactions.values().rev()),
         };
-        newest_first.filter(|tx| wanted(tx)).take(limit).cloned().collect()
+        newest_first
+            .filter(|tx| wanted(tx))
+            .take(limit)
+            .cloned()
+            .collect()
     }
 
     /// A transaction that recovery found in the log.
@@ -177,10 +191,20 @@ impl History {
                 let seen = SeenTransaction::new(*gtrid, request, self.epoch);
                 self.kept().transactions.insert(*gtrid, seen);
             }
-            Effect::Changed { gtrid, state, reason } => {
+            Effect::Changed {
+                gtrid,
+                state,
+                reason,
+            } => {
                 self.changed(*gtrid, *state, reason.clone());
             }
-            Effect::BranchChanged { branch, participant, state, reason, attempts } => {
+            Effect::BranchChanged {
+                branch,
+                participant,
+                state,
+                reason,
+                attempts,
+            } => {
                 let seen = SeenBranch {
                     participant: participant.clone(),
                     state: *state,
@@ -197,7 +221,9 @@ impl History {
         let now = unix_ms();
         {
             let mut kept = self.kept();
-            let Some(tx) = kept.transactions.get_mut(&gtrid) else { return };
+            let Some(tx) = kept.transactions.get_mut(&gtrid) else {
+                return;
+            };
             tx.state = state;
             tx.changed_ms = now;
             tx.reason.clone_from(&reason);
@@ -210,20 +236,34 @@ impl History {
                 }
             }
         }
-        self.publish(Change { gtrid, state, branch: None, reason, time_ms: now });
+        self.publish(Change {
+            gtrid,
+            state,
+            branch: None,
+            reason,
+            time_ms: now,
+        });
     }
 
     fn branch_changed(&self, gtrid: Gtrid, bqual: Bqual, seen: SeenBranch) {
         let now = unix_ms();
         let state = {
             let mut kept = self.kept();
-            let Some(tx) = kept.transactions.get_mut(&gtrid) else { return };
+            let Some(tx) = kept.transactions.get_mut(&gtrid) else {
+                return;
+            };
             tx.changed_ms = now;
             tx.branches.insert(bqual, seen.clone());
             tx.state
         };
         let branch = Some((bqual, seen.participant, seen.state));
-        self.publish(Change { gtrid, state, branch, reason: seen.reason, time_ms: now });
+        self.publish(Change {
+            gtrid,
+            state,
+            branch,
+            reason: seen.reason,
+            time_ms: now,
+        });
     }
 
     fn publish(&self, change: Change) {

@@ -16,10 +16,13 @@ use tokio_util::sync::CancellationToken;
 /// Settings come from defaults, then the file, then environment variables such as
 /// CONCORD_COORDINATOR_LISTEN or CONCORD_COORDINATOR_LIMITS__MAX_IN_FLIGHT, then flags.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Examples:
+#[command(
+    version,
+    after_help = "Examples:
   concord-coordinator --config coordinator.toml
   concord-coordinator --config coordinator.toml --check-config
-  CONCORD_LOG=debug concord-coordinator --config coordinator.toml --listen 127.0.0.1:7400")]
+  CONCORD_LOG=debug concord-coordinator --config coordinator.toml --listen 127.0.0.1:7400"
+)]
 struct Args {
     /// Configuration file (TOML).
     #[arg(long, value_name = "FILE")]
@@ -49,9 +52,14 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<()> {
     let flags = [
         ("listen", args.listen.map(|address| address.to_string())),
-        ("data_dir", args.data_dir.map(|dir| dir.display().to_string())),
+        (
+            "data_dir",
+            args.data_dir.map(|dir| dir.display().to_string()),
+        ),
     ];
-    let flags = flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.into())));
+    let flags = flags
+        .into_iter()
+        .filter_map(|(key, value)| Some((key.to_owned(), value?.into())));
     let loaded = load::<Config>(args.config.as_deref(), ENV_PREFIX, flags.collect())?;
     loaded.config.endpoints()?;
     if args.check_config {
@@ -61,10 +69,13 @@ fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     telemetry::start(loaded.config.log_format);
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
-        let signal = CancellationToken::new();
-        stop_on_signal(signal.clone())?;
-        let app = App::build(loaded).await?;
-        app.run(signal).await
-    })
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(async {
+            let signal = CancellationToken::new();
+            stop_on_signal(signal.clone())?;
+            let app = App::build(loaded).await?;
+            app.run(signal).await
+        })
 }

@@ -15,7 +15,9 @@ pub struct Mint {
 impl Mint {
     /// All ids will be above `highest`.
     pub fn above(highest: Gtrid) -> Self {
-        Self { floor_ms: AtomicU64::new(highest.unix_ms() + 1) }
+        Self {
+            floor_ms: AtomicU64::new(highest.unix_ms() + 1),
+        }
     }
 
     /// A fresh id.
@@ -23,13 +25,19 @@ impl Mint {
         let now = unix_ms();
         let ms = self.floor_ms.fetch_max(now, Ordering::Relaxed).max(now);
         let random: [u8; 10] = rand::random();
-        Gtrid(*uuid::Builder::from_unix_timestamp_millis(ms, &random).as_uuid().as_bytes())
+        Gtrid(
+            *uuid::Builder::from_unix_timestamp_millis(ms, &random)
+                .as_uuid()
+                .as_bytes(),
+        )
     }
 }
 
 /// Milliseconds since 1970, by this machine's clock.
 pub fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -52,7 +52,10 @@ pub struct Peer {
 impl Peer {
     /// What is known of it now.
     pub fn health(&self) -> Health {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.health
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn note(&self, change: impl FnOnce(&mut Health)) {
@@ -90,12 +93,23 @@ impl Participants {
         let peers: Vec<_> = channels
             .into_iter()
             .map(|(name, address, channel)| {
-                Arc::new(Peer { name, address, channel, health: Mutex::default() })
+                Arc::new(Peer {
+                    name,
+                    address,
+                    channel,
+                    health: Mutex::default(),
+                })
             })
             .collect();
-        let by_name =
-            peers.iter().enumerate().map(|(index, peer)| (peer.name.clone(), index)).collect();
-        Self { peers: peers.into(), by_name: Arc::new(by_name) }
+        let by_name = peers
+            .iter()
+            .enumerate()
+            .map(|(index, peer)| (peer.name.clone(), index))
+            .collect();
+        Self {
+            peers: peers.into(),
+            by_name: Arc::new(by_name),
+        }
     }
 
     /// All of them.
@@ -110,10 +124,13 @@ impl Participants {
 
     /// One of them.
     pub fn get(&self, name: &ParticipantName) -> Result<&Arc<Peer>, Reason> {
-        self.by_name.get(name).and_then(|index| self.peers.get(*index)).ok_or_else(|| {
-            let text = format!("no participant is called {name}");
-            Reason::new(code::PARTICIPANT_NOT_FOUND, text)
-        })
+        self.by_name
+            .get(name)
+            .and_then(|index| self.peers.get(*index))
+            .ok_or_else(|| {
+                let text = format!("no participant is called {name}");
+                Reason::new(code::PARTICIPANT_NOT_FOUND, text)
+            })
     }
 }
 
@@ -131,7 +148,11 @@ pub fn tuned(endpoint: Endpoint) -> Endpoint {
 /// transport.
 pub fn reason_of(peer: &ParticipantName, status: &tonic::Status) -> Reason {
     concord_proto::status::reason_of(status).unwrap_or_else(|| {
-        let text = format!("participant {peer}: {} ({:?})", status.message(), status.code());
+        let text = format!(
+            "participant {peer}: {} ({:?})",
+            status.message(),
+            status.code()
+        );
         Reason::new(code::PARTICIPANT_DOWN, text)
     })
 }

@@ -54,7 +54,10 @@ pub fn start(
     for record in log.replay()? {
         machine.apply(&record)?;
         match record {
-            Record::Incarnation { participant, incarnation } => {
+            Record::Incarnation {
+                participant,
+                incarnation,
+            } => {
                 incarnations.insert(participant, incarnation);
             }
             Record::Placement(slots) => placement = Some(slots),
@@ -71,12 +74,21 @@ pub fn start(
     });
     let known = |name: &&ParticipantName| participants.contains(name);
     let branches = machine.transactions().flat_map(|tx| &tx.branches);
-    let holders = slots.iter().chain(branches.map(|branch| &branch.participant));
+    let holders = slots
+        .iter()
+        .chain(branches.map(|branch| &branch.participant));
     if let Some(missing) = holders.into_iter().find(|name| !known(name)) {
         return Err(RecoveryError::ParticipantMissing(missing.clone()));
     }
     log.append(&first)?;
     let unfinished = machine.live();
-    let recovered = Recovered { machine, incarnations };
-    Ok(Start { recovered, placement: Placement::new(slots)?, unfinished })
+    let recovered = Recovered {
+        machine,
+        incarnations,
+    };
+    Ok(Start {
+        recovered,
+        placement: Placement::new(slots)?,
+        unfinished,
+    })
 }

@@ -173,6 +173,7 @@ impl<R: ResourceManager> Driver<R> {
                     }
                     // The coordinator repeats its horizon; the rest cannot come yet.
                     Event::ForgetBelow(_)
+                    | Event::Linked
                     | Event::Done(_)
                     | Event::Durable(_)
                     | Event::Swept(_)
@@ -251,6 +252,10 @@ impl<R: ResourceManager> Driver<R> {
             }
             Event::Swept(result) => self.swept(result),
             Event::Decided(epoch, decisions) => self.decided(epoch, decisions),
+            Event::Linked => {
+                let step = self.machine.step(Input::Linked);
+                self.carry_out(step, Payload::None);
+            }
             Event::ForgetBelow(gtrid) => {
                 let step = self.machine.step(Input::ForgetBelow { gtrid });
                 self.carry_out(step, Payload::None);
@@ -572,6 +577,7 @@ fn branch_of(input: &Input) -> Option<BranchId> {
         Input::Message { .. }
         | Input::Statement { .. }
         | Input::Sweep { .. }
+        | Input::Linked
         | Input::Decided { .. }
         | Input::Expired { .. }
         | Input::ForgetBelow { .. } => None,

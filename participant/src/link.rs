@@ -112,6 +112,7 @@ struct Reader {
 
 impl Reader {
     async fn run(mut self, mut frames: Streaming<v1::LinkRequest>) -> Result<(), Status> {
+        self.handle.linked().await;
         let stop = self.links.stop.clone();
         let result = loop {
             let replaced = self.replaced.clone();

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::migrate::Plan;
 
 pub mod conformance;
+pub mod memory;
 pub mod mysql;
 
 /// What became of a request to prepare a branch.

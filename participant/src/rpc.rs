@@ -244,7 +244,8 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
         let id = door::acknowledge_damage(request.into_inner())?;
         let found = self.rm.acknowledge(id).await;
         if !found.map_err(|reason| self.server_says(&reason))? {
-            return Err(Status::not_found(format!("there is no report {id}")));
+            let text = format!("there is no report of damage {id}");
+            return Err(self.server_says(&Reason::new(code::DAMAGE_NOT_FOUND, text)));
         }
         tracing::info!(id, "an operator acknowledged a report of damage");
         Ok(Response::new(v1::AcknowledgeDamageResponse {}))

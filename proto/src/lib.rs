@@ -10,7 +10,12 @@ pub mod status;
 pub mod transport;
 
 /// Package `concord.v1`: messages, clients and servers.
-#[allow(clippy::all, clippy::pedantic, clippy::unwrap_used, missing_debug_implementations)]
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::unwrap_used,
+    missing_debug_implementations
+)]
 pub mod v1 {
     tonic::include_proto!("concord.v1");
 

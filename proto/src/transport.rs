@@ -59,7 +59,10 @@ fn split_path(text: &str) -> (String, &str) {
 }
 
 fn is_word(word: &str) -> bool {
-    !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    !word.is_empty()
+        && word
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 #[cfg(test)]
@@ -107,7 +110,10 @@ mod tests {
 
     #[test]
     fn every_other_status_stays_as_it_is() {
-        let own = status(&Reason::new(code::UNEXPECTED_ANSWER, format!("{UNDECODABLE}x")));
+        let own = status(&Reason::new(
+            code::UNEXPECTED_ANSWER,
+            format!("{UNDECODABLE}x"),
+        ));
         for other in [own, Status::internal("else"), Status::unavailable(TOO_LONG)] {
             assert!(restate(&other).is_none(), "{other:?}");
         }

@@ -283,7 +283,7 @@ def participant(server, id_):
     check(ended["finish"] == "FINISH_COMMITTED", f"{ended}")
     check(ended["reason"]["code"] == "CONTRADICTS_OUTCOME", f"{ended}")
     none = refusal(server.call, "Participant/AcknowledgeDamage", id=4_711)
-    check(none.code == "NOT_FOUND", f"{none}")
+    expect(none, "NOT_FOUND", "DAMAGE_NOT_FOUND")
     table = "CREATE TABLE IF NOT EXISTS concord_foreign.a (id INT PRIMARY KEY)"
     migrated = server.call(
         "Participant/Migrate", schema="concord_foreign",

@@ -38,7 +38,9 @@ impl Real {
         let spec = ServerSpec::new(binary, folder.path().join("server"));
         let server = Server::start(spec).await.expect("the server starts");
         let mut root = server.root().await.expect("root logs in");
-        text(&mut root, "CREATE DATABASE conformance").await.expect("a schema");
+        text(&mut root, "CREATE DATABASE conformance")
+            .await
+            .expect("a schema");
         let table = format!(
             "CREATE TABLE {TABLE} (k VARCHAR(64) PRIMARY KEY, v BIGINT NOT NULL) ENGINE=InnoDB"
         );
@@ -76,7 +78,9 @@ impl Real {
     /// Runs a text as root.
     pub async fn sql(&self, sql: &str) -> Vec<Vec<Option<String>>> {
         let mut root = self.root().await;
-        let rows = text(&mut root, sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let rows = text(&mut root, sql)
+            .await
+            .unwrap_or_else(|error| panic!("{sql}: {error}"));
         drop(root.close().await);
         rows
     }
@@ -87,12 +91,18 @@ pub async fn text(
     connection: &mut MySqlConnection,
     sql: &str,
 ) -> Result<Vec<Vec<Option<String>>>, sqlx::Error> {
-    let rows = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_all(connection).await?;
+    let rows = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+        .fetch_all(connection)
+        .await?;
     Ok(rows
         .iter()
         .map(|row| {
             (0..row.len())
-                .map(|at| row.try_get_unchecked::<Option<String>, _>(at).ok().flatten())
+                .map(|at| {
+                    row.try_get_unchecked::<Option<String>, _>(at)
+                        .ok()
+                        .flatten()
+                })
                 .collect()
         })
         .collect())
@@ -110,19 +120,27 @@ impl Harness for Real {
     }
 
     async fn value(&self, key: &str) -> Option<i64> {
-        let rows = self.sql(&format!("SELECT v FROM {TABLE} WHERE k = '{key}'")).await;
+        let rows = self
+            .sql(&format!("SELECT v FROM {TABLE} WHERE k = '{key}'"))
+            .await;
         rows.first()?.first()?.as_deref()?.parse().ok()
     }
 
     async fn set_unsafe(&self, on: bool) {
         let value = if on { 2 } else { 1 };
-        self.sql(&format!("SET GLOBAL innodb_flush_log_at_trx_commit = {value}")).await;
+        self.sql(&format!(
+            "SET GLOBAL innodb_flush_log_at_trx_commit = {value}"
+        ))
+        .await;
     }
 
     async fn set_read_only(&self, on: bool) {
         match (self.kind, on) {
             (ServerKind::Mysql, true) => self.sql("SET GLOBAL super_read_only = ON").await,
-            (_, on) => self.sql(&format!("SET GLOBAL read_only = {}", u8::from(on))).await,
+            (_, on) => {
+                self.sql(&format!("SET GLOBAL read_only = {}", u8::from(on)))
+                    .await
+            }
         };
     }
 
@@ -151,13 +169,14 @@ impl Harness for Real {
 
     async fn commit_foreign(&self) -> bool {
         let mut root = self.foreign.lock().await.take().expect("a foreign branch");
-        text(&mut root, "XA COMMIT 'foreign','branch',7").await.is_ok()
+        text(&mut root, "XA COMMIT 'foreign','branch',7")
+            .await
+            .is_ok()
     }
 
     async fn lock(&self, key: &str) {
         let mut root = self.root().await;
-        let sql =
-            format!("START TRANSACTION; SELECT v FROM {TABLE} WHERE k = '{key}' FOR UPDATE");
+        let sql = format!("START TRANSACTION; SELECT v FROM {TABLE} WHERE k = '{key}' FOR UPDATE");
         text(&mut root, &sql).await.expect("a lock");
         *self.locker.lock().await = Some(root);
     }
@@ -172,10 +191,14 @@ impl Harness for Real {
         let mut backup = self.backup.lock().await;
         if on {
             let mut root = self.root().await;
-            text(&mut root, "FLUSH TABLES WITH READ LOCK").await.expect("a backup");
+            text(&mut root, "FLUSH TABLES WITH READ LOCK")
+                .await
+                .expect("a backup");
             *backup = Some(root);
         } else if let Some(mut root) = backup.take() {
-            text(&mut root, "UNLOCK TABLES").await.expect("the backup's end");
+            text(&mut root, "UNLOCK TABLES")
+                .await
+                .expect("the backup's end");
         }
     }
 
@@ -213,9 +236,16 @@ async fn conforms(kind: ServerKind) {
         }
     })
     .await;
-    let failed = reports.iter().filter(|report| report.failure.is_some()).count();
+    let failed = reports
+        .iter()
+        .filter(|report| report.failure.is_some())
+        .count();
     assert!(!reports.is_empty(), "no case ran");
-    assert!(failed == 0, "{failed} of {} cases failed on {kind}", reports.len());
+    assert!(
+        failed == 0,
+        "{failed} of {} cases failed on {kind}",
+        reports.len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

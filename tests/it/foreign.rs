@@ -35,7 +35,9 @@ async fn strangers_drive_every_rpc_on_mysql() -> anyhow::Result<()> {
 }
 
 async fn on(kind: ServerKind) -> anyhow::Result<()> {
-    let Some(server) = server_of(kind)? else { return Ok(()) };
+    let Some(server) = server_of(kind)? else {
+        return Ok(());
+    };
     let cluster = Cluster::start_with(&server, 2, &["--no-seed"])?;
     for n in 1..=2 {
         cluster
@@ -46,8 +48,17 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
             )
             .await?;
     }
-    let world = World { cluster, python: python()?, buf: buf()? };
-    cases!(&world, grpcio_drives_every_rpc, grpcio_sends_broken_bytes, buf_curl_drives_the_main_ones);
+    let world = World {
+        cluster,
+        python: python()?,
+        buf: buf()?,
+    };
+    cases!(
+        &world,
+        grpcio_drives_every_rpc,
+        grpcio_sends_broken_bytes,
+        buf_curl_drives_the_main_ones
+    );
     Ok(())
 }
 
@@ -57,20 +68,28 @@ fn folder() -> PathBuf {
 
 fn text(output: &Output) -> String {
     let (out, err) = (&output.stdout, &output.stderr);
-    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(out),
+        String::from_utf8_lossy(err)
+    )
 }
 
 impl World {
     fn addresses(&self) -> anyhow::Result<[String; 3]> {
         let address = |name: &str| Ok(self.cluster.process(name)?.address);
-        let found: anyhow::Result<Vec<String>> =
-            ["coordinator", "p1", "p2"].into_iter().map(address).collect();
+        let found: anyhow::Result<Vec<String>> = ["coordinator", "p1", "p2"]
+            .into_iter()
+            .map(address)
+            .collect();
         found?.try_into().ok().context("three addresses")
     }
 
     /// Runs a script of `tests/foreign` against the cluster; its output, or none without Python.
     fn script(&self, name: &str) -> anyhow::Result<Option<String>> {
-        let Some(python) = &self.python else { return Ok(None) };
+        let Some(python) = &self.python else {
+            return Ok(None);
+        };
         let output = Command::new(python)
             .arg(folder().join(name))
             .args(self.addresses()?)
@@ -85,7 +104,11 @@ impl World {
 fn contract() -> anyhow::Result<BTreeSet<String>> {
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET)?;
     let mut methods = BTreeSet::new();
-    for file in set.file.iter().filter(|file| file.package() == "concord.v1") {
+    for file in set
+        .file
+        .iter()
+        .filter(|file| file.package() == "concord.v1")
+    {
         for service in &file.service {
             let name = |method: &prost_types::MethodDescriptorProto| {
                 format!("concord.v1.{}/{}", service.name(), method.name())
@@ -97,10 +120,16 @@ fn contract() -> anyhow::Result<BTreeSet<String>> {
 }
 
 async fn grpcio_drives_every_rpc(world: &World) -> anyhow::Result<()> {
-    let Some(output) = world.script("every_rpc.py")? else { return Ok(()) };
+    let Some(output) = world.script("every_rpc.py")? else {
+        return Ok(());
+    };
     let called: BTreeSet<String> = output.lines().map(str::to_owned).collect();
     let contract = contract()?;
-    ensure!(contract.len() >= 40, "the contract has only {} methods", contract.len());
+    ensure!(
+        contract.len() >= 40,
+        "the contract has only {} methods",
+        contract.len()
+    );
     let missed: Vec<&String> = contract.difference(&called).collect();
     ensure!(missed.is_empty(), "no stranger called {missed:?}");
     Ok(())
@@ -120,7 +149,13 @@ impl BufCurl<'_> {
     fn run(&self, method: &str, request: &Value) -> anyhow::Result<Output> {
         let url = format!("http://{}/concord.v1.{method}", self.address);
         let output = Command::new(self.buf)
-            .args(["curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect"])
+            .args([
+                "curl",
+                "--protocol",
+                "grpc",
+                "--http2-prior-knowledge",
+                "--reflect",
+            ])
             .args(["--emit-defaults", "--data", &request.to_string(), &url])
             .output()?;
         Ok(output)
@@ -128,14 +163,22 @@ impl BufCurl<'_> {
 
     fn call(&self, method: &str, request: &Value) -> anyhow::Result<Value> {
         let output = self.run(method, request)?;
-        ensure!(output.status.success(), "{method} {request}: {}", text(&output));
+        ensure!(
+            output.status.success(),
+            "{method} {request}: {}",
+            text(&output)
+        );
         serde_json::from_slice(&output.stdout).with_context(|| text(&output))
     }
 
     /// The error of a call that must fail, as buf prints it.
     fn refusal(&self, method: &str, request: &Value) -> anyhow::Result<Value> {
         let output = self.run(method, request)?;
-        ensure!(!output.status.success(), "{method} {request} was answered: {}", text(&output));
+        ensure!(
+            !output.status.success(),
+            "{method} {request} was answered: {}",
+            text(&output)
+        );
         serde_json::from_slice(&output.stderr).with_context(|| text(&output))
     }
 }
@@ -143,7 +186,10 @@ impl BufCurl<'_> {
 async fn buf_curl_drives_the_main_ones(world: &World) -> anyhow::Result<()> {
     let Some(buf) = &world.buf else { return Ok(()) };
     let [gateway, participant, _] = world.addresses()?;
-    let gateway = BufCurl { buf, address: gateway };
+    let gateway = BufCurl {
+        buf,
+        address: gateway,
+    };
     let status = gateway.call("AdminService/GetClusterStatus", &json!({}))?;
     ensure!(status["accepting"] == json!(true), "{status}");
     for id in ["buf-a", "buf-b"] {
@@ -162,12 +208,18 @@ async fn buf_curl_drives_the_main_ones(world: &World) -> anyhow::Result<()> {
     transfer["amount"] = json!("381");
     let poor = gateway.refusal("BankService/Transfer", &transfer)?;
     ensure!(poor["code"] == json!("failed_precondition"), "{poor}");
-    ensure!(detail(&poor, "google.rpc.ErrorInfo")?["reason"] == json!("INSUFFICIENT_FUNDS"), "{poor}");
+    ensure!(
+        detail(&poor, "google.rpc.ErrorInfo")?["reason"] == json!("INSUFFICIENT_FUNDS"),
+        "{poor}"
+    );
     transfer["amount"] = json!("-1");
     let negative = gateway.refusal("BankService/Transfer", &transfer)?;
     ensure!(negative["code"] == json!("invalid_argument"), "{negative}");
     let fields = detail(&negative, "google.rpc.BadRequest")?;
-    ensure!(fields["fieldViolations"][0]["field"] == json!("amount"), "{negative}");
+    ensure!(
+        fields["fieldViolations"][0]["field"] == json!("amount"),
+        "{negative}"
+    );
 
     let sql = json!({"sql": "SELECT 1 AS one, ? AS two", "params": [{"string": "zwei"}]});
     let execute = json!({"statements": [{"participant": "p1", "statement": sql}]});
@@ -175,9 +227,15 @@ async fn buf_curl_drives_the_main_ones(world: &World) -> anyhow::Result<()> {
     let row = &done["results"][0]["result"][0]["values"];
     ensure!(row[1] == json!({"string": "zwei"}), "{done}");
 
-    let participant = BufCurl { buf, address: participant };
+    let participant = BufCurl {
+        buf,
+        address: participant,
+    };
     let status = participant.call("Participant/GetStatus", &json!({}))?;
-    ensure!(status["canVote"] == json!(true) && status["name"] == json!("p1"), "{status}");
+    ensure!(
+        status["canVote"] == json!(true) && status["name"] == json!("p1"),
+        "{status}"
+    );
     let query = json!({"statement": sql});
     let rows = participant.call("Participant/Query", &query)?;
     ensure!(rows["result"]["rows"] == json!("1"), "{rows}");
@@ -186,7 +244,9 @@ async fn buf_curl_drives_the_main_ones(world: &World) -> anyhow::Result<()> {
 
 /// A detail of an error, which buf decodes with what reflection says of its type.
 fn detail(error: &Value, name: &str) -> anyhow::Result<Value> {
-    let details = error["details"].as_array().with_context(|| format!("no details: {error}"))?;
+    let details = error["details"]
+        .as_array()
+        .with_context(|| format!("no details: {error}"))?;
     let found = details.iter().find(|detail| detail["type"] == json!(name));
     let found = found.with_context(|| format!("no {name} in {error}"))?;
     let decoded = &found["debug"];

@@ -21,7 +21,11 @@ use v1::TransactionState as State;
 async fn half_prepared(
     rig: &mut Rig,
     id: i32,
-) -> anyhow::Result<(String, tokio::task::JoinHandle<Outcome>, sqlx::mysql::MySqlConnection)> {
+) -> anyhow::Result<(
+    String,
+    tokio::task::JoinHandle<Outcome>,
+    sqlx::mysql::MySqlConnection,
+)> {
     let lock = rig.lock(2, id).await?;
     let running = rig.plus(id)?;
     let gtrid = rig.voted("p1").await?.gtrid;
@@ -34,7 +38,9 @@ async fn half_prepared(
 async fn by_hand(rig: &Rig, verb: &str, branch: BranchId) -> anyhow::Result<()> {
     eventually(verb, PATIENCE, async || {
         let mut root = rig.root(1).await?;
-        Ok(run(&mut root, &format!("{verb} {}", xid(branch))).await.ok())
+        Ok(run(&mut root, &format!("{verb} {}", xid(branch)))
+            .await
+            .ok())
     })
     .await
 }
@@ -77,16 +83,39 @@ async fn rolled_back_by_hand(rig: &mut Rig) -> anyhow::Result<()> {
     ensure!(rig.n(1, 1).await? == START && rig.n(2, 1).await? == START + 1);
 
     let report = damage(rig, branch).await?;
-    ensure!(report.reason.as_ref().is_some_and(|r| r.code == "HEURISTIC_ROLLBACK"), "{report:?}");
-    ensure!((report.bqual, report.acknowledged) == (1, false), "{report:?}");
+    ensure!(
+        report
+            .reason
+            .as_ref()
+            .is_some_and(|r| r.code == "HEURISTIC_ROLLBACK"),
+        "{report:?}"
+    );
+    ensure!(
+        (report.bqual, report.acknowledged) == (1, false),
+        "{report:?}"
+    );
     let tx = rig.client()?.transaction(&gtrid).await?;
-    ensure!(tx.branches[0].state() == v1::BranchState::Heuristic, "{tx:?}");
-    ensure!(tx.branches[1].state() == v1::BranchState::Committed, "{tx:?}");
+    ensure!(
+        tx.branches[0].state() == v1::BranchState::Heuristic,
+        "{tx:?}"
+    );
+    ensure!(
+        tx.branches[1].state() == v1::BranchState::Committed,
+        "{tx:?}"
+    );
     ensure!(heuristics(rig).await? == 1);
-    for (daemon, words) in [(COORDINATOR, "heuristic outcome"), ("p1", "heuristic damage")] {
+    for (daemon, words) in [
+        (COORDINATOR, "heuristic outcome"),
+        ("p1", "heuristic damage"),
+    ] {
         let log = rig.log(daemon)?;
-        let line = log.lines().find(|line| line.contains(words) && line.contains("ERROR"));
-        ensure!(line.is_some_and(|line| line.contains(&gtrid)), "{daemon} does not cry for help");
+        let line = log
+            .lines()
+            .find(|line| line.contains(words) && line.contains("ERROR"));
+        ensure!(
+            line.is_some_and(|line| line.contains(&gtrid)),
+            "{daemon} does not cry for help"
+        );
     }
 
     // It outlives both daemons, and the restarted participant says it again.
@@ -97,17 +126,25 @@ async fn rolled_back_by_hand(rig: &mut Rig) -> anyhow::Result<()> {
     ensure!(found == report, "{found:?} was {report:?}");
     ensure!(rig.log("p1")?.contains("nobody has acknowledged yet"));
     let tx = rig.client()?.transaction(&gtrid).await?;
-    ensure!(tx.reason.is_some_and(|r| r.code == "HEURISTIC_ROLLBACK"), "the coordinator forgot");
+    ensure!(
+        tx.reason.is_some_and(|r| r.code == "HEURISTIC_ROLLBACK"),
+        "the coordinator forgot"
+    );
 
     let request = v1::AcknowledgeDamageRequest { id: report.id };
     rig.participant(1)?.acknowledge_damage(request).await?;
-    let again = v1::AcknowledgeDamageRequest { id: report.id + 1_000 };
+    let again = v1::AcknowledgeDamageRequest {
+        id: report.id + 1_000,
+    };
     let refused = rig.participant(1)?.acknowledge_damage(again).await;
     ensure!(refused.is_err_and(|status| status.code() == tonic::Code::NotFound));
     ensure!(damage(rig, branch).await?.acknowledged);
     rig.kill9("p1")?;
     rig.up().await?;
-    ensure!(damage(rig, branch).await?.acknowledged, "the acknowledgement was forgotten");
+    ensure!(
+        damage(rig, branch).await?.acknowledged,
+        "the acknowledgement was forgotten"
+    );
     rig.sql(1, "UPDATE shop.t SET n = n + 1 WHERE id = 1").await
 }
 
@@ -133,7 +170,10 @@ async fn committed_by_hand(rig: &mut Rig) -> anyhow::Result<()> {
     .await?;
     let log = rig.log(COORDINATOR)?;
     let line = log.lines().find(|line| line.contains("HEURISTIC_COMMIT"));
-    ensure!(line.is_some_and(|line| line.contains(&gtrid) && line.contains("ERROR")), "{line:?}");
+    ensure!(
+        line.is_some_and(|line| line.contains(&gtrid) && line.contains("ERROR")),
+        "{line:?}"
+    );
     rig.drained().await?;
     ensure!(rig.n(1, 2).await? == START + 1 && rig.n(2, 2).await? == START);
     rig.sql(2, "UPDATE shop.t SET n = n + 1 WHERE id = 2").await
@@ -153,12 +193,21 @@ async fn stuck_while_away(rig: &mut Rig) -> anyhow::Result<()> {
     ensure!(stuck.state() == State::Committing, "{stuck:?}");
     let away = &stuck.branches[0];
     let reason = away.reason.clone().unwrap_or_default();
-    ensure!(away.participant == "p1" && reason.code == "PARTICIPANT_DOWN", "{stuck:?}");
+    ensure!(
+        away.participant == "p1" && reason.code == "PARTICIPANT_DOWN",
+        "{stuck:?}"
+    );
     ensure!(reason.message.contains("p1"), "{reason:?}");
     ensure!(client.cluster_status().await?.stuck == 1);
-    ensure!(!running.is_finished(), "the client was answered before everything is applied");
+    ensure!(
+        !running.is_finished(),
+        "the client was answered before everything is applied"
+    );
     rig.up().await?;
-    ensure!(running.await?.is_committed(), "a decided transaction was not committed");
+    ensure!(
+        running.await?.is_committed(),
+        "a decided transaction was not committed"
+    );
     ensure!(client.list_transactions(&[], true, 10).await?.is_empty());
     rig.settled(3, START + 1).await
 }
@@ -178,10 +227,19 @@ fn foreign_branches_stay_untouched_through_everything() -> anyhow::Result<()> {
         };
         let before = foreign(rig).await?;
         ensure!(before.len() == strangers.len(), "{before:?}");
-        let listed = rig.participant(1)?.list_branches(v1::ListBranchesRequest::default()).await?;
-        ensure!(listed.into_inner().foreign_branches == 2, "they are not counted as foreign");
+        let listed = rig
+            .participant(1)?
+            .list_branches(v1::ListBranchesRequest::default())
+            .await?;
+        ensure!(
+            listed.into_inner().foreign_branches == 2,
+            "they are not counted as foreign"
+        );
         let (in_doubt, _) = rig.client()?.list_in_doubt(10).await?;
-        ensure!(in_doubt.is_empty(), "a foreign branch is shown as ours: {in_doubt:?}");
+        ensure!(
+            in_doubt.is_empty(),
+            "a foreign branch is shown as ours: {in_doubt:?}"
+        );
 
         ensure!(rig.plus(1)?.await?.is_committed());
         let (_, running, lock) = half_prepared(rig, 2).await?;
@@ -195,7 +253,10 @@ fn foreign_branches_stay_untouched_through_everything() -> anyhow::Result<()> {
         rig.kill9("p1")?;
         rig.up().await?;
         ensure!(rig.plus(3)?.await?.is_committed());
-        ensure!(foreign(rig).await? == before, "a foreign branch was touched");
+        ensure!(
+            foreign(rig).await? == before,
+            "a foreign branch was touched"
+        );
         // They still are what their owner left.
         for stranger in &strangers {
             rig.sql(1, &format!("XA COMMIT {stranger}")).await?;
@@ -208,7 +269,10 @@ fn foreign_branches_stay_untouched_through_everything() -> anyhow::Result<()> {
 /// One of another program, and one of another Concord cluster on the same server.
 fn strangers() -> anyhow::Result<Vec<String>> {
     let gtrid = Mint::above(Gtrid::MIN).mint();
-    let other = Xids::new("other").text(BranchId { gtrid, bqual: Bqual(1) });
+    let other = Xids::new("other").text(BranchId {
+        gtrid,
+        bqual: Bqual(1),
+    });
     ensure!(other.ends_with(&FORMAT_ID.to_string()));
     Ok(vec!["'somebody','else',7".to_owned(), other])
 }
@@ -224,7 +288,11 @@ fn an_operators_order_is_refused_when_it_contradicts_unless_it_is_forced() -> an
 }
 
 fn resolve(branch: BranchId, commit: bool, force: bool) -> v1::ResolveBranchRequest {
-    let resolution = if commit { v1::Resolution::Commit } else { v1::Resolution::Abort };
+    let resolution = if commit {
+        v1::Resolution::Commit
+    } else {
+        v1::Resolution::Abort
+    };
     v1::ResolveBranchRequest {
         gtrid: branch.gtrid.to_string(),
         bqual: branch.bqual.0,
@@ -253,7 +321,10 @@ async fn forgotten_branches(rig: &mut Rig) -> anyhow::Result<()> {
     let old = |n: u8| {
         let mut gtrid = lowest_at(unix_ms() - 3_600_000);
         gtrid.0[15] = n;
-        BranchId { gtrid, bqual: Bqual(1) }
+        BranchId {
+            gtrid,
+            bqual: Bqual(1),
+        }
     };
     let (unknown, sibling) = (old(1), old(2));
     for (id, branch) in [(4, unknown), (5, sibling)] {
@@ -261,7 +332,15 @@ async fn forgotten_branches(rig: &mut Rig) -> anyhow::Result<()> {
     }
     // What the other server's ledger knows: the second branch of one of them is committed.
     let mut row = String::new();
-    ledger::push_branch_row(&mut row, BranchId { bqual: Bqual(2), ..sibling }, 1, None);
+    ledger::push_branch_row(
+        &mut row,
+        BranchId {
+            bqual: Bqual(2),
+            ..sibling
+        },
+        1,
+        None,
+    );
     rig.sql(2, &row).await?;
     rig.up().await?;
     let client = rig.client()?;
@@ -269,7 +348,11 @@ async fn forgotten_branches(rig: &mut Rig) -> anyhow::Result<()> {
         let (found, unreachable) = client.list_in_doubt(10).await?;
         let explained = found.iter().all(|b| {
             let branch = b.branch.as_ref();
-            branch.is_some_and(|b| b.reason.as_ref().is_some_and(|r| r.code == "OUTCOME_UNKNOWN"))
+            branch.is_some_and(|b| {
+                b.reason
+                    .as_ref()
+                    .is_some_and(|r| r.code == "OUTCOME_UNKNOWN")
+            })
         });
         Ok((found.len() == 2 && explained).then_some((found, unreachable)))
     })
@@ -285,9 +368,15 @@ async fn forgotten_branches(rig: &mut Rig) -> anyhow::Result<()> {
     ensure!(rig.prepared(1).await? == 2, "a refused order had an effect");
 
     let done = client.resolve_branch(resolve(sibling, true, false)).await?;
-    ensure!((done.finish(), done.heuristic) == (v1::Finish::Committed, false), "{done:?}");
+    ensure!(
+        (done.finish(), done.heuristic) == (v1::Finish::Committed, false),
+        "{done:?}"
+    );
     let done = client.resolve_branch(resolve(unknown, false, true)).await?;
-    ensure!((done.finish(), done.heuristic) == (v1::Finish::Aborted, true), "{done:?}");
+    ensure!(
+        (done.finish(), done.heuristic) == (v1::Finish::Aborted, true),
+        "{done:?}"
+    );
     rig.drained().await?;
     ensure!(rig.n(1, 4).await? == START && rig.n(1, 5).await? == START + 1);
     Ok(())
@@ -298,7 +387,8 @@ async fn prepare_by_hand(rig: &Rig, branch: BranchId, id: i32) -> anyhow::Result
     let xid = xid(branch);
     let mut sql = format!("XA START {xid}; ");
     ledger::push_branch_row(&mut sql, branch, 1, None);
-    sql += &format!("; UPDATE shop.t SET n = n + 1 WHERE id = {id}; XA END {xid}; XA PREPARE {xid}");
+    sql +=
+        &format!("; UPDATE shop.t SET n = n + 1 WHERE id = {id}; XA END {xid}; XA PREPARE {xid}");
     run(&mut root, &sql).await
 }
 
@@ -323,14 +413,23 @@ async fn against_a_decision(rig: &mut Rig) -> anyhow::Result<()> {
     rig.kill9(COORDINATOR)?;
     let mut kept = 0;
     EmbeddedLog::open(&rig.data_dir(), CLUSTER)?.visit(&mut |record| {
-        if let Record::Heuristic { gtrid, committed, reason, .. } = record {
+        if let Record::Heuristic {
+            gtrid,
+            committed,
+            reason,
+            ..
+        } = record
+        {
             let ordered = gtrid == branch.gtrid && committed == Some(false);
             kept += u32::from(ordered && reason.message.contains("looked at the books"));
         }
     })?;
     ensure!(kept == 1, "{kept} records of the forced order");
     rig.up().await?;
-    let answer = rig.client()?.resolve_branch(resolve(branch, false, true)).await?;
+    let answer = rig
+        .client()?
+        .resolve_branch(resolve(branch, false, true))
+        .await?;
     ensure!(answer.finish() == v1::Finish::Aborted, "{answer:?}");
     rig.drained().await?;
     ensure!(rig.n(1, 6).await? == START && rig.n(2, 6).await? == START + 1);

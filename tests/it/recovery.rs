@@ -6,9 +6,7 @@ use concord_client::local::process::Child;
 use concord_client::{Outcome, v1};
 use concord_tests::backlog;
 use concord_tests::cluster::servers;
-use concord_tests::rig::{
-    COORDINATOR, Rig, START, on_every_server, refused_with, unlock,
-};
+use concord_tests::rig::{COORDINATOR, Rig, START, on_every_server, refused_with, unlock};
 use nix::sys::signal::Signal;
 use sqlx::mysql::MySqlConnection;
 use tokio::task::JoinHandle;
@@ -25,20 +23,40 @@ async fn half_prepared(rig: &Rig, id: i32) -> anyhow::Result<Half> {
     let lock = rig.lock(2, id).await?;
     let running = rig.plus(id)?;
     let gtrid = rig.voted("p1").await?.gtrid;
-    Ok(Half { gtrid, running, lock })
+    Ok(Half {
+        gtrid,
+        running,
+        lock,
+    })
 }
 
 #[test]
 fn every_kill_ends_in_all_or_nothing() -> anyhow::Result<()> {
     on_every_server(2, async |rig| {
-        coordinator_before_its_decision(rig).await.context("coordinator before its decision")?;
-        coordinator_after_its_decision(rig).await.context("coordinator after its decision")?;
-        participant_after_its_vote(rig).await.context("participant after its vote")?;
-        participant_before_its_vote(rig).await.context("participant before its vote")?;
-        server_after_its_prepare(rig).await.context("server after its prepare")?;
-        server_before_its_prepare(rig).await.context("server before its prepare")?;
-        everything(rig, false).await.context("everything before the decision")?;
-        everything(rig, true).await.context("everything after the decision")
+        coordinator_before_its_decision(rig)
+            .await
+            .context("coordinator before its decision")?;
+        coordinator_after_its_decision(rig)
+            .await
+            .context("coordinator after its decision")?;
+        participant_after_its_vote(rig)
+            .await
+            .context("participant after its vote")?;
+        participant_before_its_vote(rig)
+            .await
+            .context("participant before its vote")?;
+        server_after_its_prepare(rig)
+            .await
+            .context("server after its prepare")?;
+        server_before_its_prepare(rig)
+            .await
+            .context("server before its prepare")?;
+        everything(rig, false)
+            .await
+            .context("everything before the decision")?;
+        everything(rig, true)
+            .await
+            .context("everything after the decision")
     })
 }
 
@@ -101,7 +119,10 @@ async fn server_after_its_prepare(rig: &mut Rig) -> anyhow::Result<()> {
     rig.servers[0].kill9();
     unlock(half.lock).await?;
     rig.reaches(&half.gtrid, State::Committing).await?;
-    ensure!(!half.running.is_finished(), "the client was answered too early");
+    ensure!(
+        !half.running.is_finished(),
+        "the client was answered too early"
+    );
     rig.servers[0].restart().await?;
     rig.linked().await?;
     let outcome = half.running.await?;
@@ -149,7 +170,10 @@ async fn everything(rig: &mut Rig, decided: bool) -> anyhow::Result<()> {
     let (first, second) = (rig.n(1, id).await?, rig.n(2, id).await?);
     ensure!(first == second, "torn: {first} and {second}");
     // Without the lock the transaction may have run on while its killers came one by one.
-    ensure!(first == value || (!decided && first == START + 1), "{first}, not {value}");
+    ensure!(
+        first == value || (!decided && first == START + 1),
+        "{first}, not {value}"
+    );
     Ok(())
 }
 
@@ -157,17 +181,32 @@ async fn everything(rig: &mut Rig, decided: bool) -> anyhow::Result<()> {
 fn a_second_coordinator_on_the_same_log_is_refused() -> anyhow::Result<()> {
     on_every_server(1, async |rig| {
         let mut launch = rig.launch(COORDINATOR)?;
-        launch.args.extend(["--listen".into(), "127.0.0.1:0".into()]);
+        launch
+            .args
+            .extend(["--listen".into(), "127.0.0.1:0".into()]);
         launch.output = rig.data_dir().with_extension("second.log");
         let status = Child::spawn(&launch)?.exited().await;
-        ensure!(!status.success(), "a second coordinator runs on the same log");
+        ensure!(
+            !status.success(),
+            "a second coordinator runs on the same log"
+        );
         let said = std::fs::read_to_string(&launch.output)?;
         ensure!(said.contains("is in use by"), "{said}");
         let pid = rig.pid(COORDINATOR)?.to_string();
-        ensure!(said.contains(&pid), "it does not say who has the log: {said}");
+        ensure!(
+            said.contains(&pid),
+            "it does not say who has the log: {said}"
+        );
         // The first one has not noticed.
         let sql = "UPDATE shop.t SET n = n + 1 WHERE id = 1";
-        ensure!(rig.client()?.one_shot().on("p1", sql).send().await.is_committed());
+        ensure!(
+            rig.client()?
+                .one_shot()
+                .on("p1", sql)
+                .send()
+                .await
+                .is_committed()
+        );
         rig.settled(1, START + 1).await
     })
 }
@@ -194,7 +233,10 @@ async fn coordinator_drains(rig: &mut Rig) -> anyhow::Result<()> {
     let late = client.one_shot().on("p1", sql).on("p2", sql).send().await;
     let (code, message) = refused_with(&late)?;
     ensure!(code == "SHUTTING_DOWN", "{code}: {message}");
-    ensure!(client.begin().await.is_err(), "an interactive transaction began during the drain");
+    ensure!(
+        client.begin().await.is_err(),
+        "an interactive transaction began during the drain"
+    );
     ensure!(rig.is_running(COORDINATOR), "it did not wait for what runs");
     unlock(half.lock).await?;
     let outcome = half.running.await?;
@@ -224,7 +266,11 @@ async fn participant_drains(rig: &mut Rig) -> anyhow::Result<()> {
 /// decided. How fast is for the long form to judge.
 #[test]
 fn a_backlog_of_decided_transactions_is_resolved_after_a_crash() -> anyhow::Result<()> {
-    let plan = backlog::Plan { transactions: 400, rounds: 1, raw_connections: 8 };
+    let plan = backlog::Plan {
+        transactions: 400,
+        rounds: 1,
+        raw_connections: 8,
+    };
     for server in servers()? {
         let report = tokio::runtime::Runtime::new()?.block_on(backlog::prove(&server, &plan))?;
         eprintln!("on {} {}: {report:?}", server.kind(), server.version());

@@ -65,7 +65,9 @@ fn a_setting_changed_while_running_stops_votes_until_it_is_mended() -> anyhow::R
         let mut done = 0;
         for trap in traps(rig.servers[0].kind()) {
             done += 1;
-            fall_into(rig, &trap, START + done).await.context(trap.set)?;
+            fall_into(rig, &trap, START + done)
+                .await
+                .context(trap.set)?;
         }
         Ok(())
     })
@@ -88,9 +90,16 @@ async fn fall_into(rig: &mut Rig, trap: &Trap, value: i64) -> anyhow::Result<()>
     let told = status.problems.iter().any(|problem| {
         problem.code == trap.code && trap.words.iter().all(|word| problem.message.contains(word))
     });
-    ensure!(told, "the status does not say what mends it: {:?}", status.problems);
+    ensure!(
+        told,
+        "the status does not say what mends it: {:?}",
+        status.problems
+    );
     let cries = |line: &str| line.contains("ERROR") && line.contains(trap.words[1]);
-    ensure!(rig.log("p1")?.lines().any(cries), "the log does not say what mends it");
+    ensure!(
+        rig.log("p1")?.lines().any(cries),
+        "the log does not say what mends it"
+    );
     refused(rig, trap).await?;
 
     // What is prepared still commits, as soon as the server lets it.
@@ -103,20 +112,32 @@ async fn fall_into(rig: &mut Rig, trap: &Trap, value: i64) -> anyhow::Result<()>
             Ok(reason.filter(|reason| reason.code == trap.code))
         })
         .await?;
-        ensure!(rig.prepared(1).await? == 1, "the branch is not prepared any more");
+        ensure!(
+            rig.prepared(1).await? == 1,
+            "the branch is not prepared any more"
+        );
         rig.sql(1, trap.mend).await?;
         ensure!(before.await?.is_committed());
     } else {
         let outcome = before.await?;
-        ensure!(outcome.is_committed(), "a prepared branch was held up: {outcome:?}");
+        ensure!(
+            outcome.is_committed(),
+            "a prepared branch was held up: {outcome:?}"
+        );
         rig.sql(1, trap.mend).await?;
     }
     rig.linked().await?;
     ensure!(rig.serves(1).await, "health stays NOT_SERVING");
     rig.settled(1, value).await?;
-    ensure!(rig.plus(2)?.await?.is_committed(), "mended, and still no vote");
+    ensure!(
+        rig.plus(2)?.await?.is_committed(),
+        "mended, and still no vote"
+    );
     rig.settled(2, value).await?;
-    ensure!(rig.n(1, 5).await? == START, "a refused transaction took effect");
+    ensure!(
+        rig.n(1, 5).await? == START,
+        "a refused transaction took effect"
+    );
     Ok(())
 }
 
@@ -137,14 +158,21 @@ fn an_unsafe_setting_at_start_stops_votes_and_lets_prepared_branches_end() -> an
         let gtrid = rig.voted("p1").await?.gtrid;
         rig.servers[0].kill9();
         unlock(lock).await?;
-        rig.reaches(&gtrid, v1::TransactionState::Committing).await?;
+        rig.reaches(&gtrid, v1::TransactionState::Committing)
+            .await?;
         let spec = rig.servers[0].spec_mut();
         spec.args.push("--innodb-flush-log-at-trx-commit=2".into());
         rig.servers[0].restart().await?;
-        ensure!(before.await?.is_committed(), "an unsafe server must still commit what it holds");
+        ensure!(
+            before.await?.is_committed(),
+            "an unsafe server must still commit what it holds"
+        );
         rig.settled(1, START + 1).await?;
         refused(rig, &traps(rig.servers[0].kind())[0]).await?;
-        ensure!(!rig.serves(1).await, "health is SERVING on an unsafe server");
+        ensure!(
+            !rig.serves(1).await,
+            "health is SERVING on an unsafe server"
+        );
 
         // The same for a participant that starts when the server is unsafe already.
         rig.kill9("p1")?;
@@ -185,7 +213,10 @@ fn point(rig: &mut Rig, n: usize) -> anyhow::Result<()> {
     let (socket, password) = (socket_of(rig, n), password_of(rig, n));
     rig.kill9("p1")?;
     rig.configure("p1", |own| {
-        if let Some(server) = own.get_mut("server").and_then(|server| server.as_table_mut()) {
+        if let Some(server) = own
+            .get_mut("server")
+            .and_then(|server| server.as_table_mut())
+        {
             server.insert("socket".into(), socket.into());
             server.insert("password_file".into(), password.into());
         }
@@ -201,8 +232,14 @@ async fn someone_elses_server(rig: &mut Rig) -> anyhow::Result<()> {
     })
     .await?;
     let problem = status.problems.first().cloned().unwrap_or_default();
-    ensure!(!status.can_vote && problem.code == "INCARNATION_CHANGED", "{status:?}");
-    ensure!(problem.message.contains("belongs to participant p2"), "{problem:?}");
+    ensure!(
+        !status.can_vote && problem.code == "INCARNATION_CHANGED",
+        "{status:?}"
+    );
+    ensure!(
+        problem.message.contains("belongs to participant p2"),
+        "{problem:?}"
+    );
     ensure!(problem.message.contains("address leads"), "{problem:?}");
     ensure!(!rig.serves(1).await);
     let outcome = rig.plus(1)?.await?;
@@ -221,14 +258,20 @@ async fn a_new_ledger_schema(rig: &mut Rig) -> anyhow::Result<()> {
     run(&mut root, "DROP DATABASE concord").await?;
     let status = eventually("the new data to be noticed", PATIENCE, async || {
         let status = rig.status(1).await?;
-        let seen = status.problems.iter().any(|problem| problem.code == "INCARNATION_CHANGED");
+        let seen = status
+            .problems
+            .iter()
+            .any(|problem| problem.code == "INCARNATION_CHANGED");
         Ok(seen.then_some(status))
     })
     .await?;
     ensure!(!status.can_vote && status.incarnation != old, "{status:?}");
     let (code, message) = refused_with(&rig.plus(2)?.await?)?;
     ensure!(code == "INCARNATION_CHANGED", "{code}: {message}");
-    ensure!(message.contains(&old), "{message} does not name the data that it should be");
+    ensure!(
+        message.contains(&old),
+        "{message} does not name the data that it should be"
+    );
 
     // A restart of the participant does not make it right: the coordinator remembers.
     rig.kill9("p1")?;
@@ -237,21 +280,30 @@ async fn a_new_ledger_schema(rig: &mut Rig) -> anyhow::Result<()> {
     let reason = eventually("the coordinator to refuse it", PATIENCE, async || {
         let all = client.list_participants().await?;
         let p1 = all.into_iter().find(|p| p.name == "p1").context("no p1")?;
-        let refused = p1.reason.filter(|reason| reason.code == "INCARNATION_CHANGED");
+        let refused = p1
+            .reason
+            .filter(|reason| reason.code == "INCARNATION_CHANGED");
         Ok(refused.filter(|_| !p1.connected))
     })
     .await?;
     let new = rig.status(1).await?.incarnation;
     let advice = format!("incarnation = \"{new}\"");
-    ensure!(reason.message.contains(&advice) && reason.message.contains(&old), "{reason:?}");
+    ensure!(
+        reason.message.contains(&advice) && reason.message.contains(&old),
+        "{reason:?}"
+    );
     let outcome = rig.plus(2)?.await?;
     ensure!(!outcome.is_committed(), "{outcome:?}");
 
     // An operator who means it says so in the configuration.
     rig.kill9(COORDINATOR)?;
     rig.configure(COORDINATOR, |own| {
-        let participants = own.get_mut("participants").and_then(|all| all.as_array_mut());
-        let first = participants.and_then(|all| all.first_mut()).and_then(|p| p.as_table_mut());
+        let participants = own
+            .get_mut("participants")
+            .and_then(|all| all.as_array_mut());
+        let first = participants
+            .and_then(|all| all.first_mut())
+            .and_then(|p| p.as_table_mut());
         if let Some(first) = first {
             first.insert("incarnation".into(), new.into());
         }

@@ -26,7 +26,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
 
 use crate::cluster::eventually;
 use crate::in_flight::Memory;
-use crate::rig::{COORDINATOR, CLUSTER, PATIENCE, Rig, run, xid};
+use crate::rig::{CLUSTER, COORDINATOR, PATIENCE, Rig, run, xid};
 
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +67,9 @@ impl Report {
 fn median(times: impl Iterator<Item = Duration>) -> f64 {
     let mut times: Vec<Duration> = times.collect();
     times.sort();
-    times.get(times.len() / 2).map_or(f64::NAN, Duration::as_secs_f64)
+    times
+        .get(times.len() / 2)
+        .map_or(f64::NAN, Duration::as_secs_f64)
 }
 
 /// Each branch works on two servers.
@@ -101,7 +103,11 @@ pub async fn prove(binary: &ServerBinary, plan: &Plan) -> anyhow::Result<Report>
         stop_and_check_ends(&mut rig, &backlog).await?;
         let raw = raw_commits(&rig, plan).await?;
         applied += 1;
-        report.rounds.push(Round { recovery, raw, memory });
+        report.rounds.push(Round {
+            recovery,
+            raw,
+            memory,
+        });
         rig.up().await?;
     }
     Ok(report)
@@ -109,7 +115,12 @@ pub async fn prove(binary: &ServerBinary, plan: &Plan) -> anyhow::Result<Report>
 
 /// Kills all daemons at once.
 fn crash(rig: &mut Rig) -> anyhow::Result<()> {
-    for name in rig.participants().iter().map(String::as_str).chain([COORDINATOR]) {
+    for name in rig
+        .participants()
+        .iter()
+        .map(String::as_str)
+        .chain([COORDINATOR])
+    {
         rig.kill9(name)?;
     }
     Ok(())
@@ -118,9 +129,17 @@ fn crash(rig: &mut Rig) -> anyhow::Result<()> {
 /// One row for each transaction.
 async fn make_rows(rig: &Rig, n: usize, rows: usize) -> anyhow::Result<()> {
     let mut root = rig.root(n).await?;
-    run(&mut root, "CREATE TABLE shop.work (id INT PRIMARY KEY, n INT NOT NULL)").await?;
+    run(
+        &mut root,
+        "CREATE TABLE shop.work (id INT PRIMARY KEY, n INT NOT NULL)",
+    )
+    .await?;
     let rows: Vec<String> = (0..rows).map(|id| format!("({id},0)")).collect();
-    run(&mut root, &format!("INSERT INTO shop.work VALUES {}", rows.join(","))).await
+    run(
+        &mut root,
+        &format!("INSERT INTO shop.work VALUES {}", rows.join(",")),
+    )
+    .await
 }
 
 /// Makes decisions durable that nobody has acted on.
@@ -145,7 +164,12 @@ fn decision(gtrid: Gtrid, epoch: Epoch) -> Record {
     let branches = (1..=u32::from(SERVERS))
         .map(|n| (Bqual(n), ParticipantName::new(format!("p{n}"))))
         .collect();
-    Record::Decision { gtrid, epoch, branches, request: None }
+    Record::Decision {
+        gtrid,
+        epoch,
+        branches,
+        request: None,
+    }
 }
 
 /// Prepares the branches of all transactions on both servers, and closes the connections.
@@ -167,7 +191,10 @@ async fn prepare_all(rig: &Rig, gtrids: &[Gtrid]) -> anyhow::Result<()> {
     }
     for n in 1..=rig.servers.len() {
         let prepared = rig.prepared(n).await?;
-        ensure!(prepared == gtrids.len(), "{prepared} branches are prepared on server {n}");
+        ensure!(
+            prepared == gtrids.len(),
+            "{prepared} branches are prepared on server {n}"
+        );
     }
     Ok(())
 }
@@ -223,11 +250,17 @@ async fn recover(rig: &mut Rig, transactions: usize) -> anyhow::Result<Duration>
     let took = start.elapsed();
     for n in 1..=rig.servers.len() {
         let left = rig.prepared(n).await?;
-        ensure!(left == 0, "{left} branches are still prepared on server {n}");
+        ensure!(
+            left == 0,
+            "{left} branches are still prepared on server {n}"
+        );
     }
     let recovered = format!("unfinished={transactions}");
     let log = rig.log(COORDINATOR)?;
-    ensure!(log.contains(&recovered), "the coordinator did not find {recovered}");
+    ensure!(
+        log.contains(&recovered),
+        "the coordinator did not find {recovered}"
+    );
     Ok(took)
 }
 
@@ -237,11 +270,19 @@ async fn check(rig: &Rig, gtrids: &[Gtrid], applied: i64) -> anyhow::Result<()> 
     for (n, bqual) in (1..=rig.servers.len()).zip(1_u32..) {
         let mut root = rig.root(n).await?;
         let sql = "SELECT gtrid FROM concord.ledger WHERE state = 1 AND bqual = ?";
-        let rows = sqlx::query_scalar(sql).bind(bqual).fetch_all(&mut root).await?;
+        let rows = sqlx::query_scalar(sql)
+            .bind(bqual)
+            .fetch_all(&mut root)
+            .await?;
         let rows: BTreeSet<Vec<u8>> = rows.into_iter().collect();
         let missing = expected.difference(&rows).count();
-        ensure!(missing == 0, "{missing} ledger rows are missing on server {n}");
-        check_rows(&mut root, gtrids.len(), applied).await.with_context(|| format!("server {n}"))?;
+        ensure!(
+            missing == 0,
+            "{missing} ledger rows are missing on server {n}"
+        );
+        check_rows(&mut root, gtrids.len(), applied)
+            .await
+            .with_context(|| format!("server {n}"))?;
     }
     let client = rig.client()?;
     let status = client.cluster_status().await?;
@@ -254,21 +295,25 @@ async fn check(rig: &Rig, gtrids: &[Gtrid], applied: i64) -> anyhow::Result<()> 
         });
         for tx in try_join_all(looks).await? {
             let (state, gtrid) = (tx.state(), &tx.gtrid);
-            ensure!(state == v1::TransactionState::Committed, "{gtrid} is {state:?}");
+            ensure!(
+                state == v1::TransactionState::Committed,
+                "{gtrid} is {state:?}"
+            );
         }
     }
     Ok(())
 }
 
 /// Every row was worked on exactly as often as a branch was committed.
-async fn check_rows(
-    root: &mut MySqlConnection,
-    rows: usize,
-    applied: i64,
-) -> anyhow::Result<()> {
+async fn check_rows(root: &mut MySqlConnection, rows: usize, applied: i64) -> anyhow::Result<()> {
     let sql = format!("SELECT COUNT(*) FROM shop.work WHERE n = {applied}");
-    let found: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(root).await?;
-    ensure!(usize::try_from(found) == Ok(rows), "{found} of {rows} rows have n = {applied}");
+    let found: i64 = sqlx::query_scalar(AssertSqlSafe(sql))
+        .fetch_one(root)
+        .await?;
+    ensure!(
+        usize::try_from(found) == Ok(rows),
+        "{found} of {rows} rows have n = {applied}"
+    );
     Ok(())
 }
 
@@ -281,11 +326,19 @@ async fn stop_and_check_ends(rig: &mut Rig, gtrids: &[Gtrid]) -> anyhow::Result<
     }
     let mut open: BTreeSet<Gtrid> = gtrids.iter().copied().collect();
     EmbeddedLog::open(&rig.data_dir(), CLUSTER)?.visit(&mut |record| {
-        if let Record::End { gtrid, committed: true } = record {
+        if let Record::End {
+            gtrid,
+            committed: true,
+        } = record
+        {
             open.remove(&gtrid);
         }
     })?;
-    ensure!(open.is_empty(), "{} transactions have no End in the log", open.len());
+    ensure!(
+        open.is_empty(),
+        "{} transactions have no End in the log",
+        open.len()
+    );
     Ok(())
 }
 
@@ -298,10 +351,18 @@ async fn raw_commits(rig: &Rig, plan: &Plan) -> anyhow::Result<Duration> {
     for (bqual, server) in (1..).zip(&rig.servers) {
         let connections = (0..plan.raw_connections).map(|_| connection(server));
         let share = gtrids.len().div_ceil(plan.raw_connections);
-        for (root, share) in try_join_all(connections).await?.into_iter().zip(gtrids.chunks(share))
+        for (root, share) in try_join_all(connections)
+            .await?
+            .into_iter()
+            .zip(gtrids.chunks(share))
         {
-            let branches: Vec<BranchId> =
-                share.iter().map(|gtrid| BranchId { gtrid: *gtrid, bqual: Bqual(bqual) }).collect();
+            let branches: Vec<BranchId> = share
+                .iter()
+                .map(|gtrid| BranchId {
+                    gtrid: *gtrid,
+                    bqual: Bqual(bqual),
+                })
+                .collect();
             clients.push((root, branches));
         }
     }
@@ -320,7 +381,10 @@ async fn raw_commits(rig: &Rig, plan: &Plan) -> anyhow::Result<Duration> {
     }
     let took = start.elapsed();
     for n in 1..=rig.servers.len() {
-        ensure!(rig.prepared(n).await? == 0, "a raw branch is left on server {n}");
+        ensure!(
+            rig.prepared(n).await? == 0,
+            "a raw branch is left on server {n}"
+        );
     }
     Ok(took)
 }

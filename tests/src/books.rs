@@ -23,7 +23,10 @@ impl Books {
     pub async fn read(cluster: &Cluster, servers: usize) -> anyhow::Result<Self> {
         let mut books = Self::default();
         for n in 1..=servers {
-            books.read_server(cluster, n).await.with_context(|| format!("server {n}"))?;
+            books
+                .read_server(cluster, n)
+                .await
+                .with_context(|| format!("server {n}"))?;
         }
         Ok(books)
     }
@@ -35,7 +38,10 @@ impl Books {
             .await?;
         for row in rows {
             let (id, balance): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
-            ensure!(self.balances.insert(id.clone(), balance).is_none(), "{id} is on two servers");
+            ensure!(
+                self.balances.insert(id.clone(), balance).is_none(),
+                "{id} is on two servers"
+            );
         }
         let rows = sqlx::query("SELECT gtrid, account_id, amount FROM concord_bank.journal")
             .fetch_all(&mut root)
@@ -43,7 +49,10 @@ impl Books {
         for row in rows {
             let (gtrid, account, amount): (Vec<u8>, String, i64) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            self.journal.entry(gtrid).or_default().push((account, amount));
+            self.journal
+                .entry(gtrid)
+                .or_default()
+                .push((account, amount));
         }
         let rows = sqlx::query(
             "SELECT request_id, gtrid FROM concord.ledger WHERE request_id IS NOT NULL AND state = 1",
@@ -82,7 +91,10 @@ impl Books {
         for (account, balance) in &self.balances {
             ensure!(*balance >= 0, "account {account} is overdrawn: {balance}");
             let sum = sums.get(account.as_str()).copied().unwrap_or_default();
-            ensure!(sum == *balance, "account {account}: balance {balance}, journal {sum}");
+            ensure!(
+                sum == *balance,
+                "account {account}: balance {balance}, journal {sum}"
+            );
         }
         Ok(())
     }
@@ -91,7 +103,11 @@ impl Books {
     pub async fn nothing_in_doubt(cluster: &Cluster, servers: usize) -> anyhow::Result<bool> {
         for n in 1..=servers {
             let mut root = cluster.root(n).await?;
-            if !sqlx::raw_sql("XA RECOVER").fetch_all(&mut root).await?.is_empty() {
+            if !sqlx::raw_sql("XA RECOVER")
+                .fetch_all(&mut root)
+                .await?
+                .is_empty()
+            {
                 return Ok(false);
             }
         }

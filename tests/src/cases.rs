@@ -38,7 +38,10 @@ pub fn tool(variable: &str, in_cache: &str, file: &str) -> anyhow::Result<Option
         .collect();
     found.sort();
     let ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
-    ensure!(!found.is_empty() || !ci, "{variable} is not set: run ./tests/run");
+    ensure!(
+        !found.is_empty() || !ci,
+        "{variable} is not set: run ./tests/run"
+    );
     if found.is_empty() {
         eprintln!("SKIPPED: {variable} is not set, and the cache has none: run ./tests/run");
     }
@@ -66,7 +69,7 @@ macro_rules! cases {
             let result: anyhow::Result<()> = $case($world).await;
             eprintln!("case {}: {:.1?}", stringify!($case), begun.elapsed());
             if let Err(error) = result {
-                failed.push(format!("{}: {error:?}", stringify!($case)));
+                failed.push(format!("{}: {error:#}", stringify!($case)));
             }
         )+
         anyhow::ensure!(failed.is_empty(), "failed cases:\n{}", failed.join("\n"));

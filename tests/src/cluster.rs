@@ -33,7 +33,9 @@ pub struct Cluster {
 /// The folder of the binaries under test: that of this test, one up.
 pub fn binaries() -> anyhow::Result<PathBuf> {
     let here = std::env::current_exe()?;
-    let folder = here.ancestors().find(|folder| folder.join("concord").is_file());
+    let folder = here
+        .ancestors()
+        .find(|folder| folder.join("concord").is_file());
     let folder = folder.context("the binaries are not built: cargo build --workspace --bins")?;
     Ok(folder.to_owned())
 }
@@ -60,7 +62,11 @@ impl Cluster {
     pub fn start_with(server: &ServerBinary, servers: u16, more: &[&str]) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("concord-it-").tempdir()?;
         let gateway_port = free_ports(1 + 2 * servers)?;
-        let cluster = Self { folder, gateway_port, server: server.clone() };
+        let cluster = Self {
+            folder,
+            gateway_port,
+            server: server.clone(),
+        };
         let (participant_port, server_port) = (gateway_port + 1, gateway_port + 1 + servers);
         let output = cluster
             .concord(&["up", "--detach", "--servers", &servers.to_string()])
@@ -71,7 +77,11 @@ impl Cluster {
             .args(["--server-port", &server_port.to_string()])
             .args(more)
             .output()?;
-        ensure!(output.status.success(), "concord up failed:\n{}", text(&output));
+        ensure!(
+            output.status.success(),
+            "concord up failed:\n{}",
+            text(&output)
+        );
         Ok(cluster)
     }
 
@@ -94,7 +104,9 @@ impl Cluster {
     pub fn concord(&self, args: &[&str]) -> Command {
         let binary = binaries().map_or_else(|_| "concord".into(), |folder| folder.join("concord"));
         let mut command = Command::new(binary);
-        command.env("CONCORD_ENDPOINT", self.endpoint()).stdin(Stdio::null());
+        command
+            .env("CONCORD_ENDPOINT", self.endpoint())
+            .stdin(Stdio::null());
         command.args(args);
         let local = ["up", "down", "status", "demo", "bench"];
         if args.iter().any(|arg| local.contains(arg)) {
@@ -106,7 +118,11 @@ impl Cluster {
     /// Runs a `concord` command that must succeed; its standard output.
     pub fn run(&self, args: &[&str]) -> anyhow::Result<String> {
         let output = self.concord(args).output()?;
-        ensure!(output.status.success(), "concord {args:?} failed:\n{}", text(&output));
+        ensure!(
+            output.status.success(),
+            "concord {args:?} failed:\n{}",
+            text(&output)
+        );
         Ok(String::from_utf8(output.stdout)?)
     }
 
@@ -118,12 +134,18 @@ impl Cluster {
     /// One process now.
     pub fn process(&self, name: &str) -> anyhow::Result<ProcessState> {
         let state = self.state()?;
-        state.process(name).cloned().with_context(|| format!("no process {name}"))
+        state
+            .process(name)
+            .cloned()
+            .with_context(|| format!("no process {name}"))
     }
 
     /// Sends a signal to a process; false when it is not running at the moment.
     pub fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<bool> {
-        let Some(process) = self.process(name)?.process.filter(|process| process.is_alive())
+        let Some(process) = self
+            .process(name)?
+            .process
+            .filter(|process| process.is_alive())
         else {
             return Ok(false);
         };
@@ -138,7 +160,10 @@ impl Cluster {
 
     /// A root connection to the n-th server, from 1.
     pub async fn root(&self, n: usize) -> anyhow::Result<MySqlConnection> {
-        let socket = self.process(&format!("s{n}"))?.socket.context("a server has a socket")?;
+        let socket = self
+            .process(&format!("s{n}"))?
+            .socket
+            .context("a server has a socket")?;
         let options = MySqlConnectOptions::new().socket(socket).username("root");
         Ok(options.connect().await?)
     }
@@ -177,7 +202,11 @@ impl Drop for Cluster {
 
 fn text(output: &Output) -> String {
     let (out, err) = (&output.stdout, &output.stderr);
-    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(out),
+        String::from_utf8_lossy(err)
+    )
 }
 
 /// Looks at a condition until it holds; an error names it when it does not hold in time.
@@ -204,7 +233,10 @@ where
 /// The servers under test; which ones is said by the command that runs the tests.
 pub fn servers() -> anyhow::Result<Vec<ServerBinary>> {
     let servers = ServerBinary::under_test()?;
-    ensure!(!servers.is_empty(), "there is no MySQL or MariaDB server to test on");
+    ensure!(
+        !servers.is_empty(),
+        "there is no MySQL or MariaDB server to test on"
+    );
     Ok(servers)
 }
 

@@ -34,16 +34,26 @@ impl Memory {
         let kib = |name: &str| -> anyhow::Result<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
             let number = line.and_then(|line| line.split_whitespace().nth(1));
-            Ok(number.with_context(|| format!("no {name} of process {pid}"))?.parse()?)
+            Ok(number
+                .with_context(|| format!("no {name} of process {pid}"))?
+                .parse()?)
         };
-        Ok(Self { resident: kib("VmRSS")? << 10, peak: kib("VmHWM")? << 10 })
+        Ok(Self {
+            resident: kib("VmRSS")? << 10,
+            peak: kib("VmHWM")? << 10,
+        })
     }
 }
 
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mb = |bytes: u64| bytes / 1_000_000;
-        write!(f, "{} MB resident, {} MB at most", mb(self.resident), mb(self.peak))
+        write!(
+            f,
+            "{} MB resident, {} MB at most",
+            mb(self.resident),
+            mb(self.peak)
+        )
     }
 }
 
@@ -102,7 +112,10 @@ pub async fn prove(binary: &ServerBinary, plan: &Plan) -> anyhow::Result<Vec<Rou
         rig.configure(&name, |own| {
             // The test is about the coordinator: its participants take whatever it sends.
             own.insert("max_branches".into(), 60_000.into());
-            if let Some(server) = own.get_mut("server").and_then(|server| server.as_table_mut()) {
+            if let Some(server) = own
+                .get_mut("server")
+                .and_then(|server| server.as_table_mut())
+            {
                 server.insert("lock_wait_timeout_s".into(), 120.into());
                 server.insert("acquire_timeout_ms".into(), 120_000.into());
             }
@@ -111,11 +124,25 @@ pub async fn prove(binary: &ServerBinary, plan: &Plan) -> anyhow::Result<Vec<Rou
     rig.up().await?;
     for n in 1..=SERVERS.into() {
         let mut root = rig.root(n).await?;
-        run(&mut root, "CREATE TABLE shop.flight (id INT PRIMARY KEY, n INT NOT NULL)").await?;
-        run(&mut root, "CREATE TABLE shop.seen (id BIGINT AUTO_INCREMENT PRIMARY KEY, \
-                        flight INT NOT NULL, memo VARCHAR(100) NOT NULL)").await?;
-        let rows: Vec<String> = (0..plan.transactions).map(|id| format!("({id},0)")).collect();
-        run(&mut root, &format!("INSERT INTO shop.flight VALUES {}", rows.join(","))).await?;
+        run(
+            &mut root,
+            "CREATE TABLE shop.flight (id INT PRIMARY KEY, n INT NOT NULL)",
+        )
+        .await?;
+        run(
+            &mut root,
+            "CREATE TABLE shop.seen (id BIGINT AUTO_INCREMENT PRIMARY KEY, \
+                        flight INT NOT NULL, memo VARCHAR(100) NOT NULL)",
+        )
+        .await?;
+        let rows: Vec<String> = (0..plan.transactions)
+            .map(|id| format!("({id},0)"))
+            .collect();
+        run(
+            &mut root,
+            &format!("INSERT INTO shop.flight VALUES {}", rows.join(",")),
+        )
+        .await?;
     }
     let mut rounds: Vec<Round> = Vec::new();
     let mut committed = 0;
@@ -129,10 +156,16 @@ pub async fn prove(binary: &ServerBinary, plan: &Plan) -> anyhow::Result<Vec<Rou
         }
     }
     for hold in [Hold::Locks, Hold::Stopped] {
-        let mut peaks = rounds.iter().filter(|r| r.hold == hold).map(|r| r.held.resident);
+        let mut peaks = rounds
+            .iter()
+            .filter(|r| r.hold == hold)
+            .map(|r| r.held.resident);
         let first = peaks.next().unwrap_or_default();
         let most = peaks.max().unwrap_or_default();
-        ensure!(most <= first + GROWTH_MAX, "memory grew from {first} to {most} bytes");
+        ensure!(
+            most <= first + GROWTH_MAX,
+            "memory grew from {first} to {most} bytes"
+        );
     }
     Ok(rounds)
 }
@@ -172,18 +205,36 @@ async fn round(rig: &Rig, plan: &Plan, hold: Hold, name: &str) -> anyhow::Result
     let in_flight = seen?;
     let ended = tokio::time::timeout(ENDED_TIMEOUT, try_join_all(running)).await;
     let outcomes = ended.context("not every transaction ended")??;
-    let committed = outcomes.iter().filter(|outcome| outcome.is_committed()).count();
-    let unknown = outcomes.iter().find(|outcome| matches!(outcome, Outcome::Unknown { .. }));
-    ensure!(unknown.is_none(), "nobody crashed, and an outcome is unknown: {unknown:?}");
-    eventually("the end of the last transaction", ENDED_TIMEOUT, async || {
-        let status = client.cluster_status().await?;
-        Ok((status.active + status.committing == 0).then_some(()))
-    })
+    let committed = outcomes
+        .iter()
+        .filter(|outcome| outcome.is_committed())
+        .count();
+    let unknown = outcomes
+        .iter()
+        .find(|outcome| matches!(outcome, Outcome::Unknown { .. }));
+    ensure!(
+        unknown.is_none(),
+        "nobody crashed, and an outcome is unknown: {unknown:?}"
+    );
+    eventually(
+        "the end of the last transaction",
+        ENDED_TIMEOUT,
+        async || {
+            let status = client.cluster_status().await?;
+            Ok((status.active + status.committing == 0).then_some(()))
+        },
+    )
     .await?;
     rig.linked().await?;
     rig.drained().await?;
     let after = Memory::of(rig.pid(COORDINATOR)?)?;
-    Ok(Round { hold, in_flight, committed, held: memory, after })
+    Ok(Round {
+        hold,
+        in_flight,
+        committed,
+        held: memory,
+        after,
+    })
 }
 
 fn send_all(
@@ -191,8 +242,9 @@ fn send_all(
     plan: &Plan,
     name: &str,
 ) -> anyhow::Result<Vec<tokio::task::JoinHandle<Outcome>>> {
-    let clients: Vec<Client> =
-        (0..plan.connections).map(|_| rig.client()).collect::<anyhow::Result<_>>()?;
+    let clients: Vec<Client> = (0..plan.connections)
+        .map(|_| rig.client())
+        .collect::<anyhow::Result<_>>()?;
     let send = |id: usize| {
         let mut tx = clients[id % clients.len()].one_shot();
         for participant in ["p1", "p2"] {
@@ -201,10 +253,15 @@ fn send_all(
             let insert = Statement::new("INSERT INTO shop.seen (flight, memo) VALUES (?, ?)");
             let memo = format!("flight {id} of round {name}");
             tx = tx
-                .on(participant, update.bind(row).expect_rows(1, Some(1), "NO_SUCH_FLIGHT"))
+                .on(
+                    participant,
+                    update.bind(row).expect_rows(1, Some(1), "NO_SUCH_FLIGHT"),
+                )
                 .on(participant, insert.bind(row).bind(memo));
         }
-        let tx = tx.request_id(format!("{name}-{id}")).timeout(TRANSACTION_TIMEOUT);
+        let tx = tx
+            .request_id(format!("{name}-{id}"))
+            .timeout(TRANSACTION_TIMEOUT);
         tokio::spawn(tx.send())
     };
     Ok((0..plan.transactions).map(send).collect())
@@ -220,10 +277,16 @@ async fn check(rig: &Rig, plan: &Plan, round: &Round, committed: usize) -> anyho
         let (sum, seen): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
         ensure!(sum == seen, "server {n}: {sum} updates, {seen} inserts");
         let expected = i64::try_from(committed)?;
-        ensure!(sum == expected, "server {n}: {sum} transactions applied, {committed} committed");
+        ensure!(
+            sum == expected,
+            "server {n}: {sum} transactions applied, {committed} committed"
+        );
     }
     let limit = plan.limit;
     let peak = round.after.peak;
-    ensure!(peak < limit, "the coordinator used {peak} bytes, and its limit is {limit}: {round:?}");
+    ensure!(
+        peak < limit,
+        "the coordinator used {peak} bytes, and its limit is {limit}: {round:?}"
+    );
     Ok(())
 }

@@ -96,8 +96,11 @@ fn write_file(plan: &Plan, rng: &mut StdRng) -> File {
             }
             kind => {
                 // Some ask for more than there can be.
-                let amount =
-                    if kind < 5 { 100 * OPENING } else { rng.random_range(1..OPENING / 4) };
+                let amount = if kind < 5 {
+                    100 * OPENING
+                } else {
+                    rng.random_range(1..OPENING / 4)
+                };
                 let id = format!("pay-{n}");
                 let _ = writeln!(text, "{id},{from},{to},{amount},once");
                 good.insert(id, Line { from, to, amount });
@@ -118,24 +121,42 @@ pub async fn prove(server: &ServerBinary, plan: &Plan) -> anyhow::Result<Report>
     let path = folder.path().join("payments.csv");
     std::fs::write(&path, &file.text)?;
     let stop = Arc::new(AtomicBool::new(false));
-    let killer = tokio::spawn(kill_at_random(Arc::clone(&cluster), *plan, Arc::clone(&stop)));
+    let killer = tokio::spawn(kill_at_random(
+        Arc::clone(&cluster),
+        *plan,
+        Arc::clone(&stop),
+    ));
     let mut report = Report::default();
     let summary = run_until_through(&cluster, &path, &mut report, &stop).await;
     stop.store(true, Ordering::Relaxed);
     report.kills = killer.await??;
     let summary = summary?;
     eventually("nothing in doubt", Duration::from_secs(60), async || {
-        Ok(Books::nothing_in_doubt(&cluster, SERVERS.into()).await?.then_some(()))
+        Ok(Books::nothing_in_doubt(&cluster, SERVERS.into())
+            .await?
+            .then_some(()))
     })
     .await?;
     let after = Books::read(&cluster, SERVERS.into()).await?;
     after.check()?;
-    ensure!(after.sum() == before.sum(), "the sum was {} and is {}", before.sum(), after.sum());
+    ensure!(
+        after.sum() == before.sum(),
+        "the sum was {} and is {}",
+        before.sum(),
+        after.sum()
+    );
     check_requests(&file, &after, &refused_ids(&path)?, &mut report)?;
     let unreadable = summary["unreadable"].as_u64().unwrap_or_default();
-    ensure!(unreadable == file.bad as u64, "{unreadable} lines unreadable, not {}", file.bad);
+    ensure!(
+        unreadable == file.bad as u64,
+        "{unreadable} lines unreadable, not {}",
+        file.bad
+    );
     let kills: usize = report.kills.values().sum();
-    ensure!(kills >= plan.min_kills, "only {kills} kills: the run proves nothing");
+    ensure!(
+        kills >= plan.min_kills,
+        "only {kills} kills: the run proves nothing"
+    );
     Ok(report)
 }
 
@@ -152,7 +173,10 @@ async fn open_accounts(cluster: &Cluster, accounts: usize) -> anyhow::Result<()>
             })
         });
         for outcome in futures::future::join_all(opened).await {
-            ensure!(outcome.is_committed(), "an account was not opened: {outcome:?}");
+            ensure!(
+                outcome.is_committed(),
+                "an account was not opened: {outcome:?}"
+            );
         }
     }
     Ok(())
@@ -208,24 +232,46 @@ fn check_requests(
 ) -> anyhow::Result<()> {
     for (id, line) in &file.good {
         let Some(gtrid) = books.requests.get(id) else {
-            ensure!(refused.contains(id), "{id} was acknowledged and took no effect");
+            ensure!(
+                refused.contains(id),
+                "{id} was acknowledged and took no effect"
+            );
             report.refused += 1;
             continue;
         };
-        ensure!(!refused.contains(id), "{id} was refused and took effect ({gtrid:02x?})");
+        ensure!(
+            !refused.contains(id),
+            "{id} was refused and took effect ({gtrid:02x?})"
+        );
         let mut entries = books.journal.get(gtrid).cloned().unwrap_or_default();
         entries.sort();
-        let mut expected =
-            vec![(line.from.clone(), -line.amount), (line.to.clone(), line.amount)];
+        let mut expected = vec![
+            (line.from.clone(), -line.amount),
+            (line.to.clone(), line.amount),
+        ];
         expected.sort();
-        ensure!(entries == expected, "{id} moved {entries:?}, not {expected:?}");
+        ensure!(
+            entries == expected,
+            "{id} moved {entries:?}, not {expected:?}"
+        );
         report.committed += 1;
     }
     let paid = books.requests.keys().filter(|id| id.starts_with("pay-"));
     let strange: Vec<_> = paid.filter(|id| !file.good.contains_key(*id)).collect();
-    ensure!(strange.is_empty(), "requests that nobody made took effect: {strange:?}");
-    let transfers = books.journal.values().filter(|entries| entries.len() == 2).count();
-    ensure!(transfers == report.committed, "{transfers} transfers for {} requests", report.committed);
+    ensure!(
+        strange.is_empty(),
+        "requests that nobody made took effect: {strange:?}"
+    );
+    let transfers = books
+        .journal
+        .values()
+        .filter(|entries| entries.len() == 2)
+        .count();
+    ensure!(
+        transfers == report.committed,
+        "{transfers} transfers for {} requests",
+        report.committed
+    );
     Ok(())
 }
 
@@ -237,7 +283,16 @@ async fn kill_at_random(
 ) -> anyhow::Result<BTreeMap<String, usize>> {
     let mut rng = StdRng::seed_from_u64(plan.seed ^ 0x6b69_6c6c);
     let mut kills = BTreeMap::new();
-    let names = ["coordinator", "p1", "p2", "s1", "s2", "coordinator", "p1", "p2"];
+    let names = [
+        "coordinator",
+        "p1",
+        "p2",
+        "s1",
+        "s2",
+        "coordinator",
+        "p1",
+        "p2",
+    ];
     while !stop.load(Ordering::Relaxed) {
         let pause = rng.random_range(plan.pause / 4..plan.pause);
         tokio::time::sleep(pause).await;

@@ -89,7 +89,10 @@ impl Rig {
         let folder = tempfile::Builder::new().prefix("concord-rig-").tempdir()?;
         let gateway_port = free_ports(1 + servers)?;
         let started = (1..=servers).map(|n| {
-            Server::start(ServerSpec::new(binary.clone(), folder.path().join(format!("s{n}"))))
+            Server::start(ServerSpec::new(
+                binary.clone(),
+                folder.path().join(format!("s{n}")),
+            ))
         });
         let servers = try_join_all(started).await?;
         let mut rig = Self {
@@ -102,9 +105,17 @@ impl Rig {
         rig.write_defaults();
         for n in 1..=rig.servers.len() {
             rig.sql(n, "CREATE DATABASE shop").await?;
-            rig.sql(n, "CREATE TABLE shop.t (id INT PRIMARY KEY, n BIGINT NOT NULL)").await?;
+            rig.sql(
+                n,
+                "CREATE TABLE shop.t (id INT PRIMARY KEY, n BIGINT NOT NULL)",
+            )
+            .await?;
+            rig.sql(n, "CREATE TABLE shop.probe (n BIGINT NOT NULL PRIMARY KEY)")
+                .await?;
+            rig.sql(n, "INSERT INTO shop.probe VALUES (0)").await?;
             for id in 1..=ROWS {
-                rig.sql(n, &format!("INSERT INTO shop.t VALUES ({id}, {START})")).await?;
+                rig.sql(n, &format!("INSERT INTO shop.t VALUES ({id}, {START})"))
+                    .await?;
             }
         }
         Ok(rig)
@@ -115,7 +126,10 @@ impl Rig {
         for (n, server) in (1_u16..).zip(&self.servers) {
             let listen = format!("127.0.0.1:{}", self.gateway_port + n);
             let mut behind = Table::new();
-            behind.insert("socket".into(), server.socket().display().to_string().into());
+            behind.insert(
+                "socket".into(),
+                server.socket().display().to_string().into(),
+            );
             behind.insert("user".into(), ACCOUNT.into());
             let password = server.password_file().display().to_string();
             behind.insert("password_file".into(), password.into());
@@ -136,8 +150,14 @@ impl Rig {
         }
         let mut own = Table::new();
         own.insert("cluster".into(), CLUSTER.into());
-        own.insert("listen".into(), format!("127.0.0.1:{}", self.gateway_port).into());
-        own.insert("data_dir".into(), self.data_dir().display().to_string().into());
+        own.insert(
+            "listen".into(),
+            format!("127.0.0.1:{}", self.gateway_port).into(),
+        );
+        own.insert(
+            "data_dir".into(),
+            self.data_dir().display().to_string().into(),
+        );
         own.insert("participants".into(), participants.into());
         self.settings.insert(COORDINATOR.into(), own);
     }
@@ -180,7 +200,11 @@ impl Rig {
 
     /// What the n-th participant says of itself.
     pub async fn status(&self, n: u16) -> anyhow::Result<v1::GetStatusResponse> {
-        Ok(self.participant(n)?.get_status(v1::GetStatusRequest {}).await?.into_inner())
+        Ok(self
+            .participant(n)?
+            .get_status(v1::GetStatusRequest {})
+            .await?
+            .into_inner())
     }
 
     /// Whether the n-th participant's health is SERVING.
@@ -190,7 +214,11 @@ impl Rig {
 
     /// Starts every daemon that does not run, and waits until all links are up.
     pub async fn up(&mut self) -> anyhow::Result<()> {
-        for name in self.participants().into_iter().chain([COORDINATOR.to_owned()]) {
+        for name in self
+            .participants()
+            .into_iter()
+            .chain([COORDINATOR.to_owned()])
+        {
             if !self.is_running(&name) {
                 self.spawn(&name)?;
             }
@@ -198,15 +226,19 @@ impl Rig {
         self.linked().await
     }
 
-    /// Waits until the coordinator has a link to every participant and each can vote.
+    /// Waits until every participant votes COMMIT again. What they say of themselves is not
+    /// enough right after their servers were restarted: only a transaction is.
     pub async fn linked(&self) -> anyhow::Result<()> {
         let client = self.client()?;
-        eventually("links to all participants", PATIENCE, async || {
-            let all = client.list_participants().await?;
-            let up = |p: &v1::ParticipantInfo| {
-                p.connected && p.status.as_ref().is_some_and(|status| status.can_vote)
-            };
-            Ok(all.iter().all(up).then_some(()))
+        eventually("votes of all participants", PATIENCE, async || {
+            let mut probe = client.one_shot().timeout(Duration::from_secs(5));
+            for participant in self.participants() {
+                probe = probe.on(&participant, "UPDATE shop.probe SET n = n + 1");
+            }
+            match probe.send().await {
+                Outcome::Committed { .. } => Ok(Some(())),
+                other => bail!("{other:?}"),
+            }
         })
         .await
     }
@@ -222,9 +254,16 @@ impl Rig {
     /// How a daemon is started; its settings are written at once.
     pub fn launch(&self, name: &str) -> anyhow::Result<Launch> {
         let file = self.folder.path().join(format!("{name}.toml"));
-        let settings = self.settings.get(name).with_context(|| format!("no daemon {name}"))?;
+        let settings = self
+            .settings
+            .get(name)
+            .with_context(|| format!("no daemon {name}"))?;
         std::fs::write(&file, toml::to_string(settings)?)?;
-        let role = if name == COORDINATOR { name } else { "participant" };
+        let role = if name == COORDINATOR {
+            name
+        } else {
+            "participant"
+        };
         Ok(Launch {
             program: binaries()?.join(format!("concord-{role}")),
             args: vec!["--config".into(), file.into()],
@@ -235,11 +274,15 @@ impl Rig {
 
     /// Whether a daemon's process runs.
     pub fn is_running(&self, name: &str) -> bool {
-        self.daemons.get(name).is_some_and(|child| child.exit_status().is_none())
+        self.daemons
+            .get(name)
+            .is_some_and(|child| child.exit_status().is_none())
     }
 
     fn daemon(&self, name: &str) -> anyhow::Result<&Child> {
-        self.daemons.get(name).with_context(|| format!("{name} was never started"))
+        self.daemons
+            .get(name)
+            .with_context(|| format!("{name} was never started"))
     }
 
     /// Its process number.
@@ -249,8 +292,10 @@ impl Rig {
 
     /// Kills a daemon with SIGKILL; when this returns it is gone.
     pub fn kill9(&mut self, name: &str) -> anyhow::Result<()> {
-        let mut child =
-            self.daemons.remove(name).with_context(|| format!("{name} was never started"))?;
+        let mut child = self
+            .daemons
+            .remove(name)
+            .with_context(|| format!("{name} was never started"))?;
         child.kill9();
         Ok(())
     }
@@ -279,7 +324,10 @@ impl Rig {
     /// A root connection to the n-th server, from 1.
     pub async fn root(&self, n: usize) -> anyhow::Result<MySqlConnection> {
         let server = n.checked_sub(1).and_then(|n| self.servers.get(n));
-        Ok(server.with_context(|| format!("no server {n}"))?.root().await?)
+        Ok(server
+            .with_context(|| format!("no server {n}"))?
+            .root()
+            .await?)
     }
 
     /// Runs SQL as root on the n-th server.
@@ -292,7 +340,9 @@ impl Rig {
     pub async fn n(&self, server: usize, id: i32) -> anyhow::Result<i64> {
         let sql = format!("SELECT n FROM shop.t WHERE id = {id}");
         let mut root = self.root(server).await?;
-        Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut root).await?)
+        Ok(sqlx::query_scalar(AssertSqlSafe(sql))
+            .fetch_one(&mut root)
+            .await?)
     }
 
     /// What `XA RECOVER` lists on the n-th server.
@@ -325,14 +375,22 @@ impl Rig {
     pub async fn lock(&self, n: usize, id: i32) -> anyhow::Result<MySqlConnection> {
         let mut root = self.root(n).await?;
         run(&mut root, "BEGIN").await?;
-        run(&mut root, &format!("SELECT n FROM shop.t WHERE id = {id} FOR UPDATE")).await?;
+        run(
+            &mut root,
+            &format!("SELECT n FROM shop.t WHERE id = {id} FOR UPDATE"),
+        )
+        .await?;
         Ok(root)
     }
 
     /// Sends a transaction that adds 1 to the same row on the servers of `p1` and `p2`.
     pub fn plus(&self, id: i32) -> anyhow::Result<tokio::task::JoinHandle<Outcome>> {
         let sql = format!("UPDATE shop.t SET n = n + 1 WHERE id = {id}");
-        let tx = self.client()?.one_shot().on("p1", sql.as_str()).on("p2", sql.as_str());
+        let tx = self
+            .client()?
+            .one_shot()
+            .on("p1", sql.as_str())
+            .on("p2", sql.as_str());
         Ok(tokio::spawn(tx.timeout(PATIENCE).send()))
     }
 
@@ -371,7 +429,10 @@ impl Rig {
         self.drained().await?;
         for n in 1..=self.servers.len() {
             let found = self.n(n, id).await?;
-            ensure!(found == value, "row {id} on server {n} is {found}, not {value}");
+            ensure!(
+                found == value,
+                "row {id} on server {n} is {found}, not {value}"
+            );
         }
         Ok(())
     }
@@ -381,7 +442,10 @@ impl Drop for Rig {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for name in self.settings.keys() {
-                eprintln!("--- {name}\n{}", log_tail(&self.log_file(name), LOG_TAIL_LINES));
+                eprintln!(
+                    "--- {name}\n{}",
+                    log_tail(&self.log_file(name), LOG_TAIL_LINES)
+                );
             }
         }
     }
@@ -389,7 +453,9 @@ impl Drop for Rig {
 
 /// Runs SQL text on a connection.
 pub async fn run(connection: &mut MySqlConnection, sql: &str) -> anyhow::Result<()> {
-    let done = connection.execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))).await;
+    let done = connection
+        .execute(sqlx::raw_sql(AssertSqlSafe(sql.to_owned())))
+        .await;
     done.with_context(|| sql.to_owned())?;
     Ok(())
 }
@@ -416,7 +482,12 @@ pub async fn recover(
         let data: Vec<u8> = row.try_get_unchecked(3)?;
         let data = unhex(&data).unwrap_or(data);
         let (format_id, gtrid_len, bqual_len) = (number(0)?, number(1)?, number(2)?);
-        Ok(Listed { format_id, gtrid_len, bqual_len, data })
+        Ok(Listed {
+            format_id,
+            gtrid_len,
+            bqual_len,
+            data,
+        })
     });
     listed.collect()
 }
@@ -429,14 +500,28 @@ pub fn xid(branch: BranchId) -> String {
 /// The branch `bqual` of a transaction in text form.
 pub fn branch_of(gtrid: &str, bqual: u32) -> anyhow::Result<BranchId> {
     let gtrid = concord_proto::convert::text::parse_gtrid(gtrid).context("not a gtrid")?;
-    Ok(BranchId { gtrid, bqual: concord_core::id::Bqual(bqual) })
+    Ok(BranchId {
+        gtrid,
+        bqual: concord_core::id::Bqual(bqual),
+    })
 }
 
 /// A branch of somebody else, prepared and left alone by its connection.
-pub async fn leave_foreign_branch(mut root: MySqlConnection, xid: &str, id: i32) -> anyhow::Result<()> {
-    ensure!(xid.ends_with(&FORMAT_ID.to_string()) || xid.ends_with(",7"), "{xid} is not foreign");
+pub async fn leave_foreign_branch(
+    mut root: MySqlConnection,
+    xid: &str,
+    id: i32,
+) -> anyhow::Result<()> {
+    ensure!(
+        xid.ends_with(&FORMAT_ID.to_string()) || xid.ends_with(",7"),
+        "{xid} is not foreign"
+    );
     run(&mut root, &format!("XA START {xid}")).await?;
-    run(&mut root, &format!("UPDATE shop.t SET n = n + 1000 WHERE id = {id}")).await?;
+    run(
+        &mut root,
+        &format!("UPDATE shop.t SET n = n + 1000 WHERE id = {id}"),
+    )
+    .await?;
     run(&mut root, &format!("XA END {xid}")).await?;
     run(&mut root, &format!("XA PREPARE {xid}")).await
 }
@@ -466,7 +551,9 @@ pub fn on_every_server(
 /// The code of a transaction's reason, or what it was instead.
 pub fn refused_with(outcome: &Outcome) -> anyhow::Result<(String, String)> {
     match outcome {
-        Outcome::Aborted { reason, .. } => Ok((reason.code.to_string(), reason.message.to_string())),
+        Outcome::Aborted { reason, .. } => {
+            Ok((reason.code.to_string(), reason.message.to_string()))
+        }
         other => bail!("not aborted: {other:?}"),
     }
 }

@@ -15,7 +15,7 @@ const SEED_PATIENCE_S: u64 = 60;
 const CURRENCY: &str = "EUR";
 
 /// Accounts and their opening balances in cents. With two to four servers alice and bob live on
-/// the first and heidi and oscar on another, so that both kinds of transfer can be tried.
+/// different ones.
 const ACCOUNTS: [(&str, i64); 6] = [
     ("alice", 100_000),
     ("bob", 50_000),
@@ -25,7 +25,8 @@ const ACCOUNTS: [(&str, i64); 6] = [
     ("merchant", 0),
 ];
 
-/// Products: id, name, price in cents, pieces in stock; coffee and tea live on two servers.
+/// Products: id, name, price in cents, pieces in stock; with two servers tea and mug live on
+/// different ones.
 const PRODUCTS: [(&str, &str, i64, i64); 5] = [
     ("coffee", "Coffee beans, 1 kg", 1_890, 200),
     ("tea", "Green tea, 250 g", 790, 150),

@@ -89,7 +89,10 @@ pub enum Ordered {
 #[derive(Debug)]
 pub enum Call {
     /// Runs a whole transaction.
-    Run { tx: Box<OneShot>, answer: oneshot::Sender<Told> },
+    Run {
+        tx: Box<OneShot>,
+        answer: oneshot::Sender<Told>,
+    },
     /// Begins an interactive one.
     Begin {
         gtrid: Gtrid,
@@ -104,19 +107,43 @@ pub enum Call {
         answer: oneshot::Sender<Result<Enlisted, Reason>>,
     },
     /// The statement ended.
-    StatementDone { gtrid: Gtrid, failed: Option<Reason> },
+    StatementDone {
+        gtrid: Gtrid,
+        failed: Option<Reason>,
+    },
     /// Commits an interactive transaction.
-    Commit { gtrid: Gtrid, ack: Ack, answer: oneshot::Sender<Told> },
+    Commit {
+        gtrid: Gtrid,
+        ack: Ack,
+        answer: oneshot::Sender<Told>,
+    },
     /// Rolls it back.
-    Rollback { gtrid: Gtrid, reason: Reason, answer: oneshot::Sender<Told> },
+    Rollback {
+        gtrid: Gtrid,
+        reason: Reason,
+        answer: oneshot::Sender<Told>,
+    },
     /// What became of it?
-    Look { gtrid: Gtrid, answer: oneshot::Sender<Seen> },
+    Look {
+        gtrid: Gtrid,
+        answer: oneshot::Sender<Seen>,
+    },
     /// What became of this request?
-    LookUp { request: RequestId, answer: oneshot::Sender<Seen> },
+    LookUp {
+        request: RequestId,
+        answer: oneshot::Sender<Seen>,
+    },
     /// A participant asks what became of branches.
-    Inquire { from: ParticipantName, branch: BranchId, answer: oneshot::Sender<Decision> },
+    Inquire {
+        from: ParticipantName,
+        branch: BranchId,
+        answer: oneshot::Sender<Decision>,
+    },
     /// An operator's order; its token is the driver's to choose.
-    Resolve { resolve: Resolve, answer: oneshot::Sender<Ordered> },
+    Resolve {
+        resolve: Resolve,
+        answer: oneshot::Sender<Ordered>,
+    },
     /// A link is up, to data of this incarnation.
     LinkUp {
         participant: ParticipantName,
@@ -126,7 +153,10 @@ pub enum Call {
         answer: oneshot::Sender<Result<(), Reason>>,
     },
     /// A link is lost.
-    LinkDown { participant: ParticipantName, generation: u64 },
+    LinkDown {
+        participant: ParticipantName,
+        generation: u64,
+    },
     /// A participant says something.
     Received {
         from: ParticipantName,
@@ -152,4 +182,3 @@ pub struct Numbers {
     /// Size of the log in bytes.
     pub log_bytes: u64,
 }
-

@@ -30,6 +30,8 @@ pub(super) struct Context {
     pub refused_by: Option<Refuser>,
     /// Who waits for its end.
     pub waiters: Vec<oneshot::Sender<Told>>,
+    /// Who sent the same request meanwhile, and waits for the same end.
+    pub joined: Vec<oneshot::Sender<Told>>,
     /// Who waits for its beginning.
     pub beginning: Option<oneshot::Sender<Result<(), Reason>>>,
     /// Who waits for a branch.
@@ -49,6 +51,7 @@ impl Context {
             results: Vec::new(),
             refused_by: None,
             waiters: Vec::new(),
+            joined: Vec::new(),
             beginning: None,
             enlisting: None,
             executing: false,
@@ -76,8 +79,15 @@ impl Driver {
 
     fn unknown_participant(&self, name: &ParticipantName) -> Option<Reason> {
         (!self.participants.contains(name)).then(|| {
-            let known: Vec<_> = self.participants.iter().map(ParticipantName::as_str).collect();
-            let text = format!("no participant is called {name}; there are {}", known.join(", "));
+            let known: Vec<_> = self
+                .participants
+                .iter()
+                .map(ParticipantName::as_str)
+                .collect();
+            let text = format!(
+                "no participant is called {name}; there are {}",
+                known.join(", ")
+            );
             Reason::new(code::PARTICIPANT_NOT_FOUND, text)
         })
     }
@@ -102,7 +112,10 @@ impl Driver {
     ) -> Result<(), DriverError> {
         let statements = tx.branches.iter().flat_map(|branch| &branch.statements);
         let bytes = statements.map(statement_size).sum();
-        let unknown = tx.branches.iter().find_map(|b| self.unknown_participant(&b.participant));
+        let unknown = tx
+            .branches
+            .iter()
+            .find_map(|b| self.unknown_participant(&b.participant));
         if let Some(reason) = unknown.or_else(|| self.limit_reached(bytes)) {
             // A caller that left needs no answer; here and below.
             let _ = answer.send(Told::Refused(reason));
@@ -132,7 +145,13 @@ impl Driver {
             AckMode::Decided => Ack::Decided,
         };
         let (gtrid, request) = (tx.gtrid, tx.request);
-        self.input(Input::Run { gtrid, branches, request, ack, may_leave })
+        self.input(Input::Run {
+            gtrid,
+            branches,
+            request,
+            ack,
+            may_leave,
+        })
     }
 
     pub(super) fn begin(
@@ -178,7 +197,9 @@ impl Driver {
         gtrid: Gtrid,
         failed: Option<Reason>,
     ) -> Result<(), DriverError> {
-        let Some(context) = self.contexts.get_mut(&gtrid) else { return Ok(()) };
+        let Some(context) = self.contexts.get_mut(&gtrid) else {
+            return Ok(());
+        };
         context.executing = false;
         match failed {
             Some(reason) => self.input(Input::Abort { gtrid, reason }),
@@ -221,7 +242,11 @@ impl Driver {
     pub(super) fn expired(&mut self, gtrid: Gtrid) -> Result<(), DriverError> {
         self.input(Input::Deadline { gtrid })?;
         // Nobody waits for an interactive transaction that was never committed.
-        if self.contexts.get(&gtrid).is_some_and(|context| context.waiters.is_empty()) {
+        if self
+            .contexts
+            .get(&gtrid)
+            .is_some_and(|context| context.waiters.is_empty())
+        {
             self.close(gtrid);
         }
         Ok(())
@@ -236,16 +261,18 @@ impl Driver {
         failed_statement: Option<u32>,
     ) {
         let (branch, refused) = match message {
-            FromParticipant::Voted { branch, vote, .. } => {
-                (branch, matches!(vote, Vote::Abort(_)))
-            }
+            FromParticipant::Voted { branch, vote, .. } => (branch, matches!(vote, Vote::Abort(_))),
             FromParticipant::Finished { branch, finish, .. } => {
                 (branch, matches!(finish, Finish::Aborted(_)))
             }
             FromParticipant::Begun { .. } | FromParticipant::Stale { .. } => return,
         };
-        let Some(context) = self.contexts.get_mut(&branch.gtrid) else { return };
-        let Some(index) = usize::try_from(branch.bqual.0).ok().and_then(|n| n.checked_sub(1))
+        let Some(context) = self.contexts.get_mut(&branch.gtrid) else {
+            return;
+        };
+        let Some(index) = usize::try_from(branch.bqual.0)
+            .ok()
+            .and_then(|n| n.checked_sub(1))
         else {
             return;
         };
@@ -267,10 +294,27 @@ impl Driver {
 impl Context {
     /// Tells everybody who waits how it ended.
     pub(super) fn tell(self, gtrid: Gtrid, outcome: &concord_core::message::Outcome) {
-        let Self { waiters, results, refused_by, .. } = self;
-        let ended = Ended { gtrid, outcome: outcome.clone(), results, refused_by };
+        let Self {
+            waiters,
+            joined,
+            results,
+            refused_by,
+            ..
+        } = self;
+        let ended = Ended {
+            gtrid,
+            outcome: outcome.clone(),
+            results,
+            refused_by,
+        };
         for waiter in waiters {
             let _ = waiter.send(Told::Ended(ended.clone()));
+        }
+        for waiter in joined {
+            let _ = waiter.send(Told::Replayed {
+                first: gtrid,
+                outcome: outcome.clone(),
+            });
         }
     }
 }

@@ -3,13 +3,13 @@
 use concord_core::coordinator::Effect;
 use concord_core::id::{Gtrid, ParticipantName};
 use concord_core::message::{Outcome, ToParticipant};
+use concord_core::reason::Reason;
 use concord_core::transaction::TransactionState;
 use concord_proto::convert::link::{abort_request, commit_request, prepare_request};
 use concord_proto::v1::link_command::Command;
-use concord_core::reason::Reason;
 
-use super::calls::{Enlisted, Ordered, Outbound, Told};
 use super::Driver;
+use super::calls::{Enlisted, Ordered, Outbound, Told};
 use crate::counters::count;
 
 impl Driver {
@@ -32,10 +32,17 @@ impl Driver {
                 }
             }
             Effect::Enlisted { branch, new, .. } => {
-                let Some(context) = self.contexts.get_mut(&branch.gtrid) else { return };
+                let Some(context) = self.contexts.get_mut(&branch.gtrid) else {
+                    return;
+                };
                 let (isolation, deadline) = (context.isolation, context.deadline);
                 if let Some(answer) = context.enlisting.take() {
-                    let _ = answer.send(Ok(Enlisted { branch, new, isolation, deadline }));
+                    let _ = answer.send(Ok(Enlisted {
+                        branch,
+                        new,
+                        isolation,
+                        deadline,
+                    }));
                 }
             }
             Effect::Reply { gtrid, outcome } => {
@@ -44,7 +51,11 @@ impl Driver {
                 }
             }
             Effect::Join { gtrid, first } => self.join(gtrid, first),
-            Effect::Replay { gtrid, first, outcome } => self.replay(gtrid, first, &outcome),
+            Effect::Replay {
+                gtrid,
+                first,
+                outcome,
+            } => self.replay(gtrid, first, &outcome),
             Effect::Rejected { gtrid, reason } => self.rejected(gtrid, reason),
             Effect::Answer { token, decision } => {
                 if let Some(answer) = self.inquiries.remove(&token) {
@@ -66,8 +77,18 @@ impl Driver {
                     let _ = answer.send(Ordered::Refused(reason));
                 }
             }
-            Effect::Changed { gtrid, state, reason } => self.counted(gtrid, state, reason.as_ref()),
-            Effect::BranchChanged { branch, participant, state, reason, .. } => {
+            Effect::Changed {
+                gtrid,
+                state,
+                reason,
+            } => self.counted(gtrid, state, reason.as_ref()),
+            Effect::BranchChanged {
+                branch,
+                participant,
+                state,
+                reason,
+                ..
+            } => {
                 if state == concord_core::transaction::BranchState::Heuristic {
                     count(&self.counters.heuristic);
                     let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();
@@ -95,11 +116,21 @@ impl Driver {
 
     fn send(&mut self, to: &ParticipantName, message: &ToParticipant) {
         let command = match *message {
-            ToParticipant::Prepare { branch, epoch, work, .. } => {
+            ToParticipant::Prepare {
+                branch,
+                epoch,
+                work,
+                ..
+            } => {
                 let payload = if work { self.branch_work(branch) } else { None };
                 Command::Prepare(prepare_request(branch, epoch, payload))
             }
-            ToParticipant::Commit { branch, epoch, one_phase, work } => {
+            ToParticipant::Commit {
+                branch,
+                epoch,
+                one_phase,
+                work,
+            } => {
                 let payload = if work { self.branch_work(branch) } else { None };
                 Command::Commit(commit_request(branch, epoch, one_phase, payload))
             }
@@ -109,28 +140,40 @@ impl Driver {
         };
         // A link that is down loses it; the machine sends it again when the link is up.
         if let Some(link) = self.links.get(to) {
-            let _ = link.sender.send(Outbound::Command { branch: message.branch(), command });
+            let _ = link.sender.send(Outbound::Command {
+                branch: message.branch(),
+                command,
+            });
         }
     }
 
     fn join(&mut self, gtrid: Gtrid, first: Gtrid) {
-        let Some(joining) = self.close(gtrid) else { return };
+        let Some(joining) = self.close(gtrid) else {
+            return;
+        };
         match self.contexts.get_mut(&first) {
-            Some(context) => context.waiters.extend(joining.waiters),
+            Some(context) => context.joined.extend(joining.waiters),
             None => joining.tell(first, &Outcome::Unknown(first)),
         }
     }
 
     fn replay(&mut self, gtrid: Gtrid, first: Gtrid, outcome: &Outcome) {
-        let Some(context) = self.close(gtrid) else { return };
+        let Some(context) = self.close(gtrid) else {
+            return;
+        };
         for waiter in context.waiters {
-            let _ = waiter.send(Told::Replayed { first, outcome: outcome.clone() });
+            let _ = waiter.send(Told::Replayed {
+                first,
+                outcome: outcome.clone(),
+            });
         }
     }
 
     /// The last call about this transaction had no effect.
     fn rejected(&mut self, gtrid: Gtrid, reason: Reason) {
-        let Some(context) = self.contexts.get_mut(&gtrid) else { return };
+        let Some(context) = self.contexts.get_mut(&gtrid) else {
+            return;
+        };
         if let Some(answer) = context.enlisting.take() {
             context.executing = false;
             let _ = answer.send(Err(reason));

@@ -40,18 +40,20 @@ impl Writer {
     pub fn start(mut log: impl DecisionLog) -> std::io::Result<Self> {
         let (batches, mut inbox) = mpsc::unbounded_channel::<Batch>();
         let (outbox, results) = mpsc::unbounded_channel();
-        std::thread::Builder::new().name("decision-log".to_owned()).spawn(move || {
-            while let Some(batch) = inbox.blocking_recv() {
-                let result = write(&mut log, &batch);
-                let failed = result.is_err();
-                if outbox.send(result).is_err() || failed {
-                    // After a failed write or fsync nothing says what is on the disk: a retried
-                    // fsync proves nothing (the kernel may have dropped the dirty pages and
-                    // cleared the error). The log is not touched again.
-                    return;
+        std::thread::Builder::new()
+            .name("decision-log".to_owned())
+            .spawn(move || {
+                while let Some(batch) = inbox.blocking_recv() {
+                    let result = write(&mut log, &batch);
+                    let failed = result.is_err();
+                    if outbox.send(result).is_err() || failed {
+                        // After a failed write or fsync nothing says what is on the disk: a retried
+                        // fsync proves nothing (the kernel may have dropped the dirty pages and
+                        // cleared the error). The log is not touched again.
+                        return;
+                    }
                 }
-            }
-        })?;
+            })?;
         Ok(Self { batches, results })
     }
 
@@ -72,5 +74,8 @@ fn write(log: &mut impl DecisionLog, batch: &Batch) -> Result<Written, LogError>
     if let Some((gtrids, horizon)) = &batch.forget {
         log.forget(gtrids, *horizon)?;
     }
-    Ok(Written { upto: batch.upto, stats: log.stats() })
+    Ok(Written {
+        upto: batch.upto,
+        stats: log.stats(),
+    })
 }

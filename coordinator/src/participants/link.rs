@@ -85,8 +85,11 @@ async fn one_link(
     driver: &mpsc::Sender<Call>,
     was_up: &mut bool,
 ) -> Reason {
-    let status = match timeout(CONNECT_TIMEOUT, peer.client().get_status(v1::GetStatusRequest {}))
-        .await
+    let status = match timeout(
+        CONNECT_TIMEOUT,
+        peer.client().get_status(v1::GetStatusRequest {}),
+    )
+    .await
     {
         Err(_) => return late("its status"),
         Ok(Err(status)) => return reason_of(&peer.name, &status),
@@ -98,7 +101,10 @@ async fn one_link(
     let incarnation = status.incarnation.clone();
     peer.note(|health| health.status = Some(status));
     if incarnation.is_empty() {
-        let text = format!("participant {} has not seen its MySQL server yet", peer.name);
+        let text = format!(
+            "participant {} has not seen its MySQL server yet",
+            peer.name
+        );
         return Reason::new(code::SERVER_DOWN, text);
     }
     let (frames, outbound) = mpsc::unbounded_channel();
@@ -112,8 +118,13 @@ async fn one_link(
     let (sender, commands) = mpsc::unbounded_channel();
     let (answer, accepted) = oneshot::channel();
     let participant = peer.name.clone();
-    let up =
-        Call::LinkUp { participant: participant.clone(), incarnation, generation, sender, answer };
+    let up = Call::LinkUp {
+        participant: participant.clone(),
+        incarnation,
+        generation,
+        sender,
+        answer,
+    };
     if driver.send(up).await.is_err() {
         return Reason::new(code::SHUTTING_DOWN, "the driver has ended");
     }
@@ -136,21 +147,35 @@ async fn one_link(
         next_seq: 1,
     };
     let reason = pump.run(commands, frames, inbound).await;
-    let _ = driver.send(Call::LinkDown { participant, generation }).await;
+    let _ = driver
+        .send(Call::LinkDown {
+            participant,
+            generation,
+        })
+        .await;
     reason
 }
 
 fn late(what: &str) -> Reason {
-    Reason::new(code::PARTICIPANT_DOWN, format!("{what} did not come in {CONNECT_TIMEOUT:?}"))
+    Reason::new(
+        code::PARTICIPANT_DOWN,
+        format!("{what} did not come in {CONNECT_TIMEOUT:?}"),
+    )
 }
 
 /// Why this is not the participant that it should be.
 fn mismatch(peer: &Peer, expected: &Expected, status: &v1::GetStatusResponse) -> Option<Reason> {
     let text = if status.name != peer.name.as_str() {
-        format!("at {} answers {:?}, not {:?}", peer.address, status.name, peer.name)
+        format!(
+            "at {} answers {:?}, not {:?}",
+            peer.address, status.name, peer.name
+        )
     } else if status.cluster != *expected.cluster {
         let (theirs, ours) = (&status.cluster, &expected.cluster);
-        format!("participant {} belongs to cluster {theirs:?}, not {ours:?}", peer.name)
+        format!(
+            "participant {} belongs to cluster {theirs:?}, not {ours:?}",
+            peer.name
+        )
     } else {
         return None;
     };
@@ -227,50 +252,78 @@ impl Pump {
             }
             Outbound::ForgetBelow(gtrid) => Command::ForgetBelow(gtrid.0.to_vec()),
         };
-        v1::LinkCommand { seq, command: Some(command) }
+        v1::LinkCommand {
+            seq,
+            command: Some(command),
+        }
     }
 
     /// Hands an answer to the driver. An error ends the link.
-    async fn answered(
-        &mut self,
-        seq: u64,
-        reply: Result<Reply, Reason>,
-    ) -> Result<(), Reason> {
+    async fn answered(&mut self, seq: u64, reply: Result<Reply, Reason>) -> Result<(), Reason> {
         if let Ok(Reply::Unavailable(reason)) = reply {
             return Err(reason);
         }
-        let Some(asked) = self.sent.remove(&seq) else { return Ok(()) };
+        let Some(asked) = self.sent.remove(&seq) else {
+            return Ok(());
+        };
         let epoch = self.epoch;
         let refused = |reason: Reason| match asked {
             // Its epoch is higher than ours; how high does not matter any more.
             Asked::Vote(branch) | Asked::Finish(branch) if &*reason.code == code::STALE_EPOCH => {
-                FromParticipant::Stale { branch, epoch, highest: Epoch(epoch.0 + 1) }
+                FromParticipant::Stale {
+                    branch,
+                    epoch,
+                    highest: Epoch(epoch.0 + 1),
+                }
             }
-            Asked::Vote(branch) => {
-                FromParticipant::Voted { branch, epoch, vote: Vote::Abort(reason) }
-            }
-            Asked::Finish(branch) => {
-                FromParticipant::Finished { branch, epoch, finish: Finish::Retry(reason) }
-            }
+            Asked::Vote(branch) => FromParticipant::Voted {
+                branch,
+                epoch,
+                vote: Vote::Abort(reason),
+            },
+            Asked::Finish(branch) => FromParticipant::Finished {
+                branch,
+                epoch,
+                finish: Finish::Retry(reason),
+            },
         };
         let (message, results, failed_statement) = match (asked, reply) {
             (Asked::Vote(branch), Ok(Reply::Voted(voted))) => {
-                let message = FromParticipant::Voted { branch, epoch, vote: voted.vote };
+                let message = FromParticipant::Voted {
+                    branch,
+                    epoch,
+                    vote: voted.vote,
+                };
                 (message, voted.results, voted.failed_statement)
             }
             (Asked::Finish(branch), Ok(Reply::Committed(done))) => {
-                let message = FromParticipant::Finished { branch, epoch, finish: done.finish };
+                let message = FromParticipant::Finished {
+                    branch,
+                    epoch,
+                    finish: done.finish,
+                };
                 (message, done.results, done.failed_statement)
             }
-            (Asked::Finish(branch), Ok(Reply::Aborted(finish))) => {
-                (FromParticipant::Finished { branch, epoch, finish }, Vec::new(), None)
-            }
+            (Asked::Finish(branch), Ok(Reply::Aborted(finish))) => (
+                FromParticipant::Finished {
+                    branch,
+                    epoch,
+                    finish,
+                },
+                Vec::new(),
+                None,
+            ),
             (_, Ok(Reply::Refused(reason)) | Err(reason)) => (refused(reason), Vec::new(), None),
             // An answer of the wrong kind says nothing; the outcome is sent again.
             (_, Ok(_)) => return Ok(()),
         };
         let from = self.peer.name.clone();
-        let call = Call::Received { from, message, results, failed_statement };
+        let call = Call::Received {
+            from,
+            message,
+            results,
+            failed_statement,
+        };
         let gone = || Reason::new(code::SHUTTING_DOWN, "the driver has ended");
         self.driver.send(call).await.map_err(|_| gone())
     }

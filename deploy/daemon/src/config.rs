@@ -62,16 +62,24 @@ where
     let mut figment = Figment::new().merge(Named(DEFAULTS, Serialized::defaults(T::default())));
     if let Some(path) = file {
         // Read here, for a missing file must be an error and say so.
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File {
+            path: path.to_owned(),
+            source,
+        })?;
         drop(text);
         figment = figment.merge(Toml::file_exact(path));
     }
     let env = Env::prefixed(env_prefix).split("__");
-    figment = figment.merge(env).merge(Named(FLAGS, Serialized::defaults(flags)));
-    let config = figment.extract().map_err(|error| ConfigError::Setting(describe(&error)))?;
+    figment = figment
+        .merge(env)
+        .merge(Named(FLAGS, Serialized::defaults(flags)));
+    let config = figment
+        .extract()
+        .map_err(|error| ConfigError::Setting(describe(&error)))?;
     let mut settings = Vec::new();
-    let data: Dict = figment.extract().map_err(|error| ConfigError::Setting(describe(&error)))?;
+    let data: Dict = figment
+        .extract()
+        .map_err(|error| ConfigError::Setting(describe(&error)))?;
     flatten(&figment, "", &data, &mut settings);
     settings.sort_by(|a, b| a.key.cmp(&b.key));
     Ok(Loaded { config, settings })
@@ -84,7 +92,9 @@ fn describe(error: &figment::Error) -> String {
         .into_iter()
         .map(|error| {
             let origin = error.metadata.as_ref().map(origin_of);
-            let from = origin.map(|origin| format!(" (from {origin})")).unwrap_or_default();
+            let from = origin
+                .map(|origin| format!(" (from {origin})"))
+                .unwrap_or_default();
             let path = error.path.join(".");
             match (path.is_empty(), &error.kind) {
                 (true, kind) => format!("configuration: {kind}{from}"),
@@ -104,19 +114,31 @@ fn origin_of(metadata: &figment::Metadata) -> String {
 
 fn flatten(figment: &Figment, prefix: &str, dict: &Dict, settings: &mut Vec<Setting>) {
     for (name, value) in dict {
-        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        let key = if prefix.is_empty() {
+            name.clone()
+        } else {
+            format!("{prefix}.{name}")
+        };
         if let Value::Dict(_, inner) = value {
             flatten(figment, &key, inner, settings);
             continue;
         }
-        let origin = figment.find_metadata(&key).map_or_else(|| DEFAULTS.to_owned(), origin_of);
-        settings.push(Setting { value: shown(name, value), key, origin });
+        let origin = figment
+            .find_metadata(&key)
+            .map_or_else(|| DEFAULTS.to_owned(), origin_of);
+        settings.push(Setting {
+            value: shown(name, value),
+            key,
+            origin,
+        });
     }
 }
 
 /// A value as text. What holds a secret itself is masked; the name of its file is not a secret.
 fn shown(name: &str, value: &Value) -> String {
-    let secret = ["password", "secret", "token"].iter().any(|word| name.contains(word));
+    let secret = ["password", "secret", "token"]
+        .iter()
+        .any(|word| name.contains(word));
     if secret && !name.ends_with("_file") {
         return "***".to_owned();
     }
@@ -166,19 +188,29 @@ mod tests {
     }
 
     fn flags(pairs: &[(&str, &str)]) -> Dict {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), Value::from(*value))).collect()
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), Value::from(*value)))
+            .collect()
     }
 
     #[test]
     fn later_layers_win_and_origins_are_known() {
         let file = file("name = \"file\"\n[inner]\nlimit = 7\npassword = \"x\"\n");
-        let loaded: Loaded<Outer> =
-            load(Some(file.path()), "CONCORD_TEST_CONFIG_", flags(&[("name", "flag")])).unwrap();
+        let loaded: Loaded<Outer> = load(
+            Some(file.path()),
+            "CONCORD_TEST_CONFIG_",
+            flags(&[("name", "flag")]),
+        )
+        .unwrap();
         assert_eq!(loaded.config.name, "flag");
         assert_eq!(loaded.config.inner.limit, 7);
         let by_key = |key: &str| loaded.settings.iter().find(|s| s.key == key).unwrap();
         assert_eq!(by_key("name").origin, FLAGS);
-        assert_eq!(by_key("inner.limit").origin, file.path().display().to_string());
+        assert_eq!(
+            by_key("inner.limit").origin,
+            file.path().display().to_string()
+        );
         assert_eq!(by_key("inner.password").value, "***");
         assert_eq!(by_key("inner.password_file").origin, DEFAULTS);
     }

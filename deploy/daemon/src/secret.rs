@@ -51,10 +51,16 @@ const OTHERS_READ: u32 = 0o004;
 
 /// Reads a secret: the file's text without the line break at its end.
 pub fn read(path: &Path) -> Result<Secret, SecretError> {
-    let unreadable = |source| SecretError::Unreadable { path: path.to_owned(), source };
+    let unreadable = |source| SecretError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
     let mode = fs::metadata(path).map_err(unreadable)?.permissions().mode() & 0o777;
     if mode & OTHERS_READ != 0 {
-        return Err(SecretError::Exposed { path: path.to_owned(), mode });
+        return Err(SecretError::Exposed {
+            path: path.to_owned(),
+            mode,
+        });
     }
     let text = fs::read_to_string(path).map_err(unreadable)?;
     Ok(Secret(text.trim_end_matches(['\r', '\n']).to_owned()))
@@ -69,7 +75,12 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "s3cret\n").unwrap();
         fs::set_permissions(file.path(), fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(read(file.path()).unwrap_err().to_string().contains("chmod 600"));
+        assert!(
+            read(file.path())
+                .unwrap_err()
+                .to_string()
+                .contains("chmod 600")
+        );
         fs::set_permissions(file.path(), fs::Permissions::from_mode(0o600)).unwrap();
         let secret = read(file.path()).unwrap();
         assert_eq!(secret.reveal(), "s3cret");

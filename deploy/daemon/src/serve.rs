@@ -53,7 +53,11 @@ pub async fn bind(
     address: SocketAddr,
     setting: &'static str,
 ) -> Result<(TcpIncoming, SocketAddr), ServeError> {
-    let failed = |source| ServeError::Bind { address, setting, source };
+    let failed = |source| ServeError::Bind {
+        address,
+        setting,
+        source,
+    };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((TcpIncoming::from(listener).with_nodelay(Some(true)), bound))

@@ -17,7 +17,10 @@ pub struct Tasks {
 impl Tasks {
     /// No tasks yet; `stop` asks them to end.
     pub fn new(stop: CancellationToken) -> Self {
-        Self { set: JoinSet::new(), stop }
+        Self {
+            set: JoinSet::new(),
+            stop,
+        }
     }
 
     /// Starts one.
@@ -52,7 +55,10 @@ impl Tasks {
             }
         };
         if tokio::time::timeout(bound, rest).await.is_err() {
-            tracing::warn!(?bound, "not everything ended in time; what is left is cut off");
+            tracing::warn!(
+                ?bound,
+                "not everything ended in time; what is left is cut off"
+            );
         }
         result
     }

@@ -318,6 +318,8 @@ pub(super) enum Event {
     Swept(Result<Recovered, Reason>),
     /// The coordinator answered an inquiry.
     Decided(Epoch, Vec<(BranchId, Decision)>),
+    /// A coordinator has connected.
+    Linked,
     /// Ledger rows below may go.
     ForgetBelow(Gtrid),
     /// Somebody looks at the branches after one, at most so many.

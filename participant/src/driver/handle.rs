@@ -37,6 +37,11 @@ impl Handle {
         self.inbox.send(Event::Requests(requests)).await.is_ok()
     }
 
+    /// A coordinator has connected.
+    pub async fn linked(&self) {
+        drop(self.inbox.send(Event::Linked).await);
+    }
+
     /// Ledger rows of transactions below this one may go, and Prepares of them must be refused.
     pub async fn forget_below(&self, gtrid: Gtrid) {
         drop(self.inbox.send(Event::ForgetBelow(gtrid)).await);

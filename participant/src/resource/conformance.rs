@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use concord_core::id::{BranchId, Bqual, Gtrid, RequestId};
+use concord_core::id::{Bqual, BranchId, Gtrid, RequestId};
 use concord_core::reason::Reason;
 use concord_proto::model::{Expect, Statement, Value, Work};
 use tokio::time::{Instant, timeout};
@@ -175,7 +175,10 @@ suite! {
 
 /// A new transaction's first branch.
 fn branch() -> BranchId {
-    BranchId { gtrid: Gtrid(*uuid::Uuid::now_v7().as_bytes()), bqual: Bqual(1) }
+    BranchId {
+        gtrid: Gtrid(*uuid::Uuid::now_v7().as_bytes()),
+        bqual: Bqual(1),
+    }
 }
 
 /// A key that no other case uses.
@@ -184,7 +187,11 @@ fn key(name: &str) -> String {
 }
 
 fn statement(sql: String, params: Vec<Value>) -> Statement {
-    Statement { sql: sql.into(), params, expect: None }
+    Statement {
+        sql: sql.into(),
+        params,
+        expect: None,
+    }
 }
 
 fn insert(key: &str, value: i64) -> Statement {
@@ -200,13 +207,27 @@ fn add(key: &str, amount: i64) -> Statement {
 /// Takes an amount if there is enough.
 fn take(key: &str, amount: i64) -> Statement {
     let sql = format!("UPDATE {TABLE} SET v = v + ? WHERE k = ? AND v >= ?");
-    let params = vec![Value::Int(-amount), Value::String(key.into()), Value::Int(amount)];
-    let expect = Expect { min: 1, max: Some(1), reason: "INSUFFICIENT_FUNDS".into() };
-    Statement { expect: Some(expect), ..statement(sql, params) }
+    let params = vec![
+        Value::Int(-amount),
+        Value::String(key.into()),
+        Value::Int(amount),
+    ];
+    let expect = Expect {
+        min: 1,
+        max: Some(1),
+        reason: "INSUFFICIENT_FUNDS".into(),
+    };
+    Statement {
+        expect: Some(expect),
+        ..statement(sql, params)
+    }
 }
 
 fn select(key: &str) -> Statement {
-    statement(format!("SELECT v FROM {TABLE} WHERE k = ?"), vec![Value::String(key.into())])
+    statement(
+        format!("SELECT v FROM {TABLE} WHERE k = ?"),
+        vec![Value::String(key.into())],
+    )
 }
 
 fn work(statements: Vec<Statement>) -> Work {
@@ -220,14 +241,20 @@ fn work(statements: Vec<Statement>) -> Work {
 }
 
 fn request(work: Work, id: &str) -> Work {
-    Work { request_id: Some(RequestId::new(id)), ..work }
+    Work {
+        request_id: Some(RequestId::new(id)),
+        ..work
+    }
 }
 
 /// Commits work in a transaction of its own.
 async fn done<R: ResourceManager>(rm: &R, statements: Vec<Statement>) -> Verdict {
     let id = branch();
     let prepared = rm.prepare(id, Some(&work(statements))).await;
-    ensure!(matches!(prepared, Prepared::Prepared { .. }), "prepare: {prepared:?}");
+    ensure!(
+        matches!(prepared, Prepared::Prepared { .. }),
+        "prepare: {prepared:?}"
+    );
     let finished = rm.commit(id).await;
     ensure!(finished == Finished::Done, "commit: {finished:?}");
     Ok(())
@@ -240,10 +267,16 @@ async fn seeded<R: ResourceManager>(rm: &R, name: &str, value: i64) -> Result<St
     Ok(key)
 }
 
-async fn prepare<R: ResourceManager>(rm: &R, statements: Vec<Statement>) -> Result<BranchId, String> {
+async fn prepare<R: ResourceManager>(
+    rm: &R,
+    statements: Vec<Statement>,
+) -> Result<BranchId, String> {
     let id = branch();
     let prepared = rm.prepare(id, Some(&work(statements))).await;
-    ensure!(matches!(prepared, Prepared::Prepared { .. }), "prepare: {prepared:?}");
+    ensure!(
+        matches!(prepared, Prepared::Prepared { .. }),
+        "prepare: {prepared:?}"
+    );
     Ok(id)
 }
 

@@ -137,6 +137,8 @@ pub enum Input {
     /// The branches that the server listed in a sweep; the first one ends recovery. A sweep whose
     /// list could not be read is none.
     Sweep { listed: Vec<BranchId> },
+    /// A coordinator has connected: what it does not know of, nobody else will ask for.
+    Linked,
     /// The coordinator's answer to an inquiry.
     Decided {
         branch: BranchId,
@@ -404,6 +406,7 @@ impl Participant {
             Input::Ledger { branch, result } => self.ledger_read(branch, result, &mut out),
             Input::Listed { branch, result } => self.listed(branch, result, &mut out),
             Input::Sweep { listed } => self.sweep(&listed, &mut out),
+            Input::Linked => self.linked(&mut out),
             Input::Decided {
                 branch,
                 epoch,

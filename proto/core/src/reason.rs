@@ -125,6 +125,8 @@ codes! {
     TRANSACTION_NOT_FOUND => NotFound,
     /// No such branch.
     BRANCH_NOT_FOUND => NotFound,
+    /// No such report of damage at this participant.
+    DAMAGE_NOT_FOUND => NotFound,
     /// No participant of this name in the configuration.
     PARTICIPANT_NOT_FOUND => NotFound,
     /// An account of this id exists.

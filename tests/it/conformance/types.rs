@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use concord_client::local::server::{ServerBinary, ServerKind};
+use concord_core::id::{Bqual, BranchId, Gtrid};
 use concord_participant::resource::ResourceManager as _;
 use concord_participant::resource::conformance::Harness as _;
+use concord_participant::resource::{Finished, Prepared};
 use concord_proto::model::{Statement, Value, Work};
 use concord_proto::v1::value::Kind;
-use concord_core::id::{BranchId, Bqual, Gtrid};
-use concord_participant::resource::{Finished, Prepared};
 
 use super::Real;
 
@@ -28,24 +28,64 @@ fn columns() -> Vec<(&'static str, Value, Kind)> {
         ("big", Value::Int(i64::MIN), Kind::Int64(i64::MIN)),
         ("ubig", Value::UInt(u64::MAX), Kind::Uint64(u64::MAX)),
         ("f", Value::Double(1.5), Kind::Double(1.5)),
-        ("d", Value::Double(-2.225_073_858_507_201_4e-308), Kind::Double(-2.225_073_858_507_201_4e-308)),
+        (
+            "d",
+            Value::Double(-2.225_073_858_507_201_4e-308),
+            Kind::Double(-2.225_073_858_507_201_4e-308),
+        ),
         (
             "dec_",
-            Value::Decimal("-12345678901234567890123456789012345.123456789012345678901234567891".into()),
-            Kind::Decimal("-12345678901234567890123456789012345.123456789012345678901234567891".into()),
+            Value::Decimal(
+                "-12345678901234567890123456789012345.123456789012345678901234567891".into(),
+            ),
+            Kind::Decimal(
+                "-12345678901234567890123456789012345.123456789012345678901234567891".into(),
+            ),
         ),
         ("s", Value::String(text.into()), Kind::String(text.into())),
-        ("l", Value::String("caf\u{e9}".into()), Kind::String("caf\u{e9}".into())),
-        ("b", Value::Bytes(vec![0, 39, 92, 255]), Kind::Bytes(vec![0, 39, 92, 255])),
-        ("bl", Value::Bytes(vec![0xFE; 70_000]), Kind::Bytes(vec![0xFE; 70_000])),
-        ("t", Value::String("\u{e9}".repeat(40_000)), Kind::String("\u{e9}".repeat(40_000))),
-        ("j", Value::String(r#"{"a": "b"}"#.into()), Kind::String(r#"{"a": "b"}"#.into())),
+        (
+            "l",
+            Value::String("caf\u{e9}".into()),
+            Kind::String("caf\u{e9}".into()),
+        ),
+        (
+            "b",
+            Value::Bytes(vec![0, 39, 92, 255]),
+            Kind::Bytes(vec![0, 39, 92, 255]),
+        ),
+        (
+            "bl",
+            Value::Bytes(vec![0xFE; 70_000]),
+            Kind::Bytes(vec![0xFE; 70_000]),
+        ),
+        (
+            "t",
+            Value::String("\u{e9}".repeat(40_000)),
+            Kind::String("\u{e9}".repeat(40_000)),
+        ),
+        (
+            "j",
+            Value::String(r#"{"a": "b"}"#.into()),
+            Kind::String(r#"{"a": "b"}"#.into()),
+        ),
         ("e", Value::String("b".into()), Kind::String("b".into())),
-        ("st", Value::String("x,y".into()), Kind::String("x,y".into())),
+        (
+            "st",
+            Value::String("x,y".into()),
+            Kind::String("x,y".into()),
+        ),
         ("bits", Value::UInt(0x2FF), Kind::Uint64(0x2FF)),
         ("y", Value::Int(2024), Kind::Int64(2024)),
-        ("da", Value::Date("2024-02-29".into()), Kind::Date("2024-02-29".into())),
-        ("ti", Value::Time("-838:59:58.123456".into()), Kind::Time("-838:59:58.123456".into())),
+        (
+            "da",
+            Value::Date("2024-02-29".into()),
+            Kind::Date("2024-02-29".into()),
+        ),
+        (
+            "ti",
+            Value::Time("-838:59:58.123456".into()),
+            Kind::Time("-838:59:58.123456".into()),
+        ),
         (
             "dt",
             Value::DateTime("9999-12-31 23:59:59.999999".into()),
@@ -56,16 +96,27 @@ fn columns() -> Vec<(&'static str, Value, Kind)> {
             Value::DateTime("2024-01-01 00:00:00.5".into()),
             Kind::Datetime("2024-01-01 00:00:00.500000".into()),
         ),
-        ("bin_", Value::String("A b ".into()), Kind::String("A b ".into())),
+        (
+            "bin_",
+            Value::String("A b ".into()),
+            Kind::String("A b ".into()),
+        ),
     ]
 }
 
 fn branch() -> BranchId {
-    BranchId { gtrid: Gtrid(*uuid::Uuid::now_v7().as_bytes()), bqual: Bqual(1) }
+    BranchId {
+        gtrid: Gtrid(*uuid::Uuid::now_v7().as_bytes()),
+        bqual: Bqual(1),
+    }
 }
 
 fn statement(sql: &str, params: Vec<Value>) -> Statement {
-    Statement { sql: sql.into(), params, expect: None }
+    Statement {
+        sql: sql.into(),
+        params,
+        expect: None,
+    }
 }
 
 fn work(statements: Vec<Statement>) -> Work {
@@ -90,28 +141,44 @@ async fn round_trip(real: &Real) {
     );
     let mut params = vec![Value::Int(1)];
     params.extend(columns.iter().map(|(_, value, _)| value.clone()));
-    let nulls: Vec<_> =
-        std::iter::once(Value::Int(2)).chain(names.iter().map(|_| Value::Null)).collect();
+    let nulls: Vec<_> = std::iter::once(Value::Int(2))
+        .chain(names.iter().map(|_| Value::Null))
+        .collect();
     let id = branch();
     let both = work(vec![statement(&insert, params), statement(&insert, nulls)]);
     let prepared = rm.prepare(id, Some(&both)).await;
-    assert!(matches!(prepared, Prepared::Prepared { .. }), "{prepared:?}");
+    assert!(
+        matches!(prepared, Prepared::Prepared { .. }),
+        "{prepared:?}"
+    );
     assert_eq!(rm.commit(id).await, Finished::Done);
 
-    let select = format!("SELECT {} FROM conformance.types WHERE id = ?", names.join(", "));
+    let select = format!(
+        "SELECT {} FROM conformance.types WHERE id = ?",
+        names.join(", ")
+    );
     let result = rm
-        .query(&statement(&select, vec![Value::Int(1)]), Duration::from_secs(5))
+        .query(
+            &statement(&select, vec![Value::Int(1)]),
+            Duration::from_secs(5),
+        )
         .await
         .expect("the row");
     for ((name, _, expected), value) in columns.iter().zip(&result.result[0].values) {
         assert_eq!(value.kind.as_ref(), Some(expected), "{name}");
     }
     let result = rm
-        .query(&statement(&select, vec![Value::Int(2)]), Duration::from_secs(5))
+        .query(
+            &statement(&select, vec![Value::Int(2)]),
+            Duration::from_secs(5),
+        )
         .await
         .expect("the row");
     for (value, name) in result.result[0].values.iter().zip(&names) {
-        assert!(matches!(value.kind, Some(Kind::Null(_))), "{name}: {value:?}");
+        assert!(
+            matches!(value.kind, Some(Kind::Null(_))),
+            "{name}: {value:?}"
+        );
     }
     // What was written finds its row again, by every column of a type that can be compared.
     for (name, value, _) in &columns {
@@ -120,7 +187,10 @@ async fn round_trip(real: &Real) {
         }
         let sql = format!("SELECT id FROM conformance.types WHERE {name} = ?");
         let found = rm
-            .query(&statement(&sql, vec![value.clone()]), Duration::from_secs(5))
+            .query(
+                &statement(&sql, vec![value.clone()]),
+                Duration::from_secs(5),
+            )
             .await
             .unwrap_or_else(|reason| panic!("{name}: {reason}"));
         assert_eq!(found.rows, 1, "{name}");
@@ -141,11 +211,16 @@ async fn too_much(real: &Real) {
         (zeros, vec![Value::Int(0x0108_0001)]),
     ] {
         let id = branch();
-        let prepared = rm.prepare(id, Some(&work(vec![statement(sql, params.clone())]))).await;
+        let prepared = rm
+            .prepare(id, Some(&work(vec![statement(sql, params.clone())])))
+            .await;
         match prepared {
             Prepared::NotPrepared { .. } | Prepared::Unknown { .. } => {
                 assert_ne!(rm.commit(id).await, Finished::Done, "{sql}");
-                assert!(!rm.recover().await.expect("a list").ours.contains(&id), "{sql}");
+                assert!(
+                    !rm.recover().await.expect("a list").ours.contains(&id),
+                    "{sql}"
+                );
             }
             // MySQL and MariaDB give NULL for what is longer than a packet.
             Prepared::Prepared { results } => {

@@ -9,12 +9,18 @@ use concord_tests::backlog::{Plan, prove};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut plan = Plan { transactions: 5_000, rounds: 3, raw_connections: 32 };
+    let mut plan = Plan {
+        transactions: 5_000,
+        rounds: 3,
+        raw_connections: 32,
+    };
     let mut server = "mariadb".to_owned();
     let mut max_ratio = 2.0;
     let mut args = std::env::args().skip(1);
     while let Some(flag) = args.next() {
-        let Some(value) = args.next() else { bail!("{flag} needs a value") };
+        let Some(value) = args.next() else {
+            bail!("{flag} needs a value")
+        };
         match flag.as_str() {
             "--server" => server = value,
             "--transactions" => plan.transactions = value.parse()?,

@@ -8,11 +8,18 @@ use concord_tests::in_flight::{Plan, prove};
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut plan = Plan { transactions: 10_000, connections: 16, rounds: 3, limit: 300_000_000 };
+    let mut plan = Plan {
+        transactions: 10_000,
+        connections: 16,
+        rounds: 3,
+        limit: 300_000_000,
+    };
     let mut server = "mariadb".to_owned();
     let mut args = std::env::args().skip(1);
     while let Some(flag) = args.next() {
-        let Some(value) = args.next() else { bail!("{flag} needs a value") };
+        let Some(value) = args.next() else {
+            bail!("{flag} needs a value")
+        };
         match flag.as_str() {
             "--server" => server = value,
             "--transactions" => plan.transactions = value.parse()?,

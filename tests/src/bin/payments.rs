@@ -20,7 +20,9 @@ async fn main() -> anyhow::Result<()> {
     let mut server = "mariadb".to_owned();
     let mut args = std::env::args().skip(1);
     while let Some(flag) = args.next() {
-        let Some(value) = args.next() else { bail!("{flag} needs a value") };
+        let Some(value) = args.next() else {
+            bail!("{flag} needs a value")
+        };
         match flag.as_str() {
             "--server" => server = value,
             "--lines" => plan.lines = value.parse()?,

@@ -35,7 +35,7 @@ impl Cluster {
     fn is_healed(&self, world: &World) -> bool {
         let mut hasher = DefaultHasher::new();
         world.hash(&mut hasher);
-        hasher.finish() % self.config.heal_every == 0
+        hasher.finish().is_multiple_of(self.config.heal_every)
     }
 }
 

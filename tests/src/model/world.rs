@@ -31,6 +31,10 @@ pub enum Packet {
 
 /// What was seen of a transaction that its present state no longer shows. Bit n is bqual n + 1.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is an observation of its own"
+)]
 pub struct Seen {
     /// Its client has sent it.
     pub begun: bool,
@@ -365,9 +369,9 @@ impl World {
             let node = &mut self.nodes[index];
             match effect {
                 Effect::Run { branch, command } => {
-                    if node.running.insert(branch, command).is_some() {
-                        self.broken = Some(format!("{branch} runs two commands"));
-                    }
+                    let former = node.running.insert(branch, command);
+                    let broken = former.map(|_| format!("{branch} runs two commands"));
+                    self.broken = self.broken.take().or(broken);
                 }
                 Effect::Detach { branch } => node.server.detach(branch),
                 Effect::Prune { below } => node.server.prune(below),

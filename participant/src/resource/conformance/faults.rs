@@ -13,7 +13,10 @@ use super::{
 /// Waits until votes are given again.
 async fn votes<R: ResourceManager>(rm: &R, key: &str) -> Verdict {
     eventually(|| done(rm, vec![add(key, 0)])).await?;
-    ensure!(health_becomes(rm, true).await, "votes are given and the health does not say so");
+    ensure!(
+        health_becomes(rm, true).await,
+        "votes are given and the health does not say so"
+    );
     Ok(())
 }
 
@@ -21,7 +24,10 @@ async fn health_becomes<R: ResourceManager>(rm: &R, can_vote: bool) -> bool {
     let mut health = rm.health();
     let change = health.wait_for(|health| health.can_vote() == can_vote);
     // What it returns locks the channel, so it must not live on.
-    matches!(tokio::time::timeout(super::PATIENCE, change).await, Ok(Ok(_)))
+    matches!(
+        tokio::time::timeout(super::PATIENCE, change).await,
+        Ok(Ok(_))
+    )
 }
 
 pub(super) async fn a_rollback_by_hand_shows<H: Harness>(h: &H) -> Verdict {
@@ -31,10 +37,16 @@ pub(super) async fn a_rollback_by_hand_shows<H: Harness>(h: &H) -> Verdict {
     h.roll_back_by_hand(id).await;
     // On MariaDB the DBA had to end the connection first, so the first attempt may find it cut.
     let finished = rm.commit(id).await;
-    ensure!(!matches!(finished, Finished::Done | Finished::NotDone(_)), "{finished:?}");
+    ensure!(
+        !matches!(finished, Finished::Done | Finished::NotDone(_)),
+        "{finished:?}"
+    );
     let finished = rm.commit(id).await;
     ensure!(finished == Finished::NoSuchBranch, "{finished:?}");
-    ensure!(ok(rm.ledger(id).await)? == LedgerEntry::Absent, "taken for committed");
+    ensure!(
+        ok(rm.ledger(id).await)? == LedgerEntry::Absent,
+        "taken for committed"
+    );
     ensure!(!ok(rm.recover().await)?.ours.contains(&id), "still listed");
     ensure!(h.value(&account).await == Some(100), "committed");
     Ok(())
@@ -46,7 +58,10 @@ pub(super) async fn a_foreign_branch_stays<H: Harness>(h: &H) -> Verdict {
     let before = ok(rm.recover().await)?;
     h.prepare_foreign(&account).await;
     let listed = ok(rm.recover().await)?;
-    ensure!(listed.foreign == before.foreign + 1, "{before:?} {listed:?}");
+    ensure!(
+        listed.foreign == before.foreign + 1,
+        "{before:?} {listed:?}"
+    );
     ensure!(listed.ours == before.ours, "taken for ours: {listed:?}");
     ensure!(h.commit_foreign().await, "it is gone");
     ensure!(h.value(&account).await == Some(101), "not committed");
@@ -75,13 +90,23 @@ pub(super) async fn an_unsafe_server_gets_no_vote<H: Harness>(h: &H) -> Verdict 
     );
     let (reason, _) = refusal(opened)?;
     ensure!(&*reason.code == code::UNSAFE_SERVER, "{reason}");
-    ensure!(reason.message.contains("innodb_flush_log_at_trx_commit"), "{reason}");
+    ensure!(
+        reason.message.contains("innodb_flush_log_at_trx_commit"),
+        "{reason}"
+    );
     ensure!(reason.message.contains("SET GLOBAL"), "{reason}");
-    ensure!(committed == Finished::Done, "what is prepared must commit: {committed:?}");
+    ensure!(
+        committed == Finished::Done,
+        "what is prepared must commit: {committed:?}"
+    );
     ensure!(noticed, "the health does not show it");
     ensure!(!ok(rm.recover().await)?.ours.contains(&id), "listed");
     votes(&*rm, &account).await?;
-    ensure!(h.value(&account).await == Some(90), "{:?}", h.value(&account).await);
+    ensure!(
+        h.value(&account).await == Some(90),
+        "{:?}",
+        h.value(&account).await
+    );
     Ok(())
 }
 
@@ -89,7 +114,9 @@ pub(super) async fn an_unsafe_server_gets_no_vote_from_the_start<H: Harness>(h: 
     let account = seeded(&*h.open().await, "unsafe-start", 100).await?;
     h.set_unsafe(true).await;
     let rm = h.open().await;
-    let refused = rm.prepare(branch(), Some(&work(vec![add(&account, 1)]))).await;
+    let refused = rm
+        .prepare(branch(), Some(&work(vec![add(&account, 1)])))
+        .await;
     let begun = rm.begin(branch(), None, Duration::from_secs(9)).await;
     h.set_unsafe(false).await;
     let (reason, _) = refusal(refused)?;
@@ -104,7 +131,9 @@ pub(super) async fn a_read_only_server_gets_no_vote<H: Harness>(h: &H) -> Verdic
     let other = seeded(&*rm, "read-only-other", 100).await?;
     let id = prepare(&*rm, vec![take(&account, 10)]).await?;
     h.set_read_only(true).await;
-    let refused = rm.prepare(branch(), Some(&work(vec![add(&other, 1)]))).await;
+    let refused = rm
+        .prepare(branch(), Some(&work(vec![add(&other, 1)])))
+        .await;
     let committed = rm.commit(id).await;
     h.set_read_only(false).await;
     let (reason, _) = refusal(refused)?;
@@ -140,7 +169,9 @@ pub(super) async fn a_crash_loses_no_prepared_branch<H: Harness>(h: &H) -> Verdi
     .await?;
     for (index, (id, account)) in branches.iter().enumerate() {
         // Its rows are still locked.
-        let outcome = rm.prepare(branch(), Some(&work(vec![add(account, 1)]))).await;
+        let outcome = rm
+            .prepare(branch(), Some(&work(vec![add(account, 1)])))
+            .await;
         ensure!(!matches!(outcome, Prepared::Prepared { .. }), "{outcome:?}");
         if index % 2 == 0 {
             certainly_committed(&*rm, *id).await?;
@@ -161,7 +192,10 @@ pub(super) async fn a_crash_loses_every_unprepared_branch<H: Harness>(h: &H) -> 
     ok(rm.execute(id, &take(&account, 10)).await)?;
     h.crash().await;
     let prepared = rm.prepare(id, None).await;
-    ensure!(!matches!(prepared, Prepared::Prepared { .. }), "{prepared:?}");
+    ensure!(
+        !matches!(prepared, Prepared::Prepared { .. }),
+        "{prepared:?}"
+    );
     super::certainly_aborted(&*rm, id).await?;
     super::unlocked(&*rm, &account).await?;
     ensure!(h.value(&account).await == Some(100), "committed");

@@ -26,17 +26,30 @@ pub(super) async fn a_prepared_branch_commits<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
     let account = seeded(&*rm, "commit", 100).await?;
     let id = branch();
-    let prepared = rm.prepare(id, Some(&work(vec![take(&account, 30), select(&account)]))).await;
-    let Prepared::Prepared { results } = prepared else { return Err(format!("{prepared:?}")) };
+    let prepared = rm
+        .prepare(id, Some(&work(vec![take(&account, 30), select(&account)])))
+        .await;
+    let Prepared::Prepared { results } = prepared else {
+        return Err(format!("{prepared:?}"));
+    };
     ensure!(results.len() == 2 && results[0].rows == 1, "{results:?}");
     ensure!(number(&results[1]) == Some(70), "{results:?}");
-    ensure!(h.value(&account).await == Some(100), "visible before the commit");
+    ensure!(
+        h.value(&account).await == Some(100),
+        "visible before the commit"
+    );
     ensure!(ok(rm.recover().await)?.ours.contains(&id), "not listed");
-    ensure!(ok(rm.ledger(id).await)? == LedgerEntry::Absent, "in the ledger before the commit");
+    ensure!(
+        ok(rm.ledger(id).await)? == LedgerEntry::Absent,
+        "in the ledger before the commit"
+    );
     let finished = rm.commit(id).await;
     ensure!(finished == Finished::Done, "{finished:?}");
     ensure!(h.value(&account).await == Some(70), "not committed");
-    ensure!(ok(rm.ledger(id).await)? == LedgerEntry::Committed, "not in the ledger");
+    ensure!(
+        ok(rm.ledger(id).await)? == LedgerEntry::Committed,
+        "not in the ledger"
+    );
     ensure!(!ok(rm.recover().await)?.ours.contains(&id), "still listed");
     Ok(())
 }
@@ -48,7 +61,10 @@ pub(super) async fn a_prepared_branch_rolls_back<H: Harness>(h: &H) -> Verdict {
     let finished = rm.rollback(id).await;
     ensure!(finished == Finished::Done, "{finished:?}");
     ensure!(h.value(&account).await == Some(100), "committed");
-    ensure!(ok(rm.ledger(id).await)? == LedgerEntry::Absent, "in the ledger");
+    ensure!(
+        ok(rm.ledger(id).await)? == LedgerEntry::Absent,
+        "in the ledger"
+    );
     ensure!(!ok(rm.recover().await)?.ours.contains(&id), "still listed");
     unlocked(&*rm, &account).await
 }
@@ -57,15 +73,22 @@ pub(super) async fn a_single_branch_commits_in_one_phase<H: Harness>(h: &H) -> V
     let rm = h.open().await;
     let account = seeded(&*rm, "single", 100).await?;
     let id = branch();
-    let outcome = rm.commit_one_phase(id, Some(&work(vec![take(&account, 30)]))).await;
+    let outcome = rm
+        .commit_one_phase(id, Some(&work(vec![take(&account, 30)])))
+        .await;
     ensure!(
         matches!(&outcome, OnePhase::Committed { results } if results.len() == 1),
         "{outcome:?}"
     );
     ensure!(h.value(&account).await == Some(70), "not committed");
-    ensure!(ok(rm.ledger(id).await)? == LedgerEntry::Committed, "not in the ledger");
+    ensure!(
+        ok(rm.ledger(id).await)? == LedgerEntry::Committed,
+        "not in the ledger"
+    );
     // A repetition, e.g. after a lost answer, tells the same and does nothing again.
-    let again = rm.commit_one_phase(id, Some(&work(vec![take(&account, 30)]))).await;
+    let again = rm
+        .commit_one_phase(id, Some(&work(vec![take(&account, 30)])))
+        .await;
     ensure!(matches!(again, OnePhase::Committed { .. }), "{again:?}");
     ensure!(h.value(&account).await == Some(70), "committed twice");
     Ok(())
@@ -75,14 +98,28 @@ pub(super) async fn an_interactive_branch_commits<H: Harness>(h: &H) -> Verdict 
     let rm = h.open().await;
     let account = seeded(&*rm, "open", 100).await?;
     let id = branch();
-    ok(rm.begin(id, Some(Isolation::ReadCommitted), Duration::from_secs(20)).await)?;
-    ensure!(ok(rm.execute(id, &take(&account, 30)).await)?.rows == 1, "not touched");
-    ensure!(number(&ok(rm.execute(id, &select(&account)).await)?) == Some(70), "not seen");
+    ok(rm
+        .begin(id, Some(Isolation::ReadCommitted), Duration::from_secs(20))
+        .await)?;
+    ensure!(
+        ok(rm.execute(id, &take(&account, 30)).await)?.rows == 1,
+        "not touched"
+    );
+    ensure!(
+        number(&ok(rm.execute(id, &select(&account)).await)?) == Some(70),
+        "not seen"
+    );
     let again = rm.begin(id, None, Duration::from_secs(20)).await;
     ensure!(again.is_err(), "begun twice");
     let prepared = rm.prepare(id, None).await;
-    ensure!(matches!(prepared, Prepared::Prepared { .. }), "{prepared:?}");
-    ensure!(rm.execute(id, &select(&account)).await.is_err(), "a statement after the vote");
+    ensure!(
+        matches!(prepared, Prepared::Prepared { .. }),
+        "{prepared:?}"
+    );
+    ensure!(
+        rm.execute(id, &select(&account)).await.is_err(),
+        "a statement after the vote"
+    );
     ensure!(rm.commit(id).await == Finished::Done, "not committed");
     ensure!(h.value(&account).await == Some(70), "not committed");
     Ok(())
@@ -96,7 +133,10 @@ pub(super) async fn an_interactive_branch_commits_in_one_phase<H: Harness>(h: &H
     ok(rm.execute(id, &take(&account, 30)).await)?;
     let outcome = rm.commit_one_phase(id, None).await;
     ensure!(matches!(outcome, OnePhase::Committed { .. }), "{outcome:?}");
-    ensure!(ok(rm.ledger(id).await)? == LedgerEntry::Committed, "not in the ledger");
+    ensure!(
+        ok(rm.ledger(id).await)? == LedgerEntry::Committed,
+        "not in the ledger"
+    );
     ensure!(h.value(&account).await == Some(70), "not committed");
     Ok(())
 }
@@ -109,7 +149,10 @@ pub(super) async fn an_interactive_branch_rolls_back<H: Harness>(h: &H) -> Verdi
     ok(rm.execute(id, &take(&account, 30)).await)?;
     let finished = rm.rollback(id).await;
     ensure!(finished == Finished::Done, "{finished:?}");
-    ensure!(rm.execute(id, &select(&account)).await.is_err(), "a statement after the end");
+    ensure!(
+        rm.execute(id, &select(&account)).await.is_err(),
+        "a statement after the end"
+    );
     unlocked(&*rm, &account).await?;
     ensure!(h.value(&account).await == Some(100), "committed");
     Ok(())
@@ -118,8 +161,16 @@ pub(super) async fn an_interactive_branch_rolls_back<H: Harness>(h: &H) -> Verdi
 pub(super) async fn statements_of_a_branch_see_each_other<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
     let account = seeded(&*rm, "twice", 100).await?;
-    done(&*rm, vec![take(&account, 60), take(&account, 40), add(&account, 5)]).await?;
-    ensure!(h.value(&account).await == Some(5), "{:?}", h.value(&account).await);
+    done(
+        &*rm,
+        vec![take(&account, 60), take(&account, 40), add(&account, 5)],
+    )
+    .await?;
+    ensure!(
+        h.value(&account).await == Some(5),
+        "{:?}",
+        h.value(&account).await
+    );
     Ok(())
 }
 
@@ -127,20 +178,38 @@ pub(super) async fn a_failed_statement_never_commits_half<H: Harness>(h: &H) -> 
     let rm = h.open().await;
     let account = seeded(&*rm, "half", 100).await?;
     let id = branch();
-    let half = work(vec![take(&account, 30), insert(&account, 1), add(&account, 1)]);
+    let half = work(vec![
+        take(&account, 30),
+        insert(&account, 1),
+        add(&account, 1),
+    ]);
     let prepared = rm.prepare(id, Some(&half)).await;
-    let Prepared::NotPrepared { reason, results, failed } = prepared else {
+    let Prepared::NotPrepared {
+        reason,
+        results,
+        failed,
+    } = prepared
+    else {
         return Err(format!("{prepared:?}"));
     };
     ensure!(&*reason.code == code::CONSTRAINT_VIOLATED, "{reason}");
-    ensure!(failed == Some(1) && results.len() == 1, "{failed:?} {results:?}");
+    ensure!(
+        failed == Some(1) && results.len() == 1,
+        "{failed:?} {results:?}"
+    );
     let finished = rm.commit(id).await;
     ensure!(finished == Finished::NoSuchBranch, "{finished:?}");
     ensure!(!ok(rm.recover().await)?.ours.contains(&id), "listed");
     let single = rm.commit_one_phase(branch(), Some(&half)).await;
-    ensure!(matches!(single, OnePhase::NotCommitted { .. }), "{single:?}");
+    ensure!(
+        matches!(single, OnePhase::NotCommitted { .. }),
+        "{single:?}"
+    );
     unlocked(&*rm, &account).await?;
-    ensure!(h.value(&account).await == Some(100), "half of it is committed");
+    ensure!(
+        h.value(&account).await == Some(100),
+        "half of it is committed"
+    );
     Ok(())
 }
 
@@ -154,17 +223,26 @@ pub(super) async fn a_failed_interactive_branch_only_rolls_back<H: Harness>(h: &
         ensure!(rm.execute(id, &violated).await.is_err(), "it was to fail");
         // Its locks are gone at once.
         done(&*rm, vec![add(&account, 0)]).await?;
-        ensure!(rm.execute(id, &select(&account)).await.is_err(), "a statement after an error");
+        ensure!(
+            rm.execute(id, &select(&account)).await.is_err(),
+            "a statement after an error"
+        );
         let committed = rm.commit(id).await;
         ensure!(!matches!(committed, Finished::Done), "{committed:?}");
         let prepared = rm.prepare(id, None).await;
         ensure!(
-            matches!(prepared, Prepared::NotPrepared { .. } | Prepared::Unknown { .. }),
+            matches!(
+                prepared,
+                Prepared::NotPrepared { .. } | Prepared::Unknown { .. }
+            ),
             "{prepared:?}"
         );
         certainly_aborted(&*rm, id).await?;
     }
-    ensure!(h.value(&account).await == Some(100), "half of it is committed");
+    ensure!(
+        h.value(&account).await == Some(100),
+        "half of it is committed"
+    );
     Ok(())
 }
 
@@ -173,12 +251,25 @@ pub(super) async fn a_violated_expectation_aborts<H: Harness>(h: &H) -> Verdict 
     let account = seeded(&*rm, "expect", 100).await?;
     let other = key("expect-other");
     let id = branch();
-    let prepared = rm.prepare(id, Some(&work(vec![take(&account, 101), insert(&other, 1)]))).await;
-    let Prepared::NotPrepared { reason, results, failed } = prepared else {
+    let prepared = rm
+        .prepare(
+            id,
+            Some(&work(vec![take(&account, 101), insert(&other, 1)])),
+        )
+        .await;
+    let Prepared::NotPrepared {
+        reason,
+        results,
+        failed,
+    } = prepared
+    else {
         return Err(format!("{prepared:?}"));
     };
     ensure!(&*reason.code == "INSUFFICIENT_FUNDS", "{reason}");
-    ensure!(failed == Some(0) && results.len() == 1, "{failed:?} {results:?}");
+    ensure!(
+        failed == Some(0) && results.len() == 1,
+        "{failed:?} {results:?}"
+    );
     ensure!(!ok(rm.recover().await)?.ours.contains(&id), "listed");
     done(&*rm, vec![add(&account, 0)]).await?;
     ensure!(h.value(&other).await.is_none(), "half of it is committed");
@@ -194,25 +285,42 @@ pub(super) async fn a_violated_expectation_aborts_one_phase<H: Harness>(h: &H) -
     let OnePhase::NotCommitted { reason, failed, .. } = outcome else {
         return Err(format!("{outcome:?}"));
     };
-    ensure!(&*reason.code == "INSUFFICIENT_FUNDS" && failed == Some(1), "{reason} {failed:?}");
+    ensure!(
+        &*reason.code == "INSUFFICIENT_FUNDS" && failed == Some(1),
+        "{reason} {failed:?}"
+    );
     done(&*rm, vec![add(&account, 0)]).await?;
-    ensure!(h.value(&account).await == Some(100), "half of it is committed");
-    ensure!(ok(rm.ledger(id).await)? != LedgerEntry::Committed, "in the ledger");
+    ensure!(
+        h.value(&account).await == Some(100),
+        "half of it is committed"
+    );
+    ensure!(
+        ok(rm.ledger(id).await)? != LedgerEntry::Committed,
+        "in the ledger"
+    );
     Ok(())
 }
 
 pub(super) async fn a_lock_timeout_aborts<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
-    let (one, two) = (seeded(&*rm, "wait-1", 100).await?, seeded(&*rm, "wait-2", 100).await?);
+    let (one, two) = (
+        seeded(&*rm, "wait-1", 100).await?,
+        seeded(&*rm, "wait-2", 100).await?,
+    );
     h.lock(&two).await;
     let id = branch();
-    let prepared = rm.prepare(id, Some(&work(vec![take(&one, 30), add(&two, 30)]))).await;
+    let prepared = rm
+        .prepare(id, Some(&work(vec![take(&one, 30), add(&two, 30)])))
+        .await;
     let verdict = refusal(prepared);
     // The first statement's lock is gone while the second's row is still locked.
     let free = done(&*rm, vec![add(&one, 0)]).await;
     h.unlock().await;
     let (reason, failed) = verdict?;
-    ensure!(&*reason.code == code::LOCK_TIMEOUT && failed == Some(1), "{reason} {failed:?}");
+    ensure!(
+        &*reason.code == code::LOCK_TIMEOUT && failed == Some(1),
+        "{reason} {failed:?}"
+    );
     free?;
     let finished = rm.commit(id).await;
     ensure!(finished == Finished::NoSuchBranch, "{finished:?}");
@@ -222,14 +330,20 @@ pub(super) async fn a_lock_timeout_aborts<H: Harness>(h: &H) -> Verdict {
 
 pub(super) async fn a_deadlock_has_one_victim<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
-    let (one, two) = (seeded(&*rm, "dead-1", 100).await?, seeded(&*rm, "dead-2", 100).await?);
+    let (one, two) = (
+        seeded(&*rm, "dead-1", 100).await?,
+        seeded(&*rm, "dead-2", 100).await?,
+    );
     let (left, right) = (branch(), branch());
     for (id, first) in [(left, &one), (right, &two)] {
         ok(rm.begin(id, None, Duration::from_secs(20)).await)?;
         ok(rm.execute(id, &add(first, 1)).await)?;
     }
     let (cross_left, cross_right) = (add(&two, 1), add(&one, 1));
-    let (a, b) = tokio::join!(rm.execute(left, &cross_left), rm.execute(right, &cross_right));
+    let (a, b) = tokio::join!(
+        rm.execute(left, &cross_left),
+        rm.execute(right, &cross_right)
+    );
     let (victim, survivor, reason) = match (a, b) {
         (Err(reason), Ok(_)) => (left, right, reason),
         (Ok(_), Err(reason)) => (right, left, reason),
@@ -237,10 +351,16 @@ pub(super) async fn a_deadlock_has_one_victim<H: Harness>(h: &H) -> Verdict {
     };
     ensure!(&*reason.code == code::DEADLOCK, "{reason}");
     let prepared = rm.prepare(victim, None).await;
-    ensure!(!matches!(prepared, Prepared::Prepared { .. }), "the victim goes on: {prepared:?}");
+    ensure!(
+        !matches!(prepared, Prepared::Prepared { .. }),
+        "the victim goes on: {prepared:?}"
+    );
     certainly_aborted(&*rm, victim).await?;
     let prepared = rm.prepare(survivor, None).await;
-    ensure!(matches!(prepared, Prepared::Prepared { .. }), "{prepared:?}");
+    ensure!(
+        matches!(prepared, Prepared::Prepared { .. }),
+        "{prepared:?}"
+    );
     ensure!(rm.commit(survivor).await == Finished::Done, "not committed");
     let values = (h.value(&one).await, h.value(&two).await);
     ensure!(values == (Some(101), Some(101)), "{values:?}");
@@ -250,19 +370,33 @@ pub(super) async fn a_deadlock_has_one_victim<H: Harness>(h: &H) -> Verdict {
 pub(super) async fn a_branch_that_only_reads_may_leave<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
     let account = seeded(&*rm, "reads", 100).await?;
-    let reading = |allow_read_only| Work { allow_read_only, ..work(vec![select(&account)]) };
+    let reading = |allow_read_only| Work {
+        allow_read_only,
+        ..work(vec![select(&account)])
+    };
     let id = branch();
     let prepared = rm.prepare(id, Some(&reading(true))).await;
-    let Prepared::ReadOnly { results } = prepared else { return Err(format!("{prepared:?}")) };
+    let Prepared::ReadOnly { results } = prepared else {
+        return Err(format!("{prepared:?}"));
+    };
     ensure!(number(&results[0]) == Some(100), "{results:?}");
     ensure!(!ok(rm.recover().await)?.ours.contains(&id), "listed");
-    let serializable = Work { isolation: Some(Isolation::Serializable), ..reading(true) };
-    let writing = Work { allow_read_only: true, ..work(vec![select(&account), add(&account, 0)]) };
+    let serializable = Work {
+        isolation: Some(Isolation::Serializable),
+        ..reading(true)
+    };
+    let writing = Work {
+        allow_read_only: true,
+        ..work(vec![select(&account), add(&account, 0)])
+    };
     let named = request(reading(true), &key("request"));
     for stays in [reading(false), serializable, writing, named] {
         let id = branch();
         let prepared = rm.prepare(id, Some(&stays)).await;
-        ensure!(matches!(prepared, Prepared::Prepared { .. }), "{stays:?}: {prepared:?}");
+        ensure!(
+            matches!(prepared, Prepared::Prepared { .. }),
+            "{stays:?}: {prepared:?}"
+        );
         // It writes its ledger row, so it does not vanish in a crash, nor from another connection.
         certainly_committed(&*rm, id).await?;
     }
@@ -272,16 +406,34 @@ pub(super) async fn a_branch_that_only_reads_may_leave<H: Harness>(h: &H) -> Ver
 pub(super) async fn refused_sql_costs_nothing<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
     let account = seeded(&*rm, "refused", 100).await?;
-    for sql in ["XA END x'00'", "COMMIT", "SELECT 1; COMMIT", "CALL p()", "SELECT SLEEP(9)", ""] {
+    for sql in [
+        "XA END x'00'",
+        "COMMIT",
+        "SELECT 1; COMMIT",
+        "CALL p()",
+        "SELECT SLEEP(9)",
+        "",
+    ] {
         let id = branch();
         let bad = statement(sql.into(), Vec::new());
-        let prepared = rm.prepare(id, Some(&work(vec![take(&account, 1), bad.clone()]))).await;
+        let prepared = rm
+            .prepare(id, Some(&work(vec![take(&account, 1), bad.clone()])))
+            .await;
         let (reason, failed) = refusal(prepared)?;
-        ensure!(&*reason.code == code::STATEMENT_NOT_ALLOWED, "{sql}: {reason}");
+        ensure!(
+            &*reason.code == code::STATEMENT_NOT_ALLOWED,
+            "{sql}: {reason}"
+        );
         ensure!(failed == Some(1), "{sql}: {failed:?}");
-        ensure!(rm.query(&bad, Duration::from_secs(5)).await.is_err(), "{sql} as a read");
+        ensure!(
+            rm.query(&bad, Duration::from_secs(5)).await.is_err(),
+            "{sql} as a read"
+        );
     }
-    let missing = statement(format!("SELECT v FROM {} WHERE k = ?", super::TABLE), Vec::new());
+    let missing = statement(
+        format!("SELECT v FROM {} WHERE k = ?", super::TABLE),
+        Vec::new(),
+    );
     let (reason, _) = refusal(rm.prepare(branch(), Some(&work(vec![missing]))).await)?;
     ensure!(&*reason.code == code::STATEMENT_NOT_ALLOWED, "{reason}");
     ensure!(h.value(&account).await == Some(100), "it was run");
@@ -296,11 +448,20 @@ pub(super) async fn a_request_takes_effect_once<H: Harness>(h: &H) -> Verdict {
     // An attempt that was rolled back does not count.
     let first = branch();
     let prepared = rm.prepare(first, Some(&once)).await;
-    ensure!(matches!(prepared, Prepared::Prepared { .. }), "{prepared:?}");
-    ensure!(rm.rollback(first).await == Finished::Done, "not rolled back");
+    ensure!(
+        matches!(prepared, Prepared::Prepared { .. }),
+        "{prepared:?}"
+    );
+    ensure!(
+        rm.rollback(first).await == Finished::Done,
+        "not rolled back"
+    );
     let second = branch();
     let prepared = rm.prepare(second, Some(&once)).await;
-    ensure!(matches!(prepared, Prepared::Prepared { .. }), "{prepared:?}");
+    ensure!(
+        matches!(prepared, Prepared::Prepared { .. }),
+        "{prepared:?}"
+    );
     // While it is in doubt, a third one waits, and then fails for another reason.
     let (reason, _) = refusal(rm.prepare(branch(), Some(&once)).await)?;
     ensure!(&*reason.code == code::LOCK_TIMEOUT, "{reason}");
@@ -320,7 +481,10 @@ pub(super) async fn a_request_takes_effect_once<H: Harness>(h: &H) -> Verdict {
 
 pub(super) async fn a_branch_out_of_time_leaves_no_lock<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
-    let (one, two) = (seeded(&*rm, "late-1", 100).await?, seeded(&*rm, "late-2", 100).await?);
+    let (one, two) = (
+        seeded(&*rm, "late-1", 100).await?,
+        seeded(&*rm, "late-2", 100).await?,
+    );
     h.lock(&two).await;
     let id = branch();
     let short = Work {
@@ -344,7 +508,10 @@ pub(super) async fn a_branch_out_of_time_leaves_no_lock<H: Harness>(h: &H) -> Ve
 
 pub(super) async fn a_cancelled_branch_leaves_no_lock<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
-    let (one, two) = (seeded(&*rm, "cancel-1", 100).await?, seeded(&*rm, "cancel-2", 100).await?);
+    let (one, two) = (
+        seeded(&*rm, "cancel-1", 100).await?,
+        seeded(&*rm, "cancel-2", 100).await?,
+    );
     h.lock(&two).await;
     let id = branch();
     let blocked = work(vec![take(&one, 30), add(&two, 30)]);
@@ -356,7 +523,10 @@ pub(super) async fn a_cancelled_branch_leaves_no_lock<H: Harness>(h: &H) -> Verd
     let free = unlocked(&*rm, &one).await;
     h.unlock().await;
     free?;
-    ensure!(!matches!(prepared, Prepared::Prepared { .. }), "{prepared:?}");
+    ensure!(
+        !matches!(prepared, Prepared::Prepared { .. }),
+        "{prepared:?}"
+    );
     certainly_aborted(&*rm, id).await?;
     ensure!(h.value(&one).await == Some(100), "committed");
     Ok(())
@@ -364,7 +534,10 @@ pub(super) async fn a_cancelled_branch_leaves_no_lock<H: Harness>(h: &H) -> Verd
 
 pub(super) async fn a_dropped_call_leaves_no_lock<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
-    let (one, two) = (seeded(&*rm, "drop-1", 100).await?, seeded(&*rm, "drop-2", 100).await?);
+    let (one, two) = (
+        seeded(&*rm, "drop-1", 100).await?,
+        seeded(&*rm, "drop-2", 100).await?,
+    );
     h.lock(&two).await;
     let id = branch();
     let blocked = work(vec![take(&one, 30), add(&two, 30)]);
@@ -407,7 +580,10 @@ pub(super) async fn more_branches_than_connections<H: Harness>(h: &H) -> Verdict
         let rm = &rm;
         async move {
             let id = branch();
-            let short = Work { timeout: Duration::from_secs(2), ..work(vec![insert(key, 1)]) };
+            let short = Work {
+                timeout: Duration::from_secs(2),
+                ..work(vec![insert(key, 1)])
+            };
             (id, key, rm.prepare(id, Some(&short)).await)
         }
     });
@@ -417,14 +593,19 @@ pub(super) async fn more_branches_than_connections<H: Harness>(h: &H) -> Verdict
             Prepared::Prepared { .. } => prepared.push((id, key)),
             Prepared::NotPrepared { reason, .. } => {
                 ensure!(&*reason.code == code::POOL_EXHAUSTED, "{reason}");
-                ensure!(h.keeps_attached(), "connections come back after a vote: {reason}");
+                ensure!(
+                    h.keeps_attached(),
+                    "connections come back after a vote: {reason}"
+                );
             }
             other => return Err(format!("{other:?}")),
         }
     }
     ensure!(!prepared.is_empty(), "nothing was prepared");
     // The second phase never waits for the first.
-    for (_, outcome) in prepared.iter().zip(join_all(prepared.iter().map(|(id, _)| rm.commit(*id))).await)
+    for (_, outcome) in prepared
+        .iter()
+        .zip(join_all(prepared.iter().map(|(id, _)| rm.commit(*id))).await)
     {
         ensure!(outcome == Finished::Done, "{outcome:?}");
     }

@@ -18,17 +18,29 @@ pub(super) async fn a_branch_that_is_over_is_no_such_branch<H: Harness>(h: &H) -
         ensure!(finished == Finished::NoSuchBranch, "{finished:?}");
     }
     let committed = prepare(&*rm, vec![take(&account, 1)]).await?;
-    ensure!(rm.commit(committed).await == Finished::Done, "not committed");
+    ensure!(
+        rm.commit(committed).await == Finished::Done,
+        "not committed"
+    );
     for finished in [rm.commit(committed).await, rm.rollback(committed).await] {
         ensure!(finished == Finished::NoSuchBranch, "{finished:?}");
     }
-    ensure!(ok(rm.ledger(committed).await)? == LedgerEntry::Committed, "not in the ledger");
+    ensure!(
+        ok(rm.ledger(committed).await)? == LedgerEntry::Committed,
+        "not in the ledger"
+    );
     let aborted = prepare(&*rm, vec![take(&account, 1)]).await?;
-    ensure!(rm.rollback(aborted).await == Finished::Done, "not rolled back");
+    ensure!(
+        rm.rollback(aborted).await == Finished::Done,
+        "not rolled back"
+    );
     for finished in [rm.rollback(aborted).await, rm.commit(aborted).await] {
         ensure!(finished == Finished::NoSuchBranch, "{finished:?}");
     }
-    ensure!(ok(rm.ledger(aborted).await)? == LedgerEntry::Absent, "in the ledger");
+    ensure!(
+        ok(rm.ledger(aborted).await)? == LedgerEntry::Absent,
+        "in the ledger"
+    );
     ensure!(h.value(&account).await == Some(99), "not exactly once");
     Ok(())
 }
@@ -39,7 +51,10 @@ pub(super) async fn a_repeated_prepare_gives_the_same_vote<H: Harness>(h: &H) ->
     let once = work(vec![take(&account, 10)]);
     let id = branch();
     let prepared = rm.prepare(id, Some(&once)).await;
-    ensure!(matches!(prepared, Prepared::Prepared { .. }), "{prepared:?}");
+    ensure!(
+        matches!(prepared, Prepared::Prepared { .. }),
+        "{prepared:?}"
+    );
     // As after a restart of the participant: nothing is known but what the server knows.
     let restarted = h.open().await;
     let again = restarted.prepare(id, Some(&once)).await;
@@ -49,7 +64,10 @@ pub(super) async fn a_repeated_prepare_gives_the_same_vote<H: Harness>(h: &H) ->
     let late = restarted.prepare(id, Some(&once)).await;
     let (reason, _) = refusal(late)?;
     ensure!(&*reason.code == code::WRONG_STATE, "{reason}");
-    ensure!(ok(rm.ledger(id).await)? == LedgerEntry::Committed, "not in the ledger");
+    ensure!(
+        ok(rm.ledger(id).await)? == LedgerEntry::Committed,
+        "not in the ledger"
+    );
     ensure!(h.value(&account).await == Some(90), "not exactly once");
     Ok(())
 }
@@ -59,12 +77,21 @@ pub(super) async fn a_tombstone_stops_a_late_prepare<H: Harness>(h: &H) -> Verdi
     let account = seeded(&*rm, "tombstone", 100).await?;
     let id = branch();
     for _ in 0..2 {
-        ensure!(ok(rm.tombstone(id).await)? == LedgerEntry::Tombstone, "no tombstone");
-        ensure!(ok(rm.ledger(id).await)? == LedgerEntry::Tombstone, "no tombstone");
+        ensure!(
+            ok(rm.tombstone(id).await)? == LedgerEntry::Tombstone,
+            "no tombstone"
+        );
+        ensure!(
+            ok(rm.ledger(id).await)? == LedgerEntry::Tombstone,
+            "no tombstone"
+        );
     }
     let (reason, _) = refusal(rm.prepare(id, Some(&work(vec![take(&account, 1)]))).await)?;
     ensure!(&*reason.code == code::ALREADY_ABORTED, "{reason}");
-    ensure!(rm.begin(id, None, Duration::from_secs(9)).await.is_err(), "begun after its abort");
+    ensure!(
+        rm.begin(id, None, Duration::from_secs(9)).await.is_err(),
+        "begun after its abort"
+    );
     ensure!(h.value(&account).await == Some(100), "committed");
     Ok(())
 }
@@ -74,8 +101,14 @@ pub(super) async fn a_tombstone_tells_of_a_commit<H: Harness>(h: &H) -> Verdict 
     let account = seeded(&*rm, "late-abort", 100).await?;
     let id = prepare(&*rm, vec![take(&account, 1)]).await?;
     ensure!(rm.commit(id).await == Finished::Done, "not committed");
-    ensure!(ok(rm.tombstone(id).await)? == LedgerEntry::Committed, "the commit is hidden");
-    ensure!(ok(rm.ledger(id).await)? == LedgerEntry::Committed, "the commit is hidden");
+    ensure!(
+        ok(rm.tombstone(id).await)? == LedgerEntry::Committed,
+        "the commit is hidden"
+    );
+    ensure!(
+        ok(rm.ledger(id).await)? == LedgerEntry::Committed,
+        "the commit is hidden"
+    );
     Ok(())
 }
 
@@ -84,7 +117,9 @@ pub(super) async fn a_living_branch_has_no_tombstone<H: Harness>(h: &H) -> Verdi
     let account = seeded(&*rm, "living", 100).await?;
     let id = prepare(&*rm, vec![take(&account, 1)]).await?;
     let reason = rm.tombstone(id).await.err();
-    let attached = reason.as_ref().is_some_and(|reason| &*reason.code == code::BRANCH_ATTACHED);
+    let attached = reason
+        .as_ref()
+        .is_some_and(|reason| &*reason.code == code::BRANCH_ATTACHED);
     certainly_committed(&*rm, id).await?;
     ensure!(attached, "{reason:?}");
     ensure!(h.value(&account).await == Some(99), "not committed");
@@ -102,8 +137,14 @@ pub(super) async fn a_branch_attached_elsewhere_is_not_taken_for_committed<H: Ha
         let finished = restarted.commit(id).await;
         if h.keeps_attached() {
             ensure!(finished == Finished::NoSuchBranch, "{finished:?}");
-            ensure!(ok(restarted.ledger(id).await)? == LedgerEntry::Absent, "taken for committed");
-            ensure!(ok(restarted.recover().await)?.ours.contains(&id), "not listed");
+            ensure!(
+                ok(restarted.ledger(id).await)? == LedgerEntry::Absent,
+                "taken for committed"
+            );
+            ensure!(
+                ok(restarted.recover().await)?.ours.contains(&id),
+                "not listed"
+            );
             ensure!(h.value(&account).await == before, "committed");
             ok(restarted.detach(id).await)?;
             if commit {
@@ -118,7 +159,11 @@ pub(super) async fn a_branch_attached_elsewhere_is_not_taken_for_committed<H: Ha
         ensure!(!matches!(again, Finished::Done), "{again:?}");
     }
     let expected = if h.keeps_attached() { 90 } else { 80 };
-    ensure!(h.value(&account).await == Some(expected), "{:?}", h.value(&account).await);
+    ensure!(
+        h.value(&account).await == Some(expected),
+        "{:?}",
+        h.value(&account).await
+    );
     Ok(())
 }
 
@@ -148,9 +193,7 @@ pub(super) async fn a_commit_waits_for_a_backup<H: Harness>(h: &H) -> Verdict {
     Ok(())
 }
 
-pub(super) async fn a_commit_whose_answer_is_lost_is_in_the_ledger<H: Harness>(
-    h: &H,
-) -> Verdict {
+pub(super) async fn a_commit_whose_answer_is_lost_is_in_the_ledger<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
     let account = seeded(&*rm, "unknown", 100).await?;
     for round in 1..=5 {
@@ -164,10 +207,16 @@ pub(super) async fn a_commit_whose_answer_is_lost_is_in_the_ledger<H: Harness>(
         // Whatever it says, it must not be wrong.
         let (first, ()) = tokio::join!(rm.commit(id), killed);
         if first == Finished::Done {
-            ensure!(ok(rm.ledger(id).await)? == LedgerEntry::Committed, "done, and not in the ledger");
+            ensure!(
+                ok(rm.ledger(id).await)? == LedgerEntry::Committed,
+                "done, and not in the ledger"
+            );
         }
         certainly_committed(&*rm, id).await?;
-        ensure!(h.value(&account).await == Some(100 + round), "not exactly once");
+        ensure!(
+            h.value(&account).await == Some(100 + round),
+            "not exactly once"
+        );
     }
     Ok(())
 }

@@ -17,14 +17,24 @@ pub(super) async fn records_survive<H: Harness>(h: &H) -> Verdict {
     ok(rm.append(&[ParticipantRecord::Epoch(high)]).await)?;
     ok(rm.append(&[ParticipantRecord::Epoch(low)]).await)?;
     let horizon = branch().gtrid;
-    let horizon = Gtrid(std::array::from_fn(|at| if at < 3 { 0 } else { horizon.0[at] }));
-    let records = [ParticipantRecord::ForgetBelow(horizon), ParticipantRecord::Epoch(high)];
+    let horizon = Gtrid(std::array::from_fn(
+        |at| if at < 3 { 0 } else { horizon.0[at] },
+    ));
+    let records = [
+        ParticipantRecord::ForgetBelow(horizon),
+        ParticipantRecord::Epoch(high),
+    ];
     ok(rm.append(&records).await)?;
-    ok(rm.append(&[ParticipantRecord::ForgetBelow(Gtrid::MIN)]).await)?;
+    ok(rm
+        .append(&[ParticipantRecord::ForgetBelow(Gtrid::MIN)])
+        .await)?;
     ok(rm.append(&[]).await)?;
     let after = ok(h.open().await.load().await)?;
     ensure!(after.epoch == high, "{after:?}");
-    ensure!(after.forget_below == horizon.max(before.forget_below), "{after:?}");
+    ensure!(
+        after.forget_below == horizon.max(before.forget_below),
+        "{after:?}"
+    );
     Ok(())
 }
 
@@ -39,22 +49,45 @@ pub(super) async fn damage_is_kept_until_acknowledged<H: Harness>(h: &H) -> Verd
     let message = "O'Brien \\ \u{1F600} rolled it back; -- \0";
     ok(rm.append(&[found(code::HEURISTIC_ROLLBACK, message)]).await)?;
     ok(rm.append(&[found(code::HEURISTIC_ROLLBACK, "again")]).await)?;
-    ok(rm.append(&[found(code::HEURISTIC_COMMIT, &"x".repeat(5_000))]).await)?;
+    ok(rm
+        .append(&[found(code::HEURISTIC_COMMIT, &"x".repeat(5_000))])
+        .await)?;
     let restarted = h.open().await;
     let mine = |damage: Vec<concord_proto::v1::Damage>| -> Vec<_> {
-        damage.into_iter().filter(|d| d.gtrid == id.gtrid.to_string()).collect()
+        damage
+            .into_iter()
+            .filter(|d| d.gtrid == id.gtrid.to_string())
+            .collect()
     };
     let open = mine(ok(restarted.load().await)?.damage);
     ensure!(open.len() == 2, "{open:?}");
-    ensure!(open[0].reason.as_ref().is_some_and(|r| r.message == message), "{open:?}");
-    ensure!(open[0].bqual == id.bqual.0 && !open[0].acknowledged, "{open:?}");
+    ensure!(
+        open[0]
+            .reason
+            .as_ref()
+            .is_some_and(|r| r.message == message),
+        "{open:?}"
+    );
+    ensure!(
+        open[0].bqual == id.bqual.0 && !open[0].acknowledged,
+        "{open:?}"
+    );
     for _ in 0..2 {
-        ensure!(ok(restarted.acknowledge(open[0].id).await)?, "not acknowledged");
+        ensure!(
+            ok(restarted.acknowledge(open[0].id).await)?,
+            "not acknowledged"
+        );
     }
-    ensure!(!ok(restarted.acknowledge(u64::MAX).await)?, "there is no such report");
+    ensure!(
+        !ok(restarted.acknowledge(u64::MAX).await)?,
+        "there is no such report"
+    );
     ensure!(mine(ok(rm.load().await)?.damage).len() == 1, "still open");
     let all = mine(ok(rm.damage(100).await)?);
-    ensure!(all.len() == 2 && all[1].acknowledged && !all[0].acknowledged, "{all:?}");
+    ensure!(
+        all.len() == 2 && all[1].acknowledged && !all[0].acknowledged,
+        "{all:?}"
+    );
     Ok(())
 }
 
@@ -64,20 +97,34 @@ pub(super) async fn old_rows_are_forgotten<H: Harness>(h: &H) -> Verdict {
     // Older than everything else: its time is 1970.
     let mut old = branch();
     old.gtrid.0[..6].fill(0);
-    let prepared = rm.prepare(old, Some(&super::work(vec![take(&account, 1)]))).await;
-    ensure!(matches!(prepared, super::Prepared::Prepared { .. }), "{prepared:?}");
+    let prepared = rm
+        .prepare(old, Some(&super::work(vec![take(&account, 1)])))
+        .await;
+    ensure!(
+        matches!(prepared, super::Prepared::Prepared { .. }),
+        "{prepared:?}"
+    );
     let mut horizon = old.gtrid;
     horizon.0[5] = 1;
     // A row of a branch that is in doubt is not there yet, and stays.
     ok(rm.prune(horizon).await)?;
     super::certainly_committed(&*rm, old).await?;
-    ensure!(ok(rm.ledger(old).await)? == LedgerEntry::Committed, "the row is gone");
+    ensure!(
+        ok(rm.ledger(old).await)? == LedgerEntry::Committed,
+        "the row is gone"
+    );
     ensure!(ok(rm.prune(horizon).await)? >= 1, "nothing was deleted");
-    ensure!(ok(rm.ledger(old).await)? == LedgerEntry::Absent, "not forgotten");
+    ensure!(
+        ok(rm.ledger(old).await)? == LedgerEntry::Absent,
+        "not forgotten"
+    );
     let young = prepare(&*rm, vec![take(&account, 1)]).await?;
     ensure!(rm.commit(young).await == Finished::Done, "not committed");
     ok(rm.prune(horizon).await)?;
-    ensure!(ok(rm.ledger(young).await)? == LedgerEntry::Committed, "too much was forgotten");
+    ensure!(
+        ok(rm.ledger(young).await)? == LedgerEntry::Committed,
+        "too much was forgotten"
+    );
     Ok(())
 }
 
@@ -86,11 +133,18 @@ pub(super) async fn reads_outside_branches<H: Harness>(h: &H) -> Verdict {
     let account = seeded(&*rm, "query", 100).await?;
     let result = ok(rm.query(&select(&account), Duration::from_secs(5)).await)?;
     ensure!(result.rows == 1, "{result:?}");
-    let value = result.result.first().and_then(|row| row.values.first()?.kind.clone());
+    let value = result
+        .result
+        .first()
+        .and_then(|row| row.values.first()?.kind.clone());
     ensure!(value == Some(Kind::Int64(100)), "{value:?}");
-    let none = ok(rm.query(&select(&key("nobody")), Duration::from_secs(5)).await)?;
+    let none = ok(rm
+        .query(&select(&key("nobody")), Duration::from_secs(5))
+        .await)?;
     ensure!(none.rows == 0 && none.result.is_empty(), "{none:?}");
-    let write = rm.query(&insert(&key("write"), 1), Duration::from_secs(5)).await;
+    let write = rm
+        .query(&insert(&key("write"), 1), Duration::from_secs(5))
+        .await;
     ensure!(write.is_err(), "{write:?}");
     // A branch in doubt does not keep readers waiting.
     let id = prepare(&*rm, vec![take(&account, 1)]).await?;

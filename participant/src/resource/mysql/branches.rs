@@ -63,10 +63,19 @@ impl Branches {
         }
         let state = Arc::new(tokio::sync::Mutex::new(State::Empty));
         let guard = Arc::clone(&state).try_lock_owned().ok()?;
-        let slot = Arc::new(Slot { runs_on: AtomicU64::new(0), state });
+        let slot = Arc::new(Slot {
+            runs_on: AtomicU64::new(0),
+            state,
+        });
         slots.insert(branch, Arc::clone(&slot));
         drop(slots);
-        Some(Held { branches: Arc::clone(self), branch, slot, guard, keep: false })
+        Some(Held {
+            branches: Arc::clone(self),
+            branch,
+            slot,
+            guard,
+            keep: false,
+        })
     }
 
     /// Waits until nobody works on the branch, and takes it. `None` when it is not known here.
@@ -76,13 +85,24 @@ impl Branches {
         deadline: Deadline,
     ) -> Result<Option<Held>, ()> {
         loop {
-            let Some(slot) = self.lock().get(&branch).cloned() else { return Ok(None) };
+            let Some(slot) = self.lock().get(&branch).cloned() else {
+                return Ok(None);
+            };
             let locked = timeout_at(deadline, Arc::clone(&slot.state).lock_owned()).await;
             let guard = locked.map_err(|_| ())?;
-            let current = self.lock().get(&branch).is_some_and(|now| Arc::ptr_eq(now, &slot));
+            let current = self
+                .lock()
+                .get(&branch)
+                .is_some_and(|now| Arc::ptr_eq(now, &slot));
             if current {
                 let branches = Arc::clone(self);
-                return Ok(Some(Held { branches, branch, slot, guard, keep: false }));
+                return Ok(Some(Held {
+                    branches,
+                    branch,
+                    slot,
+                    guard,
+                    keep: false,
+                }));
             }
         }
     }

@@ -35,7 +35,10 @@ impl MySql {
     }
 
     fn known_facts(&self) -> Option<Arc<Facts>> {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.facts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Looks at the server. Unless `always`, a look that has just ended is good enough.
@@ -45,7 +48,9 @@ impl MySql {
         if let Some(facts) = self.known_facts().filter(|_| !suspect && !always) {
             return Ok(facts);
         }
-        let healthy = self.known_facts().is_some_and(|facts| facts.problems.is_empty());
+        let healthy = self
+            .known_facts()
+            .is_some_and(|facts| facts.problems.is_empty());
         let looked = self.look(suspect || !healthy).await;
         match &looked {
             Ok((facts, incarnation)) => {
@@ -64,7 +69,11 @@ impl MySql {
             Err(reason) => {
                 self.pool.raise_suspicion();
                 let last = self.health.borrow().clone();
-                self.publish(Health { reachable: false, problems: vec![reason.clone()], ..last });
+                self.publish(Health {
+                    reachable: false,
+                    problems: vec![reason.clone()],
+                    ..last
+                });
             }
         }
         looked.map(|(facts, _)| facts)
@@ -83,7 +92,9 @@ impl MySql {
         let deadline = Deadline::now() + CHECK_TIMEOUT;
         let refused = |failure: Failure| failure.reason().clone();
         let mut conn = self.pool.acquire_by(Class::Control, deadline).await?;
-        let mut facts = preflight::examine(&mut conn, deadline).await.map_err(refused)?;
+        let mut facts = preflight::examine(&mut conn, deadline)
+            .await
+            .map_err(refused)?;
         if thorough {
             facts.problems.extend(self.try_recover(deadline).await?);
         }
@@ -129,9 +140,10 @@ impl MySql {
                 Ok(None)
             }
             Err(Failure::Broken(reason)) => Err(reason),
-            Err(failure) => {
-                Ok(Some(preflight::recover_refused(&failure, &self.pool.options().user)))
-            }
+            Err(failure) => Ok(Some(preflight::recover_refused(
+                &failure,
+                &self.pool.options().user,
+            ))),
         }
     }
 
@@ -167,14 +179,18 @@ impl MySql {
             )));
         }
         if version < current {
-            let read_only = facts.problems.iter().any(|p| &*p.code == code::READ_ONLY_SERVER);
+            let read_only = facts
+                .problems
+                .iter()
+                .any(|p| &*p.code == code::READ_ONLY_SERVER);
             if read_only {
                 return Ok(Err(Reason::new(
                     code::READ_ONLY_SERVER,
                     "the schema concord is missing or old, and the server is read-only",
                 )));
             }
-            self.migrate_schema(ledger::SCHEMA, &ledger::versions(), deadline).await?;
+            self.migrate_schema(ledger::SCHEMA, &ledger::versions(), deadline)
+                .await?;
         }
         let probe = "SELECT state FROM concord.ledger LIMIT 1";
         conn.rows(probe.into(), deadline, "the ledger").await?;
@@ -200,8 +216,10 @@ impl MySql {
         let (Some(id), Some(cluster), Some(participant)) = (column(0), column(1), column(2)) else {
             return Ok(Ok(String::new()));
         };
-        let (cluster, participant) =
-            (String::from_utf8_lossy(cluster), String::from_utf8_lossy(participant));
+        let (cluster, participant) = (
+            String::from_utf8_lossy(cluster),
+            String::from_utf8_lossy(participant),
+        );
         if cluster != options.cluster || participant != options.participant {
             return Ok(Err(Reason::new(
                 code::INCARNATION_CHANGED,

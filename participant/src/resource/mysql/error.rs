@@ -85,7 +85,10 @@ impl Failure {
             }
             _ => format!("the server refused it with error {number}: {message}"),
         };
-        Self::Refused { number, reason: Reason::new(code, text) }
+        Self::Refused {
+            number,
+            reason: Reason::new(code, text),
+        }
     }
 
     /// A verb got no answer in its time.
@@ -103,11 +106,17 @@ impl Failure {
 }
 
 fn lost(detail: &str) -> Reason {
-    Reason::new(code::CONNECTION_LOST, format!("the connection to the server broke: {detail}"))
+    Reason::new(
+        code::CONNECTION_LOST,
+        format!("the connection to the server broke: {detail}"),
+    )
 }
 
 fn unexpected(detail: &str) -> Reason {
-    Reason::new(code::UNEXPECTED_ANSWER, format!("the server's answer makes no sense: {detail}"))
+    Reason::new(
+        code::UNEXPECTED_ANSWER,
+        format!("the server's answer makes no sense: {detail}"),
+    )
 }
 
 /// The reason's code for an error number. Codes that tell a client "final" are only for errors
@@ -210,12 +219,17 @@ mod tests {
             assert_eq!(code(number), expected, "{number}");
         }
         assert_eq!(code_of(4025, Some("23000"), ""), code::CONSTRAINT_VIOLATED);
-        assert_eq!(code_of(1290, None, "--skip-grant-tables"), code::STATEMENT_FAILED);
+        assert_eq!(
+            code_of(1290, None, "--skip-grant-tables"),
+            code::STATEMENT_FAILED
+        );
     }
 
     #[test]
     fn what_a_retry_can_mend_is_never_final() {
-        for number in [1205, 1213, 1614, 1290, 1836, 1040, 1053, 1317, 1927, 3024, 1114, 1412] {
+        for number in [
+            1205, 1213, 1614, 1290, 1836, 1040, 1053, 1317, 1927, 3024, 1114, 1412,
+        ] {
             let reason = Failure::refused(number, None, "read-only").reason().clone();
             assert!(!reason.kind().is_final(), "{number}");
         }
@@ -231,6 +245,9 @@ mod tests {
         for number in [1402, 1401, 1317, 1053, 1614, 1030] {
             assert_eq!(refused(number), VerbFailure::Unclear);
         }
-        assert_eq!(verb_failure(&Failure::timed_out("XA COMMIT")), VerbFailure::Unclear);
+        assert_eq!(
+            verb_failure(&Failure::timed_out("XA COMMIT")),
+            VerbFailure::Unclear
+        );
     }
 }

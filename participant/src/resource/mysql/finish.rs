@@ -21,12 +21,19 @@ impl MySql {
     pub(super) async fn commit_prepared(&self, branch: BranchId) -> Finished {
         let deadline = self.finish_deadline();
         let Ok(held) = self.branches.take(branch, deadline).await else {
-            return Finished::NotDone(Reason::new(code::WRONG_STATE, "the branch is being worked on"));
+            return Finished::NotDone(Reason::new(
+                code::WRONG_STATE,
+                "the branch is being worked on",
+            ));
         };
-        let Some(mut held) = held else { return self.finish_elsewhere("XA COMMIT", branch).await };
+        let Some(mut held) = held else {
+            return self.finish_elsewhere("XA COMMIT", branch).await;
+        };
         match held.state() {
             State::Prepared(conn) => {
-                let (finished, conn) = self.finish_pinned("XA COMMIT", branch, conn, deadline).await;
+                let (finished, conn) = self
+                    .finish_pinned("XA COMMIT", branch, conn, deadline)
+                    .await;
                 if let Some(conn) = conn {
                     held.keep(State::Prepared(conn));
                 }
@@ -36,8 +43,14 @@ impl MySql {
                 held.keep(state);
                 Finished::NotDone(Reason::new(code::WRONG_STATE, "the branch is not prepared"))
             }
-            State::Failed { reason, rolled_back } => {
-                held.keep(State::Failed { reason: reason.clone(), rolled_back });
+            State::Failed {
+                reason,
+                rolled_back,
+            } => {
+                held.keep(State::Failed {
+                    reason: reason.clone(),
+                    rolled_back,
+                });
                 Finished::NotDone(reason)
             }
             State::Empty => self.finish_elsewhere("XA COMMIT", branch).await,
@@ -48,7 +61,10 @@ impl MySql {
         let deadline = self.finish_deadline();
         self.cancel_running(branch);
         let Ok(held) = self.branches.take(branch, deadline).await else {
-            return Finished::NotDone(Reason::new(code::WRONG_STATE, "the branch is being worked on"));
+            return Finished::NotDone(Reason::new(
+                code::WRONG_STATE,
+                "the branch is being worked on",
+            ));
         };
         let Some(mut held) = held else {
             return self.finish_elsewhere("XA ROLLBACK", branch).await;
@@ -63,14 +79,17 @@ impl MySql {
                 self.finish_elsewhere("XA ROLLBACK", branch).await
             }
             State::Prepared(conn) => {
-                let (finished, conn) =
-                    self.finish_pinned("XA ROLLBACK", branch, conn, deadline).await;
+                let (finished, conn) = self
+                    .finish_pinned("XA ROLLBACK", branch, conn, deadline)
+                    .await;
                 if let Some(conn) = conn {
                     held.keep(State::Prepared(conn));
                 }
                 finished
             }
-            State::Failed { rolled_back: true, .. } => Finished::Done,
+            State::Failed {
+                rolled_back: true, ..
+            } => Finished::Done,
             State::Failed { .. } | State::Empty => {
                 self.finish_elsewhere("XA ROLLBACK", branch).await
             }
@@ -80,7 +99,8 @@ impl MySql {
     /// Interrupts what runs in a branch.
     pub(super) fn cancel_running(&self, branch: BranchId) {
         if let Some(id) = self.branches.running(branch) {
-            self.pool.kill_if(id, || self.branches.running(branch) == Some(id));
+            self.pool
+                .kill_if(id, || self.branches.running(branch) == Some(id));
         }
     }
 
@@ -116,7 +136,9 @@ impl MySql {
 
     async fn finish_elsewhere(&self, verb: &str, branch: BranchId) -> Finished {
         let first = self.finish_once(verb, branch).await;
-        let Finished::Unknown(reason) = first else { return first };
+        let Finished::Unknown(reason) = first else {
+            return first;
+        };
         // Most often a connection that had died idle, and the verb never arrived. Again: no
         // branch there now proves nothing, because the first verb may have arrived.
         match self.finish_once(verb, branch).await {
@@ -152,9 +174,13 @@ impl MySql {
         branch: BranchId,
         deadline: Deadline,
     ) -> Result<(), Failure> {
-        let mut conn =
-            self.pool.acquire_by(Class::Finish, deadline).await.map_err(Failure::Broken)?;
-        conn.execute(format!("{verb} {}", self.xids.text(branch)), deadline, verb).await?;
+        let mut conn = self
+            .pool
+            .acquire_by(Class::Finish, deadline)
+            .await
+            .map_err(Failure::Broken)?;
+        conn.execute(format!("{verb} {}", self.xids.text(branch)), deadline, verb)
+            .await?;
         conn.release();
         Ok(())
     }
@@ -162,8 +188,11 @@ impl MySql {
     /// A housekeeping text on any connection.
     pub(super) async fn rows(&self, text: String, what: &str) -> Result<Rows, Failure> {
         let deadline = self.finish_deadline();
-        let mut conn =
-            self.pool.acquire_by(Class::Finish, deadline).await.map_err(Failure::Broken)?;
+        let mut conn = self
+            .pool
+            .acquire_by(Class::Finish, deadline)
+            .await
+            .map_err(Failure::Broken)?;
         let rows = conn.rows(text, deadline, what).await?;
         conn.release();
         Ok(rows)
@@ -182,13 +211,18 @@ impl MySql {
         if found != LedgerEntry::Absent {
             return Ok(found);
         }
-        match self.rows(ledger::select_row_locked(branch), "the ledger").await {
+        match self
+            .rows(ledger::select_row_locked(branch), "the ledger")
+            .await
+        {
             Ok(rows) => entry(&rows),
             Err(failure) if is_lock(&failure) => {
                 if self.list_prepared().await?.ours.contains(&branch) {
                     return Ok(LedgerEntry::Absent);
                 }
-                Err(attached("the branch is being worked on by another connection"))
+                Err(attached(
+                    "the branch is being worked on by another connection",
+                ))
             }
             Err(failure) => Err(failure.reason().clone()),
         }
@@ -197,7 +231,12 @@ impl MySql {
     pub(super) async fn write_tombstone(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
         let deadline = self.finish_deadline();
         let mut conn = self.pool.acquire_by(Class::Finish, deadline).await?;
-        let wait = self.pool.options().lock_wait_timeout.as_secs().clamp(1, 3_600);
+        let wait = self
+            .pool
+            .options()
+            .lock_wait_timeout
+            .as_secs()
+            .clamp(1, 3_600);
         let text = ledger::insert_tombstone(branch, conn.id(), wait);
         match conn.execute(text, deadline, "the tombstone").await {
             Ok(_) => {
@@ -252,23 +291,31 @@ impl MySql {
     }
 
     fn read_xid(&self, row: &[Option<Vec<u8>>]) -> Option<BranchId> {
-        let [format_id, gtrid_length, bqual_length, data] = row else { return None };
+        let [format_id, gtrid_length, bqual_length, data] = row else {
+            return None;
+        };
         let number = |value: &Option<Vec<u8>>| -> Option<i64> {
             std::str::from_utf8(value.as_deref()?).ok()?.parse().ok()
         };
-        let (format_id, gtrid_length, bqual_length) =
-            (number(format_id)?, number(gtrid_length)?, number(bqual_length)?);
+        let (format_id, gtrid_length, bqual_length) = (
+            number(format_id)?,
+            number(gtrid_length)?,
+            number(bqual_length)?,
+        );
         let data = data.as_deref()?;
         // MySQL was asked for hexadecimal; MariaDB prints the bytes.
         let bytes = unhex(data);
         let bytes = bytes.as_deref().unwrap_or(data);
-        self.xids.parse(format_id, gtrid_length, bqual_length, bytes)
+        self.xids
+            .parse(format_id, gtrid_length, bqual_length, bytes)
     }
 
     pub(super) async fn detach_branch(&self, branch: BranchId) -> Result<(), Reason> {
         let deadline = self.finish_deadline();
         let held = self.branches.take(branch, deadline).await;
-        let Ok(held) = held else { return Err(attached("the branch is being worked on here")) };
+        let Ok(held) = held else {
+            return Err(attached("the branch is being worked on here"));
+        };
         if let Some(mut held) = held {
             match held.state() {
                 State::Prepared(conn) => {
@@ -280,8 +327,14 @@ impl MySql {
             }
         }
         let refused = |failure: Failure| failure.reason().clone();
-        let rows = self.rows(ledger::select_connection(branch), "the ledger").await;
-        let Some(id) = rows.map_err(refused)?.first().and_then(|row| number(row.first()?)) else {
+        let rows = self
+            .rows(ledger::select_connection(branch), "the ledger")
+            .await;
+        let Some(id) = rows
+            .map_err(refused)?
+            .first()
+            .and_then(|row| number(row.first()?))
+        else {
             return Ok(());
         };
         if self.pool.holds(id) {
@@ -305,7 +358,10 @@ pub(super) fn gtrid(value: &[u8]) -> Option<Gtrid> {
 }
 
 fn is_lock(failure: &Failure) -> bool {
-    matches!(failure.number(), Some(error::LOCK_WAIT_TIMEOUT | error::LOCK_NOWAIT))
+    matches!(
+        failure.number(),
+        Some(error::LOCK_WAIT_TIMEOUT | error::LOCK_NOWAIT)
+    )
 }
 
 fn attached(message: &str) -> Reason {
@@ -313,8 +369,14 @@ fn attached(message: &str) -> Reason {
 }
 
 fn entry(rows: &Rows) -> Result<LedgerEntry, Reason> {
-    let Some(row) = rows.first() else { return Ok(LedgerEntry::Absent) };
-    match row.first().and_then(number).and_then(|state| u8::try_from(state).ok()) {
+    let Some(row) = rows.first() else {
+        return Ok(LedgerEntry::Absent);
+    };
+    match row
+        .first()
+        .and_then(number)
+        .and_then(|state| u8::try_from(state).ok())
+    {
         Some(ledger::STATE_BRANCH) => Ok(LedgerEntry::Committed),
         Some(ledger::STATE_TOMBSTONE) => Ok(LedgerEntry::Tombstone),
         state => Err(Reason::new(

@@ -24,7 +24,9 @@ const PRUNE_BATCH: usize = 200;
 const PRUNE_BATCHES_MAX: usize = 50;
 
 fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -33,16 +35,25 @@ fn refused(failure: Failure) -> Reason {
 }
 
 fn odd(what: &str) -> Reason {
-    Reason::new(code::UNEXPECTED_ANSWER, format!("{what} in the schema concord is not readable"))
+    Reason::new(
+        code::UNEXPECTED_ANSWER,
+        format!("{what} in the schema concord is not readable"),
+    )
 }
 
 impl MySql {
     pub(super) async fn load_durable(&self) -> Result<Durable, Reason> {
         // Also creates the schema when it is not there yet.
         self.facts().await?;
-        let rows = self.rows(ledger::SELECT_DURABLE.into(), "the epoch").await.map_err(refused)?;
+        let rows = self
+            .rows(ledger::SELECT_DURABLE.into(), "the epoch")
+            .await
+            .map_err(refused)?;
         let row = rows.first().ok_or_else(|| odd("the epoch"))?;
-        let epoch = row.first().and_then(number).ok_or_else(|| odd("the epoch"))?;
+        let epoch = row
+            .first()
+            .and_then(number)
+            .ok_or_else(|| odd("the epoch"))?;
         let below = row.get(1).and_then(|value| gtrid(value.as_deref()?));
         let mut damage = self.read_damage(true, DAMAGE_LOADED_MAX).await?;
         damage.reverse();
@@ -58,7 +69,10 @@ impl MySql {
             return Ok(());
         }
         let text = ledger::append(records, unix_ms());
-        self.rows(text, "the participant's records").await.map(|_| ()).map_err(refused)
+        self.rows(text, "the participant's records")
+            .await
+            .map(|_| ())
+            .map_err(refused)
     }
 
     pub(super) async fn read_damage(
@@ -67,8 +81,13 @@ impl MySql {
         limit: u32,
     ) -> Result<Vec<v1::Damage>, Reason> {
         let text = ledger::select_damage(open, limit);
-        let rows = self.rows(text, "the damage reports").await.map_err(refused)?;
-        rows.iter().map(|row| damage(row).ok_or_else(|| odd("a damage report"))).collect()
+        let rows = self
+            .rows(text, "the damage reports")
+            .await
+            .map_err(refused)?;
+        rows.iter()
+            .map(|row| damage(row).ok_or_else(|| odd("a damage report")))
+            .collect()
     }
 
     pub(super) async fn acknowledge_damage(&self, id: u64) -> Result<bool, Reason> {
@@ -76,7 +95,10 @@ impl MySql {
         let mut conn = self.pool.acquire_by(Class::Finish, deadline).await?;
         let text = ledger::acknowledge(id, unix_ms());
         // Matched rows are counted, so a second acknowledgement is true as well.
-        let matched = conn.execute(text, deadline, "the damage report").await.map_err(refused)?;
+        let matched = conn
+            .execute(text, deadline, "the damage report")
+            .await
+            .map_err(refused)?;
         conn.release();
         Ok(matched > 0)
     }
@@ -90,7 +112,9 @@ impl MySql {
             if keys.is_empty() {
                 break;
             }
-            self.rows(ledger::delete_rows(&keys), "the ledger").await.map_err(refused)?;
+            self.rows(ledger::delete_rows(&keys), "the ledger")
+                .await
+                .map_err(refused)?;
             deleted += keys.len() as u64;
             if keys.len() < PRUNE_BATCH {
                 break;
@@ -137,15 +161,16 @@ fn keys(rows: &Rows) -> Option<Vec<(Gtrid, u32)>> {
 }
 
 fn damage(row: &[Option<Vec<u8>>]) -> Option<v1::Damage> {
-    let text = |at: usize| {
-        Some(String::from_utf8_lossy(row.get(at)?.as_deref()?).into_owned())
-    };
+    let text = |at: usize| Some(String::from_utf8_lossy(row.get(at)?.as_deref()?).into_owned());
     let found = number(row.get(5)?)?;
     Some(v1::Damage {
         id: number(row.first()?)?,
         gtrid: gtrid(row.get(1)?.as_deref()?)?.to_string(),
         bqual: u32::try_from(number(row.get(2)?)?).ok()?,
-        reason: Some(v1::Reason { code: text(3)?, message: text(4)? }),
+        reason: Some(v1::Reason {
+            code: text(3)?,
+            message: text(4)?,
+        }),
         time: Some(prost_types::Timestamp {
             seconds: i64::try_from(found / 1_000).ok()?,
             nanos: i32::try_from(found % 1_000).ok()? * 1_000_000,

@@ -16,7 +16,10 @@ use super::work::Unfinished;
 use crate::resource::{OnePhase, Prepared};
 
 fn not_open() -> Reason {
-    Reason::new(code::BRANCH_LOST, "the branch is not open here: begin it first")
+    Reason::new(
+        code::BRANCH_LOST,
+        "the branch is not open here: begin it first",
+    )
 }
 
 impl MySql {
@@ -29,7 +32,10 @@ impl MySql {
         let deadline = Deadline::now() + timeout;
         let facts = self.voting_facts().await?;
         let held = self.branches.open(branch).ok_or_else(|| {
-            Reason::new(code::WRONG_STATE, "the branch is being worked on here already")
+            Reason::new(
+                code::WRONG_STATE,
+                "the branch is being worked on here already",
+            )
         })?;
         let mut conn = self.pool.acquire_by(Class::Work, deadline).await?;
         held.runs_on(conn.id());
@@ -77,7 +83,10 @@ impl MySql {
             _ => {
                 let unfinished = self.undo(branch, None, conn, outcome).await;
                 let reason = unfinished.reason.clone();
-                held.keep(State::Failed { reason, rolled_back: unfinished.certain });
+                held.keep(State::Failed {
+                    reason,
+                    rolled_back: unfinished.certain,
+                });
                 Err(unfinished.reason)
             }
         }
@@ -92,19 +101,32 @@ impl MySql {
         } else {
             conn.kill();
         }
-        held.keep(State::Failed { reason: reason.clone(), rolled_back });
+        held.keep(State::Failed {
+            reason: reason.clone(),
+            rolled_back,
+        });
         reason
     }
 
     async fn take_active(&self, branch: BranchId) -> Result<(Held, Conn, Deadline), Reason> {
         let patience = Deadline::now() + self.pool.options().acquire_timeout;
         let busy = |()| Reason::new(code::WRONG_STATE, "the branch runs another statement");
-        let mut held =
-            self.branches.take(branch, patience).await.map_err(busy)?.ok_or_else(not_open)?;
+        let mut held = self
+            .branches
+            .take(branch, patience)
+            .await
+            .map_err(busy)?
+            .ok_or_else(not_open)?;
         match held.state() {
             State::Active { conn, deadline } => Ok((held, conn, deadline)),
-            State::Failed { reason, rolled_back } => {
-                held.keep(State::Failed { reason: reason.clone(), rolled_back });
+            State::Failed {
+                reason,
+                rolled_back,
+            } => {
+                held.keep(State::Failed {
+                    reason: reason.clone(),
+                    rolled_back,
+                });
                 Err(reason)
             }
             State::Prepared(conn) => {
@@ -116,10 +138,7 @@ impl MySql {
     }
 
     /// Takes an open branch to its end; a failed one tells how it ended.
-    async fn take_for_end(
-        &self,
-        branch: BranchId,
-    ) -> Result<(Held, Conn, Deadline), Unfinished> {
+    async fn take_for_end(&self, branch: BranchId) -> Result<(Held, Conn, Deadline), Unfinished> {
         let patience = Deadline::now() + self.pool.options().acquire_timeout;
         let uncertain = |reason| Unfinished {
             certain: false,
@@ -132,12 +151,19 @@ impl MySql {
         };
         match held.state() {
             State::Active { conn, deadline } => Ok((held, conn, deadline)),
-            State::Failed { reason, rolled_back } => {
-                Err(Unfinished { certain: rolled_back, ..Unfinished::never_began(reason, None) })
-            }
+            State::Failed {
+                reason,
+                rolled_back,
+            } => Err(Unfinished {
+                certain: rolled_back,
+                ..Unfinished::never_began(reason, None)
+            }),
             State::Prepared(conn) => {
                 held.keep(State::Prepared(conn));
-                Err(uncertain(Reason::new(code::WRONG_STATE, "the branch is prepared")))
+                Err(uncertain(Reason::new(
+                    code::WRONG_STATE,
+                    "the branch is prepared",
+                )))
             }
             State::Empty => Err(uncertain(not_open())),
         }
@@ -165,7 +191,9 @@ impl MySql {
         match outcome.end {
             End::Fine => {
                 self.keep_prepared(&facts, held, conn);
-                Prepared::Prepared { results: Vec::new() }
+                Prepared::Prepared {
+                    results: Vec::new(),
+                }
             }
             _ => self.undo(branch, None, conn, outcome).await.into(),
         }
@@ -189,9 +217,15 @@ impl MySql {
             Err(reason) => {
                 let reason = self.fail(branch, held, conn, reason).await;
                 return match self.failed(branch, reason).await {
-                    Prepared::NotPrepared { reason, results, failed } => {
-                        OnePhase::NotCommitted { reason, results, failed }
-                    }
+                    Prepared::NotPrepared {
+                        reason,
+                        results,
+                        failed,
+                    } => OnePhase::NotCommitted {
+                        reason,
+                        results,
+                        failed,
+                    },
                     Prepared::Unknown { reason } => OnePhase::Unknown { reason },
                     Prepared::Prepared { .. } | Prepared::ReadOnly { .. } => {
                         OnePhase::Unknown { reason: not_open() }
@@ -204,7 +238,10 @@ impl MySql {
         script.guard(&facts);
         let outcome = script.run(&mut conn, &facts, deadline).await;
         match outcome.end {
-            End::Fine => self.finish_one_phase(branch, conn, &facts, Vec::new(), deadline).await,
+            End::Fine => {
+                self.finish_one_phase(branch, conn, &facts, Vec::new(), deadline)
+                    .await
+            }
             _ => self.undo(branch, None, conn, outcome).await.into(),
         }
     }

@@ -74,7 +74,10 @@ pub fn current_version() -> u32 {
 pub fn versions() -> Vec<Version<'static>> {
     (1..)
         .zip(MIGRATIONS)
-        .map(|(number, statements)| Version { number, statements: statements.to_vec() })
+        .map(|(number, statements)| Version {
+            number,
+            statements: statements.to_vec(),
+        })
         .collect()
 }
 
@@ -107,7 +110,11 @@ pub fn push_branch_row(sql: &mut String, branch: BranchId, connection: u64, requ
 }
 
 fn key(branch: BranchId) -> String {
-    format!("gtrid=x'{}' AND bqual={}", hex(&branch.gtrid.0), branch.bqual)
+    format!(
+        "gtrid=x'{}' AND bqual={}",
+        hex(&branch.gtrid.0),
+        branch.bqual
+    )
 }
 
 /// The committed row of a branch.
@@ -177,7 +184,11 @@ pub fn append(records: &[ParticipantRecord], unix_ms: u64) -> String {
                     "UPDATE concord.forget SET below=x'{gtrid}' WHERE one=1 AND below<x'{gtrid}'; "
                 );
             }
-            ParticipantRecord::Damage { gtrid, bqual, reason } => {
+            ParticipantRecord::Damage {
+                gtrid,
+                bqual,
+                reason,
+            } => {
                 let message: String = reason.message.chars().take(DAMAGE_MESSAGE_MAX).collect();
                 let code: String = reason.code.chars().take(63).collect();
                 let _ = write!(
@@ -201,7 +212,11 @@ pub const SELECT_DURABLE: &str =
 
 /// Reports of damage, newest first; those that nobody acknowledged when `open` is set.
 pub fn select_damage(open: bool, limit: u32) -> String {
-    let filter = if open { "WHERE acknowledged IS NULL" } else { "" };
+    let filter = if open {
+        "WHERE acknowledged IS NULL"
+    } else {
+        ""
+    };
     format!(
         "SELECT id,gtrid,bqual,code,message,found,acknowledged IS NOT NULL FROM concord.damage \
          {filter} ORDER BY id DESC LIMIT {limit}"
@@ -210,9 +225,7 @@ pub fn select_damage(open: bool, limit: u32) -> String {
 
 /// Marks a report as read.
 pub fn acknowledge(id: u64, unix_ms: u64) -> String {
-    format!(
-        "UPDATE concord.damage SET acknowledged=COALESCE(acknowledged,{unix_ms}) WHERE id={id}"
-    )
+    format!("UPDATE concord.damage SET acknowledged=COALESCE(acknowledged,{unix_ms}) WHERE id={id}")
 }
 
 /// Keys of rows that may be forgotten.
@@ -226,9 +239,10 @@ pub fn select_forgotten(below: Gtrid, limit: usize) -> String {
 
 /// Deletes rows by their keys: no range of the ledger is locked.
 pub fn delete_rows(keys: &[(Gtrid, u32)]) -> String {
-    let keys: Vec<_> =
-        keys.iter().map(|(gtrid, bqual)| format!("gtrid=x'{}' AND bqual={bqual}", hex(&gtrid.0)))
-            .collect();
+    let keys: Vec<_> = keys
+        .iter()
+        .map(|(gtrid, bqual)| format!("gtrid=x'{}' AND bqual={bqual}", hex(&gtrid.0)))
+        .collect();
     format!(
         "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; DELETE FROM concord.ledger WHERE {}",
         keys.join(" OR ")

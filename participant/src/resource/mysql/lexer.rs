@@ -76,11 +76,19 @@ const SYMBOLS: &[&str] = &[
 
 /// Cuts a statement into tokens. The error is a sentence for the client.
 pub fn lex(sql: &str) -> Result<Vec<Token<'_>>, String> {
-    if let Some(control) = sql.chars().find(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'))
+    if let Some(control) = sql
+        .chars()
+        .find(|c| c.is_control() && !matches!(c, '\t' | '\n' | '\r'))
     {
-        return Err(format!("it holds the control character {control:?}: bind values instead"));
+        return Err(format!(
+            "it holds the control character {control:?}: bind values instead"
+        ));
     }
-    let mut lexer = Lexer { rest: sql, tokens: Vec::new(), spaced: false };
+    let mut lexer = Lexer {
+        rest: sql,
+        tokens: Vec::new(),
+        spaced: false,
+    };
     while !lexer.rest.is_empty() {
         lexer.step()?;
     }
@@ -104,9 +112,11 @@ impl<'a> Lexer<'a> {
             b'\'' => self.quoted(Kind::Text, '\'')?,
             b'`' => self.quoted(Kind::Quoted, '`')?,
             b'"' => {
-                return Err("double quotes mean text or a name, as the server's sql_mode says: \
+                return Err(
+                    "double quotes mean text or a name, as the server's sql_mode says: \
                             write text in single quotes or bind it, and names in backticks"
-                    .into());
+                        .into(),
+                );
             }
             b'?' => self.take(Kind::Placeholder, 1),
             b'0'..=b'9' => self.number()?,
@@ -131,16 +141,20 @@ impl<'a> Lexer<'a> {
     }
 
     fn push(&mut self, kind: Kind, text: &'a str, rest: &'a str) {
-        self.tokens.push(Token { kind, text, spaced: self.spaced });
+        self.tokens.push(Token {
+            kind,
+            text,
+            spaced: self.spaced,
+        });
         self.rest = rest;
         self.spaced = false;
     }
 
     /// `--` begins a comment only before white space or the end: `5--3` is 8.
     fn begins_dash_comment(&self) -> bool {
-        self.rest.strip_prefix("--").is_some_and(|rest| {
-            rest.is_empty() || rest.starts_with([' ', '\t', '\n', '\r'])
-        })
+        self.rest
+            .strip_prefix("--")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\n', '\r']))
     }
 
     fn skip_line(&mut self) {
@@ -151,9 +165,11 @@ impl<'a> Lexer<'a> {
     fn skip_block(&mut self) -> Result<(), String> {
         let body = &self.rest[2..];
         if body.starts_with(['!', '+']) || body.starts_with("M!") || body.starts_with("m!") {
-            return Err("comments that are code (/*! */) and optimizer hints (/*+ */) are not \
+            return Err(
+                "comments that are code (/*! */) and optimizer hints (/*+ */) are not \
                         allowed"
-                .into());
+                    .into(),
+            );
         }
         let Some(end) = body.find("*/") else {
             return Err("a comment has no end".into());
@@ -181,9 +197,11 @@ impl<'a> Lexer<'a> {
         };
         let text = &body[..end];
         if text.contains('\\') {
-            return Err("a backslash within quotes is read differently by servers with different \
+            return Err(
+                "a backslash within quotes is read differently by servers with different \
                         sql_mode: bind the value instead"
-                .into());
+                    .into(),
+            );
         }
         if kind == Kind::Quoted && (text.is_empty() || text.ends_with(' ')) {
             return Err("a name is empty or ends with a space".into());
@@ -206,7 +224,9 @@ impl<'a> Lexer<'a> {
             .unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
         if rest.starts_with(|c: char| !c.is_ascii()) {
-            return Err(format!("write names that are not ASCII in backticks, near {word}"));
+            return Err(format!(
+                "write names that are not ASCII in backticks, near {word}"
+            ));
         }
         match rest.strip_prefix('\'') {
             Some(body) if word.eq_ignore_ascii_case("x") => self.radix(Kind::Hex, body),
@@ -235,12 +255,16 @@ impl<'a> Lexer<'a> {
             Kind::Hex => text.len() % 2 == 0 && text.bytes().all(|b| b.is_ascii_hexdigit()),
             _ => !text.is_empty() && text.bytes().all(|b| matches!(b, b'0' | b'1')),
         };
-        let introduced =
-            self.tokens.last().is_some_and(|t| t.kind == Kind::Word && t.text.starts_with('_'));
+        let introduced = self
+            .tokens
+            .last()
+            .is_some_and(|t| t.kind == Kind::Word && t.text.starts_with('_'));
         if legal && !introduced {
             Ok(())
         } else {
-            Err(format!("{text} is not a literal of whole bytes without a character set"))
+            Err(format!(
+                "{text} is not a literal of whole bytes without a character set"
+            ))
         }
     }
 
@@ -250,8 +274,14 @@ impl<'a> Lexer<'a> {
             return Err("write names that begin with a digit in backticks".into());
         }
         for (prefix, kind) in [("0x", Kind::Hex), ("0b", Kind::Bit)] {
-            if let Some(body) = self.rest.strip_prefix(prefix).filter(|body| !body.is_empty()) {
-                let end = body.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(body.len());
+            if let Some(body) = self
+                .rest
+                .strip_prefix(prefix)
+                .filter(|body| !body.is_empty())
+            {
+                let end = body
+                    .find(|c: char| !c.is_ascii_alphanumeric())
+                    .unwrap_or(body.len());
                 self.check_radix(kind, &body[..end])?;
                 check_after_number(&body[end..])?;
                 self.push(kind, &body[..end], &body[end..]);
@@ -259,7 +289,12 @@ impl<'a> Lexer<'a> {
             }
         }
         let bytes = self.rest.as_bytes();
-        let digits = |from: usize| from + bytes[from..].iter().take_while(|b| b.is_ascii_digit()).count();
+        let digits = |from: usize| {
+            from + bytes[from..]
+                .iter()
+                .take_while(|b| b.is_ascii_digit())
+                .count()
+        };
         let mut end = digits(0);
         if bytes.get(end) == Some(&b'.') {
             end = digits(end + 1);
@@ -317,7 +352,10 @@ mod tests {
                 "3", "WHERE", "k", "<=>", "it''s", "AND", "h", "=", "4F",
             ],
         );
-        assert_eq!(texts("1 .5 1.5e-3 0xAB 0b01"), ["1", ".5", "1.5e-3", "AB", "01"]);
+        assert_eq!(
+            texts("1 .5 1.5e-3 0xAB 0b01"),
+            ["1", ".5", "1.5e-3", "AB", "01"]
+        );
         assert_eq!(texts("a/* b */c#d\ne"), ["a", "c", "e"]);
         assert_eq!(texts("a--\nb"), ["a", "b"]);
         assert_eq!(texts("t.c->>'$.x'"), ["t", ".", "c", "->>", "$.x"]);
@@ -326,11 +364,48 @@ mod tests {
     #[test]
     fn refuses_what_servers_read_differently() {
         for sql in [
-            "a;", ";", "@a", "@@b", "a := 1", "'\\''", "\"a\"", "`a\\`", "/*! a */", "/*M! a */",
-            "/*+ a */", "/* a", "/* /* */ */", "'a", "`a", "``", "`a `", "{d '2024-01-01'}", "é",
-            "aé", "N'a'", "_latin1'a'", "_latin1 'a'", "_latin1 x'41'", "x'4'", "x'4g'", "0x4",
-            "b'2'", "1a", "1e", "1.2.3", "t.5", "a\u{0}b", "'\u{1}'", "a\u{85}b", "[a]", "a:b",
-            "$a", "'a' 'b'", "\u{a0}a", "0x", "1_000",
+            "a;",
+            ";",
+            "@a",
+            "@@b",
+            "a := 1",
+            "'\\''",
+            "\"a\"",
+            "`a\\`",
+            "/*! a */",
+            "/*M! a */",
+            "/*+ a */",
+            "/* a",
+            "/* /* */ */",
+            "'a",
+            "`a",
+            "``",
+            "`a `",
+            "{d '2024-01-01'}",
+            "é",
+            "aé",
+            "N'a'",
+            "_latin1'a'",
+            "_latin1 'a'",
+            "_latin1 x'41'",
+            "x'4'",
+            "x'4g'",
+            "0x4",
+            "b'2'",
+            "1a",
+            "1e",
+            "1.2.3",
+            "t.5",
+            "a\u{0}b",
+            "'\u{1}'",
+            "a\u{85}b",
+            "[a]",
+            "a:b",
+            "$a",
+            "'a' 'b'",
+            "\u{a0}a",
+            "0x",
+            "1_000",
         ] {
             assert!(lex(sql).is_err(), "{sql:?} was let through: {:?}", lex(sql));
         }

@@ -105,7 +105,9 @@ fn is_date(text: &str) -> bool {
     bytes.len() == 10
         && bytes[4] == b'-'
         && bytes[7] == b'-'
-        && [0, 1, 2, 3, 5, 6, 8, 9].iter().all(|&at| bytes[at].is_ascii_digit())
+        && [0, 1, 2, 3, 5, 6, 8, 9]
+            .iter()
+            .all(|&at| bytes[at].is_ascii_digit())
 }
 
 fn is_time(text: &str, hour_digits_max: usize) -> bool {
@@ -114,7 +116,9 @@ fn is_time(text: &str, hour_digits_max: usize) -> bool {
         None => (text, None),
     };
     let mut parts = clock.split(':');
-    let hours = parts.next().is_some_and(|h| digits(h) && (2..=hour_digits_max).contains(&h.len()));
+    let hours = parts
+        .next()
+        .is_some_and(|h| digits(h) && (2..=hour_digits_max).contains(&h.len()));
     let sixtieths = |part: Option<&str>| part.is_some_and(|p| digits(p) && p.len() == 2);
     hours
         && sixtieths(parts.next())
@@ -124,7 +128,10 @@ fn is_time(text: &str, hour_digits_max: usize) -> bool {
 }
 
 fn invalid(what: &str) -> Reason {
-    Reason::new(code::INVALID_FIELD, format!("{what}, so the value cannot be sent"))
+    Reason::new(
+        code::INVALID_FIELD,
+        format!("{what}, so the value cannot be sent"),
+    )
 }
 
 #[cfg(test)]
@@ -169,18 +176,38 @@ mod tests {
 
     #[test]
     fn what_is_not_exactly_of_its_form_is_refused() {
-        for text in ["", "-", "1.", ".5", "1e5", "1;2", "--1", "1 ", "0x1", "1.2.3", "١"] {
+        for text in [
+            "", "-", "1.", ".5", "1e5", "1;2", "--1", "1 ", "0x1", "1.2.3", "١",
+        ] {
             assert!(refused(&Value::Decimal(text.into())), "{text}");
         }
         assert!(refused(&Value::Decimal("1".repeat(67))));
-        for text in ["", "2024-1-01", "2024-01-01'", "2024/01/01", "２024-01-0", "2024-01-01 "] {
+        for text in [
+            "",
+            "2024-1-01",
+            "2024-01-01'",
+            "2024/01/01",
+            "２024-01-0",
+            "2024-01-01 ",
+        ] {
             assert!(refused(&Value::Date(text.into())), "{text}");
         }
-        for text in ["1:00:00", "01:00", "01:00:00.", "01:00:00.1234567", "01:00:00'--", "--01:00:00"]
-        {
+        for text in [
+            "1:00:00",
+            "01:00",
+            "01:00:00.",
+            "01:00:00.1234567",
+            "01:00:00'--",
+            "--01:00:00",
+        ] {
             assert!(refused(&Value::Time(text.into())), "{text}");
         }
-        for text in ["2024-01-01", "2024-01-01T00:00:00", "2024-01-01 100:00:00", "日本語日本"] {
+        for text in [
+            "2024-01-01",
+            "2024-01-01T00:00:00",
+            "2024-01-01 100:00:00",
+            "日本語日本",
+        ] {
             assert!(refused(&Value::DateTime(text.into())), "{text}");
         }
         assert!(refused(&Value::Double(f64::NAN)) && refused(&Value::Double(f64::INFINITY)));
@@ -188,11 +215,15 @@ mod tests {
 
     #[test]
     fn no_literal_holds_what_could_end_it_or_hide_what_follows() {
-        let nasty = ["'", "\"", "\\", "`", ";", "--", "/*", "#", "\0", "\u{2019}", "')", "x'"];
+        let nasty = [
+            "'", "\"", "\\", "`", ";", "--", "/*", "#", "\0", "\u{2019}", "')", "x'",
+        ];
         for text in nasty {
-            for value in
-                [Value::String(text.into()), Value::Bytes(text.into()), Value::Date(text.into())]
-            {
+            for value in [
+                Value::String(text.into()),
+                Value::Bytes(text.into()),
+                Value::Date(text.into()),
+            ] {
                 let mut sql = String::new();
                 if push_literal(&mut sql, &value).is_ok() {
                     let inner = sql.trim().splitn(2, '\'').nth(1).unwrap();

@@ -40,12 +40,17 @@ impl MySql {
                 statements: migration.statements.iter().map(String::as_str).collect(),
             })
             .collect();
-        let version = self.schema_version(&plan.schema, deadline).await.map_err(refused)?;
+        let version = self
+            .schema_version(&plan.schema, deadline)
+            .await
+            .map_err(refused)?;
         let newest = versions.last().map_or(0, |version| version.number);
         if version >= newest {
             return Ok(version);
         }
-        self.migrate_schema(&plan.schema, &versions, deadline).await.map_err(refused)?;
+        self.migrate_schema(&plan.schema, &versions, deadline)
+            .await
+            .map_err(refused)?;
         Ok(newest)
     }
 
@@ -61,7 +66,9 @@ impl MySql {
             Ok(rows) => {
                 conn.release();
                 let version = rows.first().and_then(|row| number(row.first()?));
-                Ok(version.and_then(|version| u32::try_from(version).ok()).unwrap_or(0))
+                Ok(version
+                    .and_then(|version| u32::try_from(version).ok())
+                    .unwrap_or(0))
             }
             Err(failure) if is_one_of(&failure, NO_SUCH_SCHEMA) => Ok(0),
             Err(failure) => Err(failure),
@@ -114,7 +121,10 @@ impl MySql {
     /// must outlive that.
     async fn change(&self, statement: &str, deadline: Deadline) -> Result<(), Failure> {
         let mut conn = self.housekeeper(deadline).await?;
-        match conn.execute(statement.to_owned(), deadline, "a migration").await {
+        match conn
+            .execute(statement.to_owned(), deadline, "a migration")
+            .await
+        {
             Ok(_) => {
                 conn.release();
                 Ok(())
@@ -125,10 +135,15 @@ impl MySql {
     }
 
     async fn housekeeper(&self, deadline: Deadline) -> Result<Conn, Failure> {
-        self.pool.acquire_by(Class::Control, deadline).await.map_err(Failure::Broken)
+        self.pool
+            .acquire_by(Class::Control, deadline)
+            .await
+            .map_err(Failure::Broken)
     }
 }
 
 fn is_one_of(failure: &Failure, numbers: &[u16]) -> bool {
-    failure.number().is_some_and(|number| numbers.contains(&number))
+    failure
+        .number()
+        .is_some_and(|number| numbers.contains(&number))
 }

@@ -124,13 +124,15 @@ impl Options {
         }
         match &self.address {
             Address::Socket(path) => options.socket(path).ssl_mode(MySqlSslMode::Disabled),
-            Address::Tcp { host, port } => options.host(host).port(*port).ssl_mode(match self.tls {
-                Tls::Disabled => MySqlSslMode::Disabled,
-                Tls::Preferred => MySqlSslMode::Preferred,
-                Tls::Required => MySqlSslMode::Required,
-                Tls::VerifyCa => MySqlSslMode::VerifyCa,
-                Tls::VerifyIdentity => MySqlSslMode::VerifyIdentity,
-            }),
+            Address::Tcp { host, port } => {
+                options.host(host).port(*port).ssl_mode(match self.tls {
+                    Tls::Disabled => MySqlSslMode::Disabled,
+                    Tls::Preferred => MySqlSslMode::Preferred,
+                    Tls::Required => MySqlSslMode::Required,
+                    Tls::VerifyCa => MySqlSslMode::VerifyCa,
+                    Tls::VerifyIdentity => MySqlSslMode::VerifyIdentity,
+                })
+            }
         }
     }
 

@@ -181,7 +181,8 @@ impl Pool {
             });
             before - idle.len()
         };
-        self.open.fetch_sub(u32::try_from(closed).unwrap_or(0), Ordering::Relaxed);
+        self.open
+            .fetch_sub(u32::try_from(closed).unwrap_or(0), Ordering::Relaxed);
     }
 
     /// A connection by `deadline`, or by the acquire time-out when that is earlier.
@@ -194,7 +195,9 @@ impl Pool {
         let permit = self.permit(class, deadline).await?;
         let generation = self.generation.load(Ordering::Acquire);
         loop {
-            let Some(idle) = lock(&self.idle).pop() else { break };
+            let Some(idle) = lock(&self.idle).pop() else {
+                break;
+            };
             if idle.generation == generation && !lock(&self.doomed).contains(&idle.id) {
                 return Ok(self.conn(idle.raw, idle.id, generation, permit));
             }
@@ -218,7 +221,10 @@ impl Pool {
         };
         match timeout_at(deadline, Arc::clone(semaphore).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(Reason::new(code::SHUTTING_DOWN, "the participant is stopping")),
+            Ok(Err(_)) => Err(Reason::new(
+                code::SHUTTING_DOWN,
+                "the participant is stopping",
+            )),
             Err(_) => Err(Reason::new(
                 code::POOL_EXHAUSTED,
                 format!(
@@ -236,12 +242,18 @@ impl Pool {
         deadline: Deadline,
     ) -> Result<Conn, Reason> {
         self.check_backoff()?;
-        let attempt = timeout_at(deadline.min(Deadline::now() + CONNECT_TIMEOUT), self.open_raw());
+        let attempt = timeout_at(
+            deadline.min(Deadline::now() + CONNECT_TIMEOUT),
+            self.open_raw(),
+        );
         let outcome = match attempt.await {
             Ok(Ok(opened)) => Ok(opened),
             Ok(Err(Failure::Refused { number, reason })) => Err((Some(number), reason)),
             Ok(Err(Failure::Broken(reason))) => Err((None, reason)),
-            Err(_) => Err((None, Reason::new(code::SERVER_DOWN, "connecting took too long"))),
+            Err(_) => Err((
+                None,
+                Reason::new(code::SERVER_DOWN, "connecting took too long"),
+            )),
         };
         match outcome {
             Ok((raw, id)) => {
@@ -274,7 +286,8 @@ impl Pool {
         let id = id.ok_or_else(|| Failure::out_of_step("CONNECTION_ID() is not a number"))?;
         if let Some(database) = &self.options.database {
             let name = database.replace('`', "``");
-            raw.execute(sqlx::raw_sql(AssertSqlSafe(format!("USE `{name}`")))).await?;
+            raw.execute(sqlx::raw_sql(AssertSqlSafe(format!("USE `{name}`"))))
+                .await?;
         }
         Ok((raw, id))
     }
@@ -290,7 +303,9 @@ impl Pool {
             Err(error) if driver.get_socket().is_none() => Err(error),
             Err(error) => {
                 let over_tls = driver.clone().ssl_mode(MySqlSslMode::Required);
-                let Ok(first) = over_tls.connect().await else { return Err(error) };
+                let Ok(first) = over_tls.connect().await else {
+                    return Err(error);
+                };
                 // It has served its purpose; how it ends does not matter.
                 let _ = first.close_hard().await;
                 driver.connect().await
@@ -303,7 +318,10 @@ impl Pool {
             Some(1040 | 1203 | 1226) => reason.clone(),
             Some(_) => Reason::new(
                 code::SERVER_DOWN,
-                format!("the server does not let {} in: {}", self.options.user, reason.message),
+                format!(
+                    "the server does not let {} in: {}",
+                    self.options.user, reason.message
+                ),
             ),
             None => Reason::new(
                 code::SERVER_DOWN,
@@ -346,7 +364,15 @@ impl Pool {
     ) -> Conn {
         lock(&self.held).insert(id);
         let pool = Arc::clone(self);
-        Conn { raw: Some(raw), id, generation, busy: false, tainted: false, pool, _permit: permit }
+        Conn {
+            raw: Some(raw),
+            id,
+            generation,
+            busy: false,
+            tainted: false,
+            pool,
+            _permit: permit,
+        }
     }
 }
 
@@ -456,7 +482,11 @@ impl Conn {
             if let Item::Row(row) = item {
                 rows.push(
                     (0..row.len())
-                        .map(|at| row.try_get_unchecked::<Option<Vec<u8>>, _>(at).ok().flatten())
+                        .map(|at| {
+                            row.try_get_unchecked::<Option<Vec<u8>>, _>(at)
+                                .ok()
+                                .flatten()
+                        })
                         .collect(),
                 );
             }
@@ -475,7 +505,12 @@ impl Conn {
             let (id, generation) = (self.id, self.generation);
             // Not held any more before somebody else can hold it.
             lock(&self.pool.held).remove(&id);
-            lock(&self.pool.idle).push(Idle { raw, id, generation, since: Instant::now() });
+            lock(&self.pool.idle).push(Idle {
+                raw,
+                id,
+                generation,
+                since: Instant::now(),
+            });
         }
     }
 
@@ -501,7 +536,10 @@ impl Pool {
             "SELECT 1 FROM information_schema.processlist WHERE id = {id} \
              AND user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
         );
-        let found = conn.rows(mine, deadline, "the process list").await.map_err(refused)?;
+        let found = conn
+            .rows(mine, deadline, "the process list")
+            .await
+            .map_err(refused)?;
         if found.is_empty() {
             conn.release();
             return Ok(());

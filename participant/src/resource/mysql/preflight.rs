@@ -57,18 +57,41 @@ struct Check {
 
 impl Check {
     fn verdict(&self, value: &str) -> Option<Reason> {
-        if self.legal.iter().any(|legal| legal.eq_ignore_ascii_case(value)) {
+        if self
+            .legal
+            .iter()
+            .any(|legal| legal.eq_ignore_ascii_case(value))
+        {
             return None;
         }
-        let Self { variable, why, mend, .. } = self;
-        Some(Reason::new(self.code, format!("{variable} is {value}: {why}; {mend}")))
+        let Self {
+            variable,
+            why,
+            mend,
+            ..
+        } = self;
+        Some(Reason::new(
+            self.code,
+            format!("{variable} is {value}: {why}; {mend}"),
+        ))
     }
 }
 
 const VARIABLES: &[&str] = &[
-    "feedback_server_uid", "innodb_flush_log_at_trx_commit", "innodb_read_only", "log_bin",
-    "read_only", "server_uid", "server_uuid", "super_read_only", "sync_binlog",
-    "transaction_isolation", "tx_isolation", "version", "wsrep_on", "xa_detach_on_prepare",
+    "feedback_server_uid",
+    "innodb_flush_log_at_trx_commit",
+    "innodb_read_only",
+    "log_bin",
+    "read_only",
+    "server_uid",
+    "server_uuid",
+    "super_read_only",
+    "sync_binlog",
+    "transaction_isolation",
+    "tx_isolation",
+    "version",
+    "wsrep_on",
+    "xa_detach_on_prepare",
 ];
 
 impl Facts {
@@ -93,7 +116,9 @@ impl Facts {
             return Err(());
         }
         let verdicts = self.guard.iter().zip(&values[1..]);
-        Ok(verdicts.filter_map(|(check, value)| check.verdict(value)).next())
+        Ok(verdicts
+            .filter_map(|(check, value)| check.verdict(value))
+            .next())
     }
 
     fn new(variables: &BTreeMap<String, String>) -> Self {
@@ -110,7 +135,9 @@ impl Facts {
             Flavor::MariaDb => "MariaDB",
         };
         let level = get("transaction_isolation").or_else(|| get("tx_isolation"));
-        let id = ["server_uuid", "server_uid", "feedback_server_uid"].into_iter().find_map(get);
+        let id = ["server_uuid", "server_uid", "feedback_server_uid"]
+            .into_iter()
+            .find_map(get);
         let mut facts = Self {
             flavor,
             version: format!("{name} {number}"),
@@ -121,9 +148,12 @@ impl Facts {
             guard: checks(flavor, variables),
             problems: Vec::new(),
         };
-        facts.problems.extend(facts.guard.iter().filter_map(|check| {
-            check.verdict(get(check.variable).unwrap_or_default())
-        }));
+        facts.problems.extend(
+            facts
+                .guard
+                .iter()
+                .filter_map(|check| check.verdict(get(check.variable).unwrap_or_default())),
+        );
         facts.problems.extend(version_problem(flavor, number));
         if get("wsrep_on").is_some_and(is_on) {
             facts.problems.push(unsafe_server(
@@ -179,7 +209,11 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
     let mut checks = vec![Check {
         variable: "innodb_flush_log_at_trx_commit",
         // MariaDB's 3 flushes at prepare and at commit as well.
-        legal: texts(if flavor == Flavor::MariaDb { &["1", "3"] } else { &["1"] }),
+        legal: texts(if flavor == Flavor::MariaDb {
+            &["1", "3"]
+        } else {
+            &["1"]
+        }),
         code: code::UNSAFE_SERVER,
         why: "a crash of the server would lose branches that it acknowledged as prepared",
         mend: "run SET GLOBAL innodb_flush_log_at_trx_commit = 1 and set it in the option file",
@@ -195,7 +229,10 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
         });
     }
     for (variable, mend) in [
-        ("read_only", "run SET GLOBAL read_only = OFF on the server that shall take writes"),
+        (
+            "read_only",
+            "run SET GLOBAL read_only = OFF on the server that shall take writes",
+        ),
         (
             "super_read_only",
             "run SET GLOBAL super_read_only = OFF on the server that shall take writes",
@@ -226,7 +263,9 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
 }
 
 fn version_problem(flavor: Flavor, number: &str) -> Option<Reason> {
-    let mut parts = number.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let mut parts = number
+        .split('.')
+        .map(|part| part.parse::<u32>().unwrap_or(0));
     let version = [(); 3].map(|()| parts.next().unwrap_or(0));
     let (oldest, name) = match flavor {
         Flavor::MySql => ([8, 0, 30], "MySQL 8.0.30"),
@@ -252,8 +291,13 @@ pub async fn examine(conn: &mut Conn, deadline: Deadline) -> Result<Facts, Failu
         .collect();
     let mut facts = Facts::new(&variables);
     let engines = "SELECT SUPPORT FROM information_schema.ENGINES WHERE ENGINE = 'InnoDB'";
-    let engines = conn.rows(engines.into(), deadline, "information_schema.ENGINES").await?;
-    let support = engines.first().and_then(|row| column(row, 0)).unwrap_or_default();
+    let engines = conn
+        .rows(engines.into(), deadline, "information_schema.ENGINES")
+        .await?;
+    let support = engines
+        .first()
+        .and_then(|row| column(row, 0))
+        .unwrap_or_default();
     if !matches!(support.as_str(), "YES" | "DEFAULT") {
         facts.problems.push(unsafe_server(
             "the InnoDB engine is missing or disabled: start the server with InnoDB",
@@ -262,7 +306,11 @@ pub async fn examine(conn: &mut Conn, deadline: Deadline) -> Result<Facts, Failu
     if facts.flavor == Flavor::MySql {
         let text = "SHOW GLOBAL STATUS LIKE 'Innodb_redo_log_enabled'";
         let rows = conn.rows(text.into(), deadline, "SHOW STATUS").await?;
-        if rows.first().and_then(|row| column(row, 1)).is_some_and(|value| !is_on(&value)) {
+        if rows
+            .first()
+            .and_then(|row| column(row, 1))
+            .is_some_and(|value| !is_on(&value))
+        {
             facts.problems.push(unsafe_server(
                 "InnoDB's redo log is disabled: run ALTER INSTANCE ENABLE INNODB REDO_LOG",
             ));
@@ -272,7 +320,9 @@ pub async fn examine(conn: &mut Conn, deadline: Deadline) -> Result<Facts, Failu
 }
 
 fn column(row: &[Option<Vec<u8>>], at: usize) -> Option<String> {
-    row.get(at)?.as_deref().map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+    row.get(at)?
+        .as_deref()
+        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
 }
 
 /// The problem when `XA RECOVER` is refused.
@@ -324,8 +374,18 @@ mod tests {
     #[test]
     fn every_unsafe_setting_is_a_problem_that_names_it_and_what_mends_it() {
         for (name, value, expected, mend) in [
-            ("innodb_flush_log_at_trx_commit", "2", code::UNSAFE_SERVER, "SET GLOBAL"),
-            ("innodb_flush_log_at_trx_commit", "3", code::UNSAFE_SERVER, "SET GLOBAL"),
+            (
+                "innodb_flush_log_at_trx_commit",
+                "2",
+                code::UNSAFE_SERVER,
+                "SET GLOBAL",
+            ),
+            (
+                "innodb_flush_log_at_trx_commit",
+                "3",
+                code::UNSAFE_SERVER,
+                "SET GLOBAL",
+            ),
             ("sync_binlog", "0", code::UNSAFE_SERVER, "SET GLOBAL"),
             ("read_only", "ON", code::READ_ONLY_SERVER, "SET GLOBAL"),
             ("super_read_only", "1", code::READ_ONLY_SERVER, "SET GLOBAL"),
@@ -343,7 +403,10 @@ mod tests {
 
     #[test]
     fn without_a_binary_log_its_flushing_does_not_matter() {
-        assert_eq!(facts(&[("log_bin", "OFF"), ("sync_binlog", "0")]).problems, []);
+        assert_eq!(
+            facts(&[("log_bin", "OFF"), ("sync_binlog", "0")]).problems,
+            []
+        );
     }
 
     #[test]
@@ -357,7 +420,11 @@ mod tests {
             ("11.8.2-MariaDB", true),
             ("nonsense", false),
         ] {
-            assert_eq!(facts(&[("version", version)]).problems.is_empty(), safe, "{version}");
+            assert_eq!(
+                facts(&[("version", version)]).problems.is_empty(),
+                safe,
+                "{version}"
+            );
         }
     }
 
@@ -384,7 +451,10 @@ mod tests {
             assert_eq!(&*reason.code, expected);
         }
         assert_eq!(facts.judge_guard(8, &row(good)), Err(()));
-        assert_eq!(facts.judge_guard(7, &[Some(b"7|1|1|0|0".to_vec())]), Err(()));
+        assert_eq!(
+            facts.judge_guard(7, &[Some(b"7|1|1|0|0".to_vec())]),
+            Err(())
+        );
         assert_eq!(facts.judge_guard(7, &[None]), Err(()));
     }
 }

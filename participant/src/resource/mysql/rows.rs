@@ -63,14 +63,21 @@ impl Collector {
             return Err(reason);
         }
         let reads = is_select || !self.result.columns.is_empty();
-        self.result.rows = if reads { self.rows } else { done.rows_affected() };
+        self.result.rows = if reads {
+            self.rows
+        } else {
+            done.rows_affected()
+        };
         self.result.last_insert_id = done.last_insert_id();
         Ok(self.result)
     }
 }
 
 fn column(column: &sqlx::mysql::MySqlColumn) -> v1::Column {
-    v1::Column { name: column.name().into(), r#type: column.type_info().name().into() }
+    v1::Column {
+        name: column.name().into(),
+        r#type: column.type_info().name().into(),
+    }
 }
 
 fn value_bytes(value: &v1::Value) -> usize {
@@ -116,15 +123,18 @@ fn decode(type_name: &str, is_text: bool, bytes: &[u8]) -> Result<Kind, String> 
     match type_name {
         "BIT" => Ok(bit(bytes)),
         // MySQL's BOOLEAN is a TINYINT(1), which holds any small number: keep it one.
-        "BOOLEAN" | "TINYINT" | "SMALLINT" | "MEDIUMINT" | "INT" | "BIGINT" | "YEAR" => {
-            text()?.parse().map(Kind::Int64).map_err(|_| wrong(&String::from_utf8_lossy(bytes)))
-        }
-        name if name.ends_with("UNSIGNED") => {
-            text()?.parse().map(Kind::Uint64).map_err(|_| wrong(&String::from_utf8_lossy(bytes)))
-        }
-        "FLOAT" | "DOUBLE" => {
-            text()?.parse().map(Kind::Double).map_err(|_| wrong(&String::from_utf8_lossy(bytes)))
-        }
+        "BOOLEAN" | "TINYINT" | "SMALLINT" | "MEDIUMINT" | "INT" | "BIGINT" | "YEAR" => text()?
+            .parse()
+            .map(Kind::Int64)
+            .map_err(|_| wrong(&String::from_utf8_lossy(bytes))),
+        name if name.ends_with("UNSIGNED") => text()?
+            .parse()
+            .map(Kind::Uint64)
+            .map_err(|_| wrong(&String::from_utf8_lossy(bytes))),
+        "FLOAT" | "DOUBLE" => text()?
+            .parse()
+            .map(Kind::Double)
+            .map_err(|_| wrong(&String::from_utf8_lossy(bytes))),
         "DECIMAL" => Ok(Kind::Decimal(text()?.into())),
         "DATE" => Ok(Kind::Date(text()?.into())),
         "TIME" => Ok(Kind::Time(text()?.into())),
@@ -142,7 +152,11 @@ fn bit(bytes: &[u8]) -> Kind {
     if bytes.len() > 8 {
         return Kind::Bytes(bytes.into());
     }
-    Kind::Uint64(bytes.iter().fold(0, |bits, byte| (bits << 8) | u64::from(*byte)))
+    Kind::Uint64(
+        bytes
+            .iter()
+            .fold(0, |bits, byte| (bits << 8) | u64::from(*byte)),
+    )
 }
 
 #[cfg(test)]
@@ -153,14 +167,39 @@ mod tests {
     fn every_type_is_read_by_its_name() {
         for (name, is_text, bytes, expected) in [
             ("BOOLEAN", false, &b"2"[..], Kind::Int64(2)),
-            ("BIGINT", false, b"-9223372036854775808", Kind::Int64(i64::MIN)),
-            ("BIGINT UNSIGNED", false, b"18446744073709551615", Kind::Uint64(u64::MAX)),
-            ("DOUBLE", false, b"1.7976931348623157e308", Kind::Double(f64::MAX)),
+            (
+                "BIGINT",
+                false,
+                b"-9223372036854775808",
+                Kind::Int64(i64::MIN),
+            ),
+            (
+                "BIGINT UNSIGNED",
+                false,
+                b"18446744073709551615",
+                Kind::Uint64(u64::MAX),
+            ),
+            (
+                "DOUBLE",
+                false,
+                b"1.7976931348623157e308",
+                Kind::Double(f64::MAX),
+            ),
             ("DECIMAL", false, b"-12.30", Kind::Decimal("-12.30".into())),
             ("BIT", false, &[1, 0], Kind::Uint64(256)),
             ("YEAR", false, b"2024", Kind::Int64(2024)),
-            ("TIME", false, b"-01:00:00.5", Kind::Time("-01:00:00.5".into())),
-            ("DATE", false, b"0000-00-00", Kind::Date("0000-00-00".into())),
+            (
+                "TIME",
+                false,
+                b"-01:00:00.5",
+                Kind::Time("-01:00:00.5".into()),
+            ),
+            (
+                "DATE",
+                false,
+                b"0000-00-00",
+                Kind::Date("0000-00-00".into()),
+            ),
             ("VARCHAR", true, "é".as_bytes(), Kind::String("é".into())),
             ("VARBINARY", false, &[0xFF], Kind::Bytes(vec![0xFF])),
             ("JSON", false, b"{}", Kind::String("{}".into())),

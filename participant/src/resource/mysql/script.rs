@@ -60,7 +60,10 @@ impl Script {
             Some(Isolation::RepeatableRead) => "REPEATABLE READ",
             Some(Isolation::Serializable) => "SERIALIZABLE",
         };
-        self.verb(Step::Isolation, &format!("SET TRANSACTION ISOLATION LEVEL {level}"));
+        self.verb(
+            Step::Isolation,
+            &format!("SET TRANSACTION ISOLATION LEVEL {level}"),
+        );
     }
 
     /// Appends a statement of our own.
@@ -82,7 +85,8 @@ impl Script {
         self.separate();
         judged.push_to(&mut self.text, &statement.params)?;
         self.steps.push(Step::Statement(self.selects.len()));
-        self.selects.push(matches!(judged.kind, StatementKind::Select { .. }));
+        self.selects
+            .push(matches!(judged.kind, StatementKind::Select { .. }));
         self.expects.push(statement.expect.clone());
         Ok(())
     }
@@ -114,7 +118,11 @@ impl Script {
             guard: None,
         };
         let text = self.text;
-        let ran = conn.run(text, deadline, "the branch's work", |item| reader.take(item)).await;
+        let ran = conn
+            .run(text, deadline, "the branch's work", |item| {
+                reader.take(item)
+            })
+            .await;
         reader.finish(ran, facts, self.nonce)
     }
 }
@@ -167,7 +175,11 @@ impl Reader {
         match (item, self.steps.get(self.at)) {
             (Item::Row(row), Some(Step::Statement(_))) => self.collector.row(&row),
             (Item::Row(row), Some(Step::Guard)) => {
-                let column = |at| row.try_get_unchecked::<Option<Vec<u8>>, _>(at).ok().flatten();
+                let column = |at| {
+                    row.try_get_unchecked::<Option<Vec<u8>>, _>(at)
+                        .ok()
+                        .flatten()
+                };
                 self.guard = Some((0..row.len()).map(column).collect());
             }
             (Item::Row(_), _) => {}
@@ -197,7 +209,10 @@ impl Reader {
 
     fn finish(self, ran: Result<(), Failure>, facts: &Facts, nonce: u64) -> Outcome {
         let end = match ran {
-            Err(failure) => End::Failed { step: self.steps.get(self.at).copied(), failure },
+            Err(failure) => End::Failed {
+                step: self.steps.get(self.at).copied(),
+                failure,
+            },
             Ok(()) if self.at != self.steps.len() => End::Failed {
                 step: None,
                 failure: Failure::out_of_step("it has fewer or more parts than the question"),
@@ -215,13 +230,20 @@ impl Reader {
                         failure: Failure::out_of_step("the guard's answer is not where it belongs"),
                     },
                     (Ok(_), Some((reason, failed))) => End::Objection { reason, failed },
-                    (Ok(Some(reason)), None) => End::Objection { reason, failed: None },
+                    (Ok(Some(reason)), None) => End::Objection {
+                        reason,
+                        failed: None,
+                    },
                     (Ok(None), None) => End::Fine,
                 }
             }
         };
         let ended = self.steps[..self.at.min(self.steps.len())].contains(&Step::End);
-        Outcome { results: self.results, ended, end }
+        Outcome {
+            results: self.results,
+            ended,
+            end,
+        }
     }
 }
 
@@ -231,11 +253,20 @@ pub fn violated(expect: Option<&Expect>, rows: u64, index: usize) -> Option<Reas
     if rows >= expect.min && expect.max.is_none_or(|max| rows <= max) {
         return None;
     }
-    let most = expect.max.map_or_else(String::new, |max| format!(" and at most {max}"));
-    let reason = if expect.reason.is_empty() { code::EXPECTATION_FAILED } else { &expect.reason };
+    let most = expect
+        .max
+        .map_or_else(String::new, |max| format!(" and at most {max}"));
+    let reason = if expect.reason.is_empty() {
+        code::EXPECTATION_FAILED
+    } else {
+        &expect.reason
+    };
     Some(Reason::new(
         reason,
-        format!("statement {index} touched {rows} rows, and at least {}{most} were expected", expect.min),
+        format!(
+            "statement {index} touched {rows} rows, and at least {}{most} were expected",
+            expect.min
+        ),
     ))
 }
 
@@ -248,7 +279,9 @@ pub fn judge_all(
         .iter()
         .enumerate()
         .map(|(index, statement)| {
-            let judged = judge.judge(&statement.sql).map_err(|reason| (index, reason))?;
+            let judged = judge
+                .judge(&statement.sql)
+                .map_err(|reason| (index, reason))?;
             if judged.params() != statement.params.len() {
                 return Err((
                     index,
@@ -272,7 +305,11 @@ mod tests {
     use super::*;
 
     fn expect(min: u64, max: Option<u64>) -> Expect {
-        Expect { min, max, reason: "INSUFFICIENT_FUNDS".into() }
+        Expect {
+            min,
+            max,
+            reason: "INSUFFICIENT_FUNDS".into(),
+        }
     }
 
     #[test]

@@ -39,8 +39,17 @@ const FIRST_WORDS: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE"
 
 /// Words that begin something that is not allowed, wherever they stand without backticks.
 const REFUSED_WORDS: &[&str] = &[
-    "CALL", "DEALLOCATE", "DELAYED", "DUMPFILE", "EXECUTE", "HANDLER", "LOAD", "OUTFILE", "PREPARE",
-    "PROCEDURE", "XA",
+    "CALL",
+    "DEALLOCATE",
+    "DELAYED",
+    "DUMPFILE",
+    "EXECUTE",
+    "HANDLER",
+    "LOAD",
+    "OUTFILE",
+    "PREPARE",
+    "PROCEDURE",
+    "XA",
 ];
 
 /// What a statement does.
@@ -77,7 +86,11 @@ impl Judged {
         if params.len() != self.params() {
             return Err(Reason::new(
                 code::STATEMENT_NOT_ALLOWED,
-                format!("the SQL has {} `?` and {} values came", self.params(), params.len()),
+                format!(
+                    "the SQL has {} `?` and {} values came",
+                    self.params(),
+                    params.len()
+                ),
             ));
         }
         sql.push_str(&self.pieces[0]);
@@ -97,7 +110,9 @@ pub struct Judge {
 
 impl Default for Judge {
     fn default() -> Self {
-        Self { cache: Mutex::new(LruCache::new(CACHE_ENTRIES)) }
+        Self {
+            cache: Mutex::new(LruCache::new(CACHE_ENTRIES)),
+        }
     }
 }
 
@@ -106,7 +121,9 @@ impl Judge {
     pub fn judge(&self, sql: &Arc<str>) -> Result<Arc<Judged>, Reason> {
         let judged = self.judge_any(sql)?;
         if judged.internal {
-            return Err(refused("it names a schema that belongs to the server or to Concord"));
+            return Err(refused(
+                "it names a schema that belongs to the server or to Concord",
+            ));
         }
         Ok(judged)
     }
@@ -117,7 +134,9 @@ impl Judge {
         let judged = self.judge_any(sql)?;
         match judged.kind {
             StatementKind::Select { locking: false } => Ok(judged),
-            _ => Err(refused("only a SELECT without locks may run outside a transaction")),
+            _ => Err(refused(
+                "only a SELECT without locks may run outside a transaction",
+            )),
         }
     }
 
@@ -138,7 +157,10 @@ impl Judge {
 }
 
 fn refused(message: &str) -> Reason {
-    Reason::new(code::STATEMENT_NOT_ALLOWED, format!("the statement is refused: {message}"))
+    Reason::new(
+        code::STATEMENT_NOT_ALLOWED,
+        format!("the statement is refused: {message}"),
+    )
 }
 
 /// Judges a statement. The error is a sentence for the client.
@@ -153,7 +175,11 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
     }
     check_tokens(&tokens)?;
     let share_mode = ends_in_share_mode(&tokens);
-    let parsed = if share_mode { &tokens[..tokens.len() - 4] } else { &tokens[..] };
+    let parsed = if share_mode {
+        &tokens[..tokens.len() - 4]
+    } else {
+        &tokens[..]
+    };
     let mut checker = parse(&write(parsed))?;
     if share_mode {
         // `LOCK IN SHARE MODE` is MariaDB's word for FOR SHARE; the parser does not know it.
@@ -169,16 +195,27 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
     if write_to_dictionary || (internal && !names_only_concord(&tokens)) {
         return Err("it names a schema that belongs to the server or to Concord".into());
     }
-    Ok(Judged { kind, internal, pieces: pieces(&tokens) })
+    Ok(Judged {
+        kind,
+        internal,
+        pieces: pieces(&tokens),
+    })
 }
 
 fn check_tokens(tokens: &[Token<'_>]) -> Result<(), String> {
-    for (token, next) in tokens.iter().zip(tokens.iter().skip(1).map(Some).chain([None])) {
+    for (token, next) in tokens
+        .iter()
+        .zip(tokens.iter().skip(1).map(Some).chain([None]))
+    {
         if token.kind == Kind::Word
-            && REFUSED_WORDS.iter().any(|word| token.text.eq_ignore_ascii_case(word))
+            && REFUSED_WORDS
+                .iter()
+                .any(|word| token.text.eq_ignore_ascii_case(word))
         {
             let word = token.text;
-            return Err(format!("{word} is not allowed; a column of that name needs backticks"));
+            return Err(format!(
+                "{word} is not allowed; a column of that name needs backticks"
+            ));
         }
         let called = next.is_some_and(|next| next.is_symbol("("));
         if called && token.is_name() && is_dangerous(token.text) {
@@ -201,7 +238,9 @@ fn names_schema(tokens: &[Token<'_>], schemas: &[&str]) -> bool {
     tokens.windows(2).any(|pair| {
         pair[0].is_name()
             && pair[1].is_symbol(".")
-            && schemas.iter().any(|schema| pair[0].text.eq_ignore_ascii_case(schema))
+            && schemas
+                .iter()
+                .any(|schema| pair[0].text.eq_ignore_ascii_case(schema))
     })
 }
 
@@ -221,7 +260,10 @@ fn write(tokens: &[Token<'_>]) -> String {
 }
 
 fn pieces(tokens: &[Token<'_>]) -> Vec<String> {
-    tokens.split(|token| token.kind == Kind::Placeholder).map(write).collect()
+    tokens
+        .split(|token| token.kind == Kind::Placeholder)
+        .map(write)
+        .collect()
 }
 
 fn parse(text: &str) -> Result<Checker, String> {
@@ -265,7 +307,11 @@ impl Visitor for Checker {
             _ => return stop("only SELECT, INSERT, UPDATE, DELETE and REPLACE are allowed"),
         };
         self.kind = Some(kind);
-        if plain { ControlFlow::Continue(()) } else { stop("it has a clause that is not allowed") }
+        if plain {
+            ControlFlow::Continue(())
+        } else {
+            stop("it has a clause that is not allowed")
+        }
     }
 
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<String> {
@@ -277,7 +323,11 @@ impl Visitor for Checker {
             && query.format_clause.is_none()
             && query.pipe_operators.is_empty()
             && is_plain_body(&query.body);
-        if plain { ControlFlow::Continue(()) } else { stop("it has a clause that is not allowed") }
+        if plain {
+            ControlFlow::Continue(())
+        } else {
+            stop("it has a clause that is not allowed")
+        }
     }
 
     fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<String> {
@@ -330,7 +380,10 @@ impl Visitor for Checker {
 
 fn check_function(function: &Function) -> ControlFlow<String> {
     let [part] = function.name.0.as_slice() else {
-        return stop(format!("the stored function {} is not allowed", function.name));
+        return stop(format!(
+            "the stored function {} is not allowed",
+            function.name
+        ));
     };
     let Some(name) = part.as_ident() else {
         return stop("it has a function call that is not allowed");

@@ -15,22 +15,52 @@ fn plain_statements_pass() {
     for (sql, expected) in [
         ("SELECT 1", READ),
         ("select v from t where k = ?", READ),
-        ("SELECT COUNT(*), SUM(v) FROM a.t WHERE k IN (?, ?) GROUP BY w HAVING 1 ORDER BY 1 LIMIT ?", READ),
+        (
+            "SELECT COUNT(*), SUM(v) FROM a.t WHERE k IN (?, ?) GROUP BY w HAVING 1 ORDER BY 1 LIMIT ?",
+            READ,
+        ),
         ("SELECT * FROM t LIMIT ? OFFSET ?", READ),
         ("WITH c AS (SELECT 1 AS n) SELECT n FROM c", READ),
-        ("WITH RECURSIVE c AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM c WHERE n < 9) SELECT n FROM c", READ),
+        (
+            "WITH RECURSIVE c AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM c WHERE n < 9) SELECT n FROM c",
+            READ,
+        ),
         ("(SELECT 1) UNION ALL (SELECT 2)", READ),
         ("SELECT a.x, b.y FROM a LEFT JOIN b ON a.id = b.id", READ),
-        ("SELECT CASE WHEN v > 0 THEN 'x' ELSE 'it''s' END FROM t", READ),
-        ("SELECT IF(a, b, c), REPLACE(a, 'x', 'y'), LEFT(a, 2), CONVERT(a USING utf8mb4) FROM t", READ),
-        ("SELECT CAST(v AS CHAR(10)), CAST(v AS SIGNED), DATE_ADD(d, INTERVAL ? DAY) FROM t", READ),
-        ("SELECT NOW(), CURRENT_TIMESTAMP, CURRENT_TIMESTAMP(6), UUID(), LAST_INSERT_ID()", READ),
+        (
+            "SELECT CASE WHEN v > 0 THEN 'x' ELSE 'it''s' END FROM t",
+            READ,
+        ),
+        (
+            "SELECT IF(a, b, c), REPLACE(a, 'x', 'y'), LEFT(a, 2), CONVERT(a USING utf8mb4) FROM t",
+            READ,
+        ),
+        (
+            "SELECT CAST(v AS CHAR(10)), CAST(v AS SIGNED), DATE_ADD(d, INTERVAL ? DAY) FROM t",
+            READ,
+        ),
+        (
+            "SELECT NOW(), CURRENT_TIMESTAMP, CURRENT_TIMESTAMP(6), UUID(), LAST_INSERT_ID()",
+            READ,
+        ),
         ("SELECT j->'$.a', JSON_EXTRACT(j, '$.b') FROM t", READ),
-        ("SELECT ROW_NUMBER() OVER (PARTITION BY a ORDER BY b) FROM t", READ),
-        ("SELECT x'4f', 0x4F, b'01', 1.5e-3, -1, 5--3, a%b, a<=>b, NOT a, !a FROM t", READ),
+        (
+            "SELECT ROW_NUMBER() OVER (PARTITION BY a ORDER BY b) FROM t",
+            READ,
+        ),
+        (
+            "SELECT x'4f', 0x4F, b'01', 1.5e-3, -1, 5--3, a%b, a<=>b, NOT a, !a FROM t",
+            READ,
+        ),
         ("SELECT v FROM t FORCE INDEX (i) WHERE k = ?", READ),
-        ("SELECT GROUP_CONCAT(DISTINCT v ORDER BY v SEPARATOR ',') FROM t", READ),
-        ("SELECT SUBSTRING(a, 1, 2), TRIM(a), POSITION('a' IN b), EXTRACT(YEAR FROM d) FROM t", READ),
+        (
+            "SELECT GROUP_CONCAT(DISTINCT v ORDER BY v SEPARATOR ',') FROM t",
+            READ,
+        ),
+        (
+            "SELECT SUBSTRING(a, 1, 2), TRIM(a), POSITION('a' IN b), EXTRACT(YEAR FROM d) FROM t",
+            READ,
+        ),
         ("SELECT EXISTS (SELECT 1 FROM t WHERE k = ?)", READ),
         ("SELECT table_name FROM information_schema.tables", READ),
         ("SELECT v FROM t WHERE k = ? FOR UPDATE", LOCK),
@@ -41,7 +71,10 @@ fn plain_statements_pass() {
         ("INSERT INTO t SET k = ?, v = ?", WRITE),
         ("INSERT INTO t (k) SELECT k FROM u WHERE k > ?", WRITE),
         ("INSERT IGNORE INTO t VALUES (1)", WRITE),
-        ("INSERT INTO t (k, v) VALUES (?, ?) ON DUPLICATE KEY UPDATE v = v + VALUES(v)", WRITE),
+        (
+            "INSERT INTO t (k, v) VALUES (?, ?) ON DUPLICATE KEY UPDATE v = v + VALUES(v)",
+            WRITE,
+        ),
         ("REPLACE INTO `d`.`t` (k) VALUES (?)", WRITE),
         ("UPDATE t SET v = v - ? WHERE k = ? AND v >= ?", WRITE),
         ("UPDATE t SET v = 1 ORDER BY k LIMIT 3", WRITE),
@@ -61,36 +94,110 @@ fn plain_statements_pass() {
 fn everything_else_is_refused() {
     let mut wrong = Vec::new();
     for sql in [
-        "", " ", "/* */", ";", "SELECT 1;", "SELECT 1; SELECT 2", "XA COMMIT 'a'",
-        "XA END x'00'", "COMMIT", "ROLLBACK", "BEGIN", "START TRANSACTION", "SAVEPOINT a",
-        "SET autocommit = 1", "SET @a = 1", "SELECT @a := 1", "SELECT @@version", "USE mysql",
-        "CREATE TABLE t (a INT)", "DROP TABLE t", "ALTER TABLE t ADD a INT", "TRUNCATE TABLE t",
-        "TRUNCATE t", "GRANT ALL ON *.* TO a", "CALL p()", "DO SLEEP(1)", "HANDLER t OPEN",
-        "LOCK TABLES t WRITE", "UNLOCK TABLES", "LOAD DATA INFILE 'a' INTO TABLE t",
-        "PREPARE s FROM 'a'", "EXECUTE s", "SHOW TABLES", "EXPLAIN SELECT 1", "ANALYZE TABLE t",
-        "FLUSH TABLES", "KILL 1", "RENAME TABLE a TO b", "TABLE t", "VALUES ROW(1)",
-        "SELECT 1 INTO OUTFILE '/tmp/a'", "SELECT 1 INTO DUMPFILE '/tmp/a'",
-        "SELECT a INTO @b FROM t", "SELECT a INTO b FROM t", "SELECT SLEEP(1)",
-        "SELECT `sleep`(1)", "SELECT SLEEP (1)", "SELECT sleep/**/(1)", "SELECT GET_LOCK('a', 1)",
-        "SELECT RELEASE_LOCK('a')", "SELECT RELEASE_ALL_LOCKS()", "SELECT LOAD_FILE('a')",
-        "SELECT BENCHMARK(9, 1)", "SELECT MASTER_POS_WAIT('a', 1)", "SELECT LAST_INSERT_ID(5)",
-        "SELECT NEXTVAL(s)", "SELECT SETVAL(s, 1)", "SELECT NEXT VALUE FOR s",
-        "SELECT my_function(1)", "SELECT d.my_function(1)", "UPDATE t SET v = f(1)",
-        "INSERT INTO t VALUES (SLEEP(1))", "DELETE FROM t WHERE SLEEP(1)",
-        "SELECT * FROM t ORDER BY SLEEP(1)", "SELECT * FROM t LIMIT 1 PROCEDURE ANALYSE()",
-        "INSERT DELAYED INTO t VALUES (1)", "INSERT LOW_PRIORITY INTO t VALUES (1)",
-        "UPDATE concord.ledger SET state = 1", "UPDATE `Concord`.`ledger` SET state = 1",
-        "DELETE FROM mysql.user", "INSERT INTO sys.a VALUES (1)", "SELECT * FROM mysql.user",
-        "DELETE l FROM concord . ledger l", "INSERT INTO t SELECT * FROM information_schema.tables",
-        "UPDATE information_schema.tables SET a = 1", "SELECT '\\''", "SELECT \"a\"",
-        "SELECT /*! SLEEP(1) */", "SELECT /*+ MAX_EXECUTION_TIME(1) */ 1",
-        "SELECT 1 /*!50000 ; COMMIT */", "WITH a AS (DELETE FROM t) SELECT 1",
-        "WITH a AS (SELECT 1) TABLE a", "SELECT * FROM f(1)", "SELECT * FROM UNNEST(a)",
-        "MERGE INTO t USING u ON a WHEN MATCHED THEN DELETE", "SELECT TOP 1 a FROM t",
-        "INSERT OVERWRITE TABLE t SELECT 1", "INSERT INTO FUNCTION f() VALUES (1)",
-        "FROM t SELECT a", "FROM t", "SELECT {fn NOW()}", "SELECT ?1", "SELECT :a", "SELECT $1",
-        "UPDATE t SET v = 1 LOCK IN SHARE MODE", "a", "1", "?", "(", "SELECT (((", "'", "`",
-        "UPDATE t SET v = 1 RETURNING SLEEP(1)", "SELECT 1 FROM t AS OF TIMESTAMP NOW()",
+        "",
+        " ",
+        "/* */",
+        ";",
+        "SELECT 1;",
+        "SELECT 1; SELECT 2",
+        "XA COMMIT 'a'",
+        "XA END x'00'",
+        "COMMIT",
+        "ROLLBACK",
+        "BEGIN",
+        "START TRANSACTION",
+        "SAVEPOINT a",
+        "SET autocommit = 1",
+        "SET @a = 1",
+        "SELECT @a := 1",
+        "SELECT @@version",
+        "USE mysql",
+        "CREATE TABLE t (a INT)",
+        "DROP TABLE t",
+        "ALTER TABLE t ADD a INT",
+        "TRUNCATE TABLE t",
+        "TRUNCATE t",
+        "GRANT ALL ON *.* TO a",
+        "CALL p()",
+        "DO SLEEP(1)",
+        "HANDLER t OPEN",
+        "LOCK TABLES t WRITE",
+        "UNLOCK TABLES",
+        "LOAD DATA INFILE 'a' INTO TABLE t",
+        "PREPARE s FROM 'a'",
+        "EXECUTE s",
+        "SHOW TABLES",
+        "EXPLAIN SELECT 1",
+        "ANALYZE TABLE t",
+        "FLUSH TABLES",
+        "KILL 1",
+        "RENAME TABLE a TO b",
+        "TABLE t",
+        "VALUES ROW(1)",
+        "SELECT 1 INTO OUTFILE '/tmp/a'",
+        "SELECT 1 INTO DUMPFILE '/tmp/a'",
+        "SELECT a INTO @b FROM t",
+        "SELECT a INTO b FROM t",
+        "SELECT SLEEP(1)",
+        "SELECT `sleep`(1)",
+        "SELECT SLEEP (1)",
+        "SELECT sleep/**/(1)",
+        "SELECT GET_LOCK('a', 1)",
+        "SELECT RELEASE_LOCK('a')",
+        "SELECT RELEASE_ALL_LOCKS()",
+        "SELECT LOAD_FILE('a')",
+        "SELECT BENCHMARK(9, 1)",
+        "SELECT MASTER_POS_WAIT('a', 1)",
+        "SELECT LAST_INSERT_ID(5)",
+        "SELECT NEXTVAL(s)",
+        "SELECT SETVAL(s, 1)",
+        "SELECT NEXT VALUE FOR s",
+        "SELECT my_function(1)",
+        "SELECT d.my_function(1)",
+        "UPDATE t SET v = f(1)",
+        "INSERT INTO t VALUES (SLEEP(1))",
+        "DELETE FROM t WHERE SLEEP(1)",
+        "SELECT * FROM t ORDER BY SLEEP(1)",
+        "SELECT * FROM t LIMIT 1 PROCEDURE ANALYSE()",
+        "INSERT DELAYED INTO t VALUES (1)",
+        "INSERT LOW_PRIORITY INTO t VALUES (1)",
+        "UPDATE concord.ledger SET state = 1",
+        "UPDATE `Concord`.`ledger` SET state = 1",
+        "DELETE FROM mysql.user",
+        "INSERT INTO sys.a VALUES (1)",
+        "SELECT * FROM mysql.user",
+        "DELETE l FROM concord . ledger l",
+        "INSERT INTO t SELECT * FROM information_schema.tables",
+        "UPDATE information_schema.tables SET a = 1",
+        "SELECT '\\''",
+        "SELECT \"a\"",
+        "SELECT /*! SLEEP(1) */",
+        "SELECT /*+ MAX_EXECUTION_TIME(1) */ 1",
+        "SELECT 1 /*!50000 ; COMMIT */",
+        "WITH a AS (DELETE FROM t) SELECT 1",
+        "WITH a AS (SELECT 1) TABLE a",
+        "SELECT * FROM f(1)",
+        "SELECT * FROM UNNEST(a)",
+        "MERGE INTO t USING u ON a WHEN MATCHED THEN DELETE",
+        "SELECT TOP 1 a FROM t",
+        "INSERT OVERWRITE TABLE t SELECT 1",
+        "INSERT INTO FUNCTION f() VALUES (1)",
+        "FROM t SELECT a",
+        "FROM t",
+        "SELECT {fn NOW()}",
+        "SELECT ?1",
+        "SELECT :a",
+        "SELECT $1",
+        "UPDATE t SET v = 1 LOCK IN SHARE MODE",
+        "a",
+        "1",
+        "?",
+        "(",
+        "SELECT (((",
+        "'",
+        "`",
+        "UPDATE t SET v = 1 RETURNING SLEEP(1)",
+        "SELECT 1 FROM t AS OF TIMESTAMP NOW()",
     ] {
         if let Ok(judged) = judge(sql) {
             wrong.push((sql, judged));
@@ -101,7 +208,13 @@ fn everything_else_is_refused() {
 
 #[test]
 fn deep_nesting_is_refused_and_does_not_crash() {
-    for (open, close) in [("(", ")"), ("(SELECT ", ")"), ("NOT ", ""), ("- ", ""), ("ABS(", ")")] {
+    for (open, close) in [
+        ("(", ")"),
+        ("(SELECT ", ")"),
+        ("NOT ", ""),
+        ("- ", ""),
+        ("ABS(", ")"),
+    ] {
         let sql = format!("SELECT {}1{}", open.repeat(5_000), close.repeat(5_000));
         assert!(judge(&sql).is_err(), "{open}");
     }
@@ -115,7 +228,9 @@ fn deep_nesting_is_refused_and_does_not_crash() {
 fn values_go_where_the_placeholders_are() {
     let judged = judge("UPDATE t SET v = v-? /* x */ WHERE k = ? AND w = '?'").unwrap();
     let mut sql = String::new();
-    judged.push_to(&mut sql, &[Value::Int(-5), Value::String("a'b".into())]).unwrap();
+    judged
+        .push_to(&mut sql, &[Value::Int(-5), Value::String("a'b".into())])
+        .unwrap();
     assert_eq!(
         sql,
         "UPDATE t SET v = v- (-5) WHERE k = _utf8mb4 x'612762' AND w = '?'",
@@ -132,6 +247,10 @@ fn concords_own_schema_may_be_read_outside_branches_only() {
     let sql: Arc<str> = "SELECT state FROM concord.ledger".into();
     assert!(judge.judge(&sql).is_err());
     assert!(judge.judge_read(&sql).is_ok());
-    assert!(judge.judge_read(&"SELECT state FROM concord.ledger FOR UPDATE".into()).is_err());
+    assert!(
+        judge
+            .judge_read(&"SELECT state FROM concord.ledger FOR UPDATE".into())
+            .is_err()
+    );
     assert!(judge.judge_read(&"UPDATE t SET v = 1".into()).is_err());
 }

@@ -37,15 +37,29 @@ pub(super) struct Unfinished {
 
 impl Unfinished {
     pub(super) fn never_began(reason: Reason, failed: Option<usize>) -> Self {
-        Self { certain: true, reason, results: Vec::new(), failed }
+        Self {
+            certain: true,
+            reason,
+            results: Vec::new(),
+            failed,
+        }
     }
 }
 
 impl From<Unfinished> for Prepared {
     fn from(branch: Unfinished) -> Self {
-        let Unfinished { certain, reason, results, failed } = branch;
+        let Unfinished {
+            certain,
+            reason,
+            results,
+            failed,
+        } = branch;
         if certain {
-            Self::NotPrepared { reason, results, failed }
+            Self::NotPrepared {
+                reason,
+                results,
+                failed,
+            }
         } else {
             Self::Unknown { reason }
         }
@@ -54,9 +68,18 @@ impl From<Unfinished> for Prepared {
 
 impl From<Unfinished> for OnePhase {
     fn from(branch: Unfinished) -> Self {
-        let Unfinished { certain, reason, results, failed } = branch;
+        let Unfinished {
+            certain,
+            reason,
+            results,
+            failed,
+        } = branch;
         if certain {
-            Self::NotCommitted { reason, results, failed }
+            Self::NotCommitted {
+                reason,
+                results,
+                failed,
+            }
         } else {
             Self::Unknown { reason }
         }
@@ -72,7 +95,10 @@ impl MySql {
             Err(refused) => return refused.into(),
         };
         if work.allow_read_only && may_leave(&facts, work, &judged) {
-            return match self.read_only(branch, work, &judged, &facts, deadline).await {
+            return match self
+                .read_only(branch, work, &judged, &facts, deadline)
+                .await
+            {
                 Ok(results) => Prepared::ReadOnly { results },
                 Err(unfinished) => unfinished.into(),
             };
@@ -96,13 +122,21 @@ impl MySql {
         match outcome.end {
             End::Fine => {
                 self.keep_prepared(&facts, held, conn);
-                Prepared::Prepared { results: outcome.results }
+                Prepared::Prepared {
+                    results: outcome.results,
+                }
             }
             _ if already_there(&outcome) => {
                 drop(conn);
                 self.prepared_before(branch).await
             }
-            _ => self.undo(branch, work.request_id.as_ref().map(|id| id.as_str()), conn, outcome)
+            _ => self
+                .undo(
+                    branch,
+                    work.request_id.as_ref().map(|id| id.as_str()),
+                    conn,
+                    outcome,
+                )
                 .await
                 .into(),
         }
@@ -117,7 +151,10 @@ impl MySql {
             Err(refused) => return refused.into(),
         };
         if work.request_id.is_none() && reads_only(&judged) {
-            return match self.read_only(branch, work, &judged, &facts, deadline).await {
+            return match self
+                .read_only(branch, work, &judged, &facts, deadline)
+                .await
+            {
                 Ok(results) => OnePhase::Committed { results },
                 Err(unfinished) => unfinished.into(),
             };
@@ -139,7 +176,8 @@ impl MySql {
         let request = work.request_id.as_ref().map(|id| id.as_str());
         match outcome.end {
             End::Fine => {
-                self.finish_one_phase(branch, conn, &facts, outcome.results, deadline).await
+                self.finish_one_phase(branch, conn, &facts, outcome.results, deadline)
+                    .await
             }
             _ => self.undo_one_phase(branch, request, conn, outcome).await,
         }
@@ -165,9 +203,11 @@ impl MySql {
         }
         match self.undo_one_phase(branch, None, conn, outcome).await {
             OnePhase::Committed { .. } => OnePhase::Committed { results },
-            OnePhase::NotCommitted { reason, failed, .. } => {
-                OnePhase::NotCommitted { reason, results, failed }
-            }
+            OnePhase::NotCommitted { reason, failed, .. } => OnePhase::NotCommitted {
+                reason,
+                results,
+                failed,
+            },
             unknown @ OnePhase::Unknown { .. } => unknown,
         }
     }
@@ -179,16 +219,32 @@ impl MySql {
         conn: Conn,
         outcome: Outcome,
     ) -> OnePhase {
-        let duplicate = matches!(&outcome.end, End::Failed { step: Some(Step::Ledger), .. });
+        let duplicate = matches!(
+            &outcome.end,
+            End::Failed {
+                step: Some(Step::Ledger),
+                ..
+            }
+        );
         let unfinished = self.undo(branch, request, conn, outcome).await;
         if unfinished.certain && !duplicate {
             return unfinished.into();
         }
         // Its ledger row tells, and a tombstone settles it.
         match self.write_tombstone(branch).await {
-            Ok(LedgerEntry::Committed) => OnePhase::Committed { results: unfinished.results },
-            Ok(LedgerEntry::Tombstone) => Unfinished { certain: true, ..unfinished }.into(),
-            Ok(LedgerEntry::Absent) | Err(_) => Unfinished { certain: false, ..unfinished }.into(),
+            Ok(LedgerEntry::Committed) => OnePhase::Committed {
+                results: unfinished.results,
+            },
+            Ok(LedgerEntry::Tombstone) => Unfinished {
+                certain: true,
+                ..unfinished
+            }
+            .into(),
+            Ok(LedgerEntry::Absent) | Err(_) => Unfinished {
+                certain: false,
+                ..unfinished
+            }
+            .into(),
         }
     }
 
@@ -196,21 +252,22 @@ impl MySql {
     async fn admit(&self, work: &Work) -> Result<(Arc<Facts>, Vec<Arc<Judged>>), Unfinished> {
         let judged = judge_all(&self.judge, &work.statements)
             .map_err(|(index, reason)| Unfinished::never_began(reason, Some(index)))?;
-        let facts =
-            self.voting_facts().await.map_err(|reason| Unfinished::never_began(reason, None))?;
+        let facts = self
+            .voting_facts()
+            .await
+            .map_err(|reason| Unfinished::never_began(reason, None))?;
         Ok((facts, judged))
     }
 
     /// A connection for a branch that is not known here yet.
-    async fn open(
-        &self,
-        branch: BranchId,
-        deadline: Deadline,
-    ) -> Result<(Held, Conn), Unfinished> {
+    async fn open(&self, branch: BranchId, deadline: Deadline) -> Result<(Held, Conn), Unfinished> {
         let held = self.branches.open(branch).ok_or_else(|| Unfinished {
             certain: false,
             ..Unfinished::never_began(
-                Reason::new(code::WRONG_STATE, "the branch is being worked on here already"),
+                Reason::new(
+                    code::WRONG_STATE,
+                    "the branch is being worked on here already",
+                ),
                 None,
             )
         })?;
@@ -256,7 +313,12 @@ impl MySql {
             }
             End::Failed { step, failure } => (blame(&failure, step), client_statement(step)),
         };
-        Err(Unfinished { certain: true, reason, results, failed })
+        Err(Unfinished {
+            certain: true,
+            reason,
+            results,
+            failed,
+        })
     }
 
     /// After XA PREPARE: the connection is free, or stays with the branch until its outcome.
@@ -274,11 +336,14 @@ impl MySql {
     /// same as the first time; or one that still runs in another connection.
     async fn prepared_before(&self, branch: BranchId) -> Prepared {
         match self.list_prepared().await {
-            Ok(recovered) if recovered.ours.contains(&branch) => {
-                Prepared::Prepared { results: Vec::new() }
-            }
+            Ok(recovered) if recovered.ours.contains(&branch) => Prepared::Prepared {
+                results: Vec::new(),
+            },
             Ok(_) => Prepared::Unknown {
-                reason: Reason::new(code::BRANCH_ATTACHED, "the branch runs in another connection"),
+                reason: Reason::new(
+                    code::BRANCH_ATTACHED,
+                    "the branch runs in another connection",
+                ),
             },
             Err(reason) => Prepared::Unknown { reason },
         }
@@ -294,11 +359,21 @@ impl MySql {
     ) -> Unfinished {
         let deadline = Deadline::now() + UNDO_TIMEOUT;
         let (mut reason, failed, step, broken) = match outcome.end {
-            End::Fine => (Reason::new(code::ROLLED_BACK, "rolled back"), None, None, false),
+            End::Fine => (
+                Reason::new(code::ROLLED_BACK, "rolled back"),
+                None,
+                None,
+                false,
+            ),
             End::Objection { reason, failed } => (reason, failed, None, false),
             End::Failed { step, failure } => {
                 let broken = matches!(failure, Failure::Broken(_));
-                (blame(&failure, step), client_statement(step), step.map(|s| (s, failure)), broken)
+                (
+                    blame(&failure, step),
+                    client_statement(step),
+                    step.map(|s| (s, failure)),
+                    broken,
+                )
             }
         };
         let certain = if broken {
@@ -308,7 +383,10 @@ impl MySql {
             // Nothing was begun; unless the xid belongs to a branch that lives elsewhere.
             drop(conn);
             failure.number() != Some(error::XAER_DUPID)
-        } else if self.roll_back_on(branch, &mut conn, outcome.ended, deadline).await {
+        } else if self
+            .roll_back_on(branch, &mut conn, outcome.ended, deadline)
+            .await
+        {
             conn.release();
             true
         } else {
@@ -320,7 +398,12 @@ impl MySql {
         {
             reason = self.why_duplicate(branch, request, failure).await;
         }
-        Unfinished { certain, reason, results: outcome.results, failed }
+        Unfinished {
+            certain,
+            reason,
+            results: outcome.results,
+            failed,
+        }
     }
 
     /// `XA END; XA ROLLBACK` on the branch's own connection: its locks go at once.
@@ -334,12 +417,16 @@ impl MySql {
         let xid = self.xids.text(branch);
         if !ended {
             // Refused for a deadlock's victim (1614 on MySQL, 1399 on MariaDB), which is fine.
-            let ended = conn.execute(format!("XA END {xid}"), deadline, "XA END").await;
+            let ended = conn
+                .execute(format!("XA END {xid}"), deadline, "XA END")
+                .await;
             if matches!(ended, Err(Failure::Broken(_))) {
                 return false;
             }
         }
-        let rolled_back = conn.execute(format!("XA ROLLBACK {xid}"), deadline, "XA ROLLBACK").await;
+        let rolled_back = conn
+            .execute(format!("XA ROLLBACK {xid}"), deadline, "XA ROLLBACK")
+            .await;
         match rolled_back {
             Ok(_) => true,
             Err(failure) => matches!(
@@ -385,15 +472,13 @@ impl MySql {
             Ok(LedgerEntry::Absent) => {}
             Err(reason) => return reason,
         }
-        let Some(request) = request.filter(|_| {
-            failure.reason().message.contains(ledger::REQUEST_KEY)
-        }) else {
+        let Some(request) =
+            request.filter(|_| failure.reason().message.contains(ledger::REQUEST_KEY))
+        else {
             return failure.reason().clone();
         };
         match self.former_transaction(request).await {
-            Ok(Some(gtrid)) => {
-                Reason::new(code::REQUEST_ALREADY_COMMITTED, gtrid.to_string())
-            }
+            Ok(Some(gtrid)) => Reason::new(code::REQUEST_ALREADY_COMMITTED, gtrid.to_string()),
             Ok(None) => Reason::new(
                 code::DEADLOCK,
                 "the request id was taken by a transaction that has just gone; try again",
@@ -410,7 +495,10 @@ fn blame(failure: &Failure, step: Option<Step>) -> Reason {
     if client_statement(step).is_some() || !reason.kind().is_final() {
         return reason.clone();
     }
-    Reason::new(code::UNEXPECTED_ANSWER, format!("{step:?}: {}", reason.message))
+    Reason::new(
+        code::UNEXPECTED_ANSWER,
+        format!("{step:?}: {}", reason.message),
+    )
 }
 
 fn client_statement(step: Option<Step>) -> Option<usize> {
@@ -438,7 +526,11 @@ fn begin_script(
     let mut script = Script::default();
     script.isolation(work.isolation);
     script.verb(Step::Start, &format!("XA START {xid}"));
-    script.ledger(branch, conn.id(), work.request_id.as_ref().map(|id| id.as_str()));
+    script.ledger(
+        branch,
+        conn.id(),
+        work.request_id.as_ref().map(|id| id.as_str()),
+    );
     push_statements(&mut script, judged, &work.statements)?;
     Ok(script)
 }
@@ -449,13 +541,17 @@ fn push_statements(
     statements: &[Statement],
 ) -> Result<(), (usize, Reason)> {
     for (index, (judged, statement)) in judged.iter().zip(statements).enumerate() {
-        script.statement(judged, statement).map_err(|reason| (index, reason))?;
+        script
+            .statement(judged, statement)
+            .map_err(|reason| (index, reason))?;
     }
     Ok(())
 }
 
 fn reads_only(judged: &[Arc<Judged>]) -> bool {
-    judged.iter().all(|judged| judged.kind == StatementKind::Select { locking: false })
+    judged
+        .iter()
+        .all(|judged| judged.kind == StatementKind::Select { locking: false })
 }
 
 /// Whether a work may vote READ_ONLY: it only reads, takes no locks on purpose, carries no request

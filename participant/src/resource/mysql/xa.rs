@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use concord_core::id::{BranchId, Bqual, Gtrid};
+use concord_core::id::{Bqual, BranchId, Gtrid};
 use concord_core::limits::NAME_LEN_MAX;
 
 /// "Conc" in ASCII. Below 2³¹, which is all that MariaDB takes.
@@ -70,7 +70,10 @@ impl Xids {
         let rest = data.strip_prefix(self.prefix.as_slice())?;
         let gtrid: [u8; GTRID_LEN] = rest.get(..GTRID_LEN)?.try_into().ok()?;
         let bqual: [u8; BQUAL_LEN] = rest.get(GTRID_LEN..)?.try_into().ok()?;
-        Some(BranchId { gtrid: Gtrid(gtrid), bqual: Bqual(u32::from_be_bytes(bqual)) })
+        Some(BranchId {
+            gtrid: Gtrid(gtrid),
+            bqual: Bqual(u32::from_be_bytes(bqual)),
+        })
     }
 }
 
@@ -97,8 +100,15 @@ pub fn unhex(text: &[u8]) -> Option<Vec<u8>> {
     if digits.len() % 2 != 0 {
         return None;
     }
-    let value = |digit: u8| char::from(digit).to_digit(16).and_then(|v| u8::try_from(v).ok());
-    digits.chunks_exact(2).map(|pair| Some(value(pair[0])? << 4 | value(pair[1])?)).collect()
+    let value = |digit: u8| {
+        char::from(digit)
+            .to_digit(16)
+            .and_then(|v| u8::try_from(v).ok())
+    };
+    digits
+        .chunks_exact(2)
+        .map(|pair| Some(value(pair[0])? << 4 | value(pair[1])?))
+        .collect()
 }
 
 #[cfg(test)]
@@ -106,7 +116,10 @@ mod tests {
     use super::*;
 
     fn branch() -> BranchId {
-        BranchId { gtrid: Gtrid([0xAB; 16]), bqual: Bqual(258) }
+        BranchId {
+            gtrid: Gtrid([0xAB; 16]),
+            bqual: Bqual(258),
+        }
     }
 
     fn data(xids: &Xids, branch: BranchId) -> Vec<u8> {
@@ -127,7 +140,10 @@ mod tests {
     #[test]
     fn a_branch_survives_the_round_trip() {
         let xids = Xids::new("bank");
-        assert_eq!(xids.parse(1_131_376_227, 21, 4, &data(&xids, branch())), Some(branch()));
+        assert_eq!(
+            xids.parse(1_131_376_227, 21, 4, &data(&xids, branch())),
+            Some(branch())
+        );
     }
 
     #[test]
@@ -139,7 +155,11 @@ mod tests {
             assert_eq!(xids.parse(format, gtrid, bqual, &data), None);
         }
         for other in ["ban", "bank2", "cank", "b"] {
-            assert_eq!(Xids::new(other).parse(1_131_376_227, 21, 4, &data), None, "{other}");
+            assert_eq!(
+                Xids::new(other).parse(1_131_376_227, 21, 4, &data),
+                None,
+                "{other}"
+            );
         }
         for end in 0..data.len() {
             assert_eq!(xids.parse(1_131_376_227, 21, 4, &data[..end]), None);
@@ -153,7 +173,10 @@ mod tests {
         let mut data = data(&short, branch());
         data[2] = b'b';
         assert_eq!(long.parse(1_131_376_227, 18, 4, &data), None);
-        assert_eq!(short.parse(1_131_376_227, 18, 4, &data).map(|b| b.bqual), Some(Bqual(258)));
+        assert_eq!(
+            short.parse(1_131_376_227, 18, 4, &data).map(|b| b.bqual),
+            Some(Bqual(258))
+        );
     }
 
     #[test]

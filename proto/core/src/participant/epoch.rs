@@ -88,6 +88,23 @@ impl Participant {
         }
     }
 
+    /// Asks at once about all that is in doubt: the coordinator may have been restarted, and what
+    /// it had not decided before holds its locks for nothing.
+    pub(super) fn linked(&mut self, out: &mut Out) {
+        let in_doubt = self
+            .branches
+            .iter_mut()
+            .filter(|(_, e)| e.state == State::Prepared);
+        let mut inquire = Vec::new();
+        for (branch, entry) in in_doubt {
+            entry.sweeps = SWEEPS_BEFORE_INQUIRY;
+            inquire.push(*branch);
+        }
+        if !inquire.is_empty() {
+            out.release.push(Effect::Inquire { branches: inquire });
+        }
+    }
+
     pub(super) fn decided(
         &mut self,
         branch: BranchId,

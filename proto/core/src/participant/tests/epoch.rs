@@ -190,3 +190,19 @@ fn an_answer_goes_back_with_the_epoch_of_its_question() {
         .collect();
     assert_eq!(epochs, [EPOCH, HIGHER]);
 }
+
+#[test]
+fn a_coordinator_that_connects_is_asked_about_all_that_is_in_doubt() {
+    let mut machine = participant();
+    assert_eq!(machine.step(Input::Linked).release, []);
+    machine.step(Input::Sweep {
+        listed: vec![branch(1)],
+    });
+    let step = machine.step(Input::Linked);
+    assert_eq!(
+        step.release,
+        [Effect::Inquire {
+            branches: vec![branch(1)]
+        }]
+    );
+}
