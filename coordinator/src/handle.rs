@@ -24,7 +24,7 @@ use crate::participants::{Participants, reason_of};
 /// What a read or migration may take longer than its own time-out on its way.
 const RPC_GRACE: Duration = Duration::from_secs(2);
 /// Time for the migrations of one schema on one server.
-const MIGRATE_TIMEOUT: Duration = Duration::from_secs(60);
+const MIGRATE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The way to the driver. Cheap to clone.
 #[derive(Clone, Debug)]

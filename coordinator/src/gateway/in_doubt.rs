@@ -29,26 +29,23 @@ pub async fn list(participants: &Participants, page: &Page) -> v1::ListInDoubtRe
             response.next_page_token = page::token(IN_DOUBT, &format!("{index} {token}"));
             break;
         }
-        match ask(peer, room, token).await {
-            Some(found) => {
-                let branches = found.branches.into_iter().filter(is_in_doubt);
-                response
-                    .branches
-                    .extend(branches.map(|branch| v1::InDoubtBranch {
-                        participant: peer.name.to_string(),
-                        branch: Some(branch),
-                        transaction: None,
-                    }));
-                token = found.next_page_token;
-                if token.is_empty() {
-                    index += 1;
-                }
-            }
-            None => {
-                response.unreachable.push(peer.name.to_string());
-                token = String::new();
-                index += 1;
-            }
+        let Some(found) = ask(peer, room, token).await else {
+            response.unreachable.push(peer.name.to_string());
+            token = String::new();
+            index += 1;
+            continue;
+        };
+        let branches = found.branches.into_iter().filter(is_in_doubt);
+        response
+            .branches
+            .extend(branches.map(|branch| v1::InDoubtBranch {
+                participant: peer.name.to_string(),
+                branch: Some(branch),
+                transaction: None,
+            }));
+        token = found.next_page_token;
+        if token.is_empty() {
+            index += 1;
         }
     }
     response

@@ -18,7 +18,7 @@ const FIBONACCI: u32 = 0x9E37_79B1;
 /// differ in few bits of their CRC, and with two servers a single bit of the slot decides.
 pub fn slot_of(id: &str) -> u16 {
     let mixed = crc32fast::hash(id.as_bytes()).wrapping_mul(FIBONACCI);
-    let slot = u64::from(mixed) * u64::from(SLOTS) >> u32::BITS;
+    let slot = (u64::from(mixed) * u64::from(SLOTS)) >> u32::BITS;
     u16::try_from(slot).unwrap_or_default() // SLOTS is a u16, and the slot below it
 }
 

@@ -78,11 +78,14 @@ pub fn of_seen(
     history: Option<&SeenTransaction>,
 ) -> Result<v1::Transaction, Reason> {
     let ended = |gtrid: Gtrid, state: TransactionState, reason: Option<&Reason>| {
-        let mut tx = history.map(of_history).unwrap_or_else(|| v1::Transaction {
-            gtrid: gtrid.to_string(),
-            begin_time: Some(timestamp(gtrid.unix_ms())),
-            ..v1::Transaction::default()
-        });
+        let mut tx = history.map_or_else(
+            || v1::Transaction {
+                gtrid: gtrid.to_string(),
+                begin_time: Some(timestamp(gtrid.unix_ms())),
+                ..v1::Transaction::default()
+            },
+            of_history,
+        );
         tx.state = v1::TransactionState::from(state).into();
         tx.reason = reason.map(Into::into).or(tx.reason);
         tx
@@ -95,14 +98,14 @@ pub fn of_seen(
             Outcome::Unknown(_) => ended(gtrid, TransactionState::Preparing, None),
             Outcome::Damaged(reason) => ended(gtrid, TransactionState::Committed, Some(reason)),
         }),
-        Seen::Nothing => Ok(match history {
-            Some(tx) => of_history(tx),
-            None => {
+        Seen::Nothing => Ok(history.map_or_else(
+            || {
                 let text = "no decision is on record: it never began, or it was aborted";
                 let reason = Reason::new(code::PRESUMED_ABORT, text);
                 ended(gtrid, TransactionState::Aborted, Some(&reason))
-            }
-        }),
+            },
+            of_history,
+        )),
         Seen::Forgotten => match history {
             Some(tx) => Ok(of_history(tx)),
             None => Err(not_found(&format!("transaction {gtrid}"))),
