@@ -26,6 +26,7 @@ const LOOK: Duration = Duration::from_millis(25);
 pub struct Cluster {
     folder: tempfile::TempDir,
     gateway_port: u16,
+    servers: u16,
     /// Which server it runs on.
     pub server: ServerBinary,
 }
@@ -65,14 +66,21 @@ impl Cluster {
         let cluster = Self {
             folder,
             gateway_port,
+            servers,
             server: server.clone(),
         };
-        let (participant_port, server_port) = (gateway_port + 1, gateway_port + 1 + servers);
-        let output = cluster
-            .concord(&["up", "--detach", "--servers", &servers.to_string()])
+        cluster.up(more)?;
+        Ok(cluster)
+    }
+
+    fn up(&self, more: &[&str]) -> anyhow::Result<()> {
+        let participant_port = self.gateway_port + 1;
+        let server_port = participant_port + self.servers;
+        let output = self
+            .concord(&["up", "--detach", "--servers", &self.servers.to_string()])
             .arg("--server")
-            .arg(server.path())
-            .args(["--gateway-port", &gateway_port.to_string()])
+            .arg(self.server.path())
+            .args(["--gateway-port", &self.gateway_port.to_string()])
             .args(["--participant-port", &participant_port.to_string()])
             .args(["--server-port", &server_port.to_string()])
             .args(more)
@@ -82,7 +90,17 @@ impl Cluster {
             "concord up failed:\n{}",
             text(&output)
         );
-        Ok(cluster)
+        Ok(())
+    }
+
+    /// Stops all its processes and keeps their data.
+    pub fn stop(&self) -> anyhow::Result<()> {
+        self.run(&["down"]).map(|_| ())
+    }
+
+    /// Starts a stopped cluster again, on its data.
+    pub fn resume(&self) -> anyhow::Result<()> {
+        self.up(&["--no-seed"])
     }
 
     /// Its folder, the `.concord` of a user.
