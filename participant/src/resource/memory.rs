@@ -11,7 +11,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use concord_core::id::{BranchId, Gtrid};
+use concord_core::id::{BranchId, Gtrid, RequestId};
 use concord_core::reason::{Reason, code};
 use concord_core::record::ParticipantRecord;
 use concord_proto::model::{Isolation, Statement, Work};
@@ -187,13 +187,13 @@ impl Memory {
         &self,
         branch: BranchId,
         work: &Work,
-    ) -> Result<(Running<'_>, Vec<v1::StatementResult>), Failed> {
+    ) -> Result<(Running<'_>, Vec<v1::StatementResult>), Unfinished> {
         let deadline = Instant::now() + work.timeout;
         for (index, statement) in work.statements.iter().enumerate() {
             self.judge(statement)
-                .map_err(|reason| Failed::at(index, reason))?;
+                .map_err(|reason| Unfinished::at(index, reason))?;
         }
-        let request = work.request_id.as_ref().map(|id| id.as_str());
+        let request = work.request_id.as_ref().map(RequestId::as_str);
         let running = self
             .start(branch, request, deadline)
             .await
@@ -207,7 +207,7 @@ impl Memory {
                     results.push(result);
                     if let Some(reason) = violated {
                         let stop = Stop::refused(reason);
-                        return Err(Failed {
+                        return Err(Unfinished {
                             stop,
                             failed: Some(index),
                             results,
@@ -215,7 +215,7 @@ impl Memory {
                     }
                 }
                 Err(stop) => {
-                    return Err(Failed {
+                    return Err(Unfinished {
                         stop,
                         failed: Some(index),
                         results,
@@ -239,7 +239,7 @@ impl Memory {
     }
 
     /// Reads only, takes no locks, and needs no ledger row.
-    fn may_leave(&self, work: &Work) -> bool {
+    fn may_leave(work: &Work) -> bool {
         work.request_id.is_none()
             && work.isolation != Some(Isolation::Serializable)
             && work.statements.iter().all(|statement| {
@@ -353,13 +353,13 @@ fn violated(statement: &Statement, result: &v1::StatementResult, index: usize) -
 }
 
 /// A work that did not come to its end.
-struct Failed {
+struct Unfinished {
     stop: Stop,
     failed: Option<usize>,
     results: Vec<v1::StatementResult>,
 }
 
-impl Failed {
+impl Unfinished {
     fn at(index: usize, reason: Reason) -> Self {
         Self {
             stop: Stop::refused(reason),
@@ -377,8 +377,8 @@ impl Failed {
     }
 }
 
-impl From<Failed> for Prepared {
-    fn from(failed: Failed) -> Self {
+impl From<Unfinished> for Prepared {
+    fn from(failed: Unfinished) -> Self {
         match failed.stop {
             Stop::Refused { reason, .. } => Self::NotPrepared {
                 reason,
@@ -403,7 +403,7 @@ impl ResourceManager for Memory {
         let mut running = self
             .start(branch, None, deadline)
             .await
-            .map_err(|stop| stop.reason())?;
+            .map_err(server::Stop::reason)?;
         let locking = isolation == Some(Isolation::Serializable);
         self.server
             .change(|state| state.rest(branch, deadline, locking));
@@ -422,7 +422,7 @@ impl ResourceManager for Memory {
                 let locking = self.server.change(|state| state.locks_reads(branch));
                 self.run(&running, statement, locking, deadline)
                     .await
-                    .map_err(|s| s.reason())
+                    .map_err(server::Stop::reason)
             }
             Err(reason) => Err(reason),
         };
@@ -462,10 +462,10 @@ impl ResourceManager for Memory {
                 Err(stop) => Failed::before(stop).into(),
             };
         };
-        let leaves = work.allow_read_only && self.may_leave(work);
+        let leaves = work.allow_read_only && Self::may_leave(work);
         let (running, results) = match self.run_all(branch, work).await {
             Ok(done) => done,
-            Err(Failed {
+            Err(Unfinished {
                 stop:
                     Stop::Refused {
                         duplicate: true,
@@ -489,7 +489,7 @@ impl ResourceManager for Memory {
         }
         match self.prepare_running(running) {
             Ok(()) => Prepared::Prepared { results },
-            Err(stop) => Failed {
+            Err(stop) => Unfinished {
                 stop,
                 failed: None,
                 results,
@@ -513,7 +513,7 @@ impl ResourceManager for Memory {
             },
             Some(work) => match self.run_all(branch, work).await {
                 Ok(done) => done,
-                Err(Failed {
+                Err(Unfinished {
                     stop: Stop::Refused { reason, .. },
                     failed,
                     results,

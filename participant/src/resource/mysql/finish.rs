@@ -348,6 +348,8 @@ impl MySql {
 pub(super) type Rows = Vec<Vec<Option<Vec<u8>>>>;
 
 /// A column as a number.
+// It is called on cells of rows, which are owned by their row.
+#[allow(clippy::ref_option)]
 pub(super) fn number(value: &Option<Vec<u8>>) -> Option<u64> {
     std::str::from_utf8(value.as_deref()?).ok()?.parse().ok()
 }

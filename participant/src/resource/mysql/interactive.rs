@@ -190,7 +190,7 @@ impl MySql {
         let outcome = script.run(&mut conn, &facts, deadline).await;
         match outcome.end {
             End::Fine => {
-                self.keep_prepared(&facts, held, conn);
+                Self::keep_prepared(&facts, held, conn);
                 Prepared::Prepared {
                     results: Vec::new(),
                 }

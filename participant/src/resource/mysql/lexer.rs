@@ -252,7 +252,9 @@ impl<'a> Lexer<'a> {
 
     fn check_radix(&self, kind: Kind, text: &str) -> Result<(), String> {
         let legal = match kind {
-            Kind::Hex => text.len() % 2 == 0 && text.bytes().all(|b| b.is_ascii_hexdigit()),
+            Kind::Hex => {
+                text.len().is_multiple_of(2) && text.bytes().all(|b| b.is_ascii_hexdigit())
+            }
             _ => !text.is_empty() && text.bytes().all(|b| matches!(b, b'0' | b'1')),
         };
         let introduced = self

@@ -138,7 +138,7 @@ impl Pool {
     pub fn set_extra_session(&self, statement: &str) {
         let mut extra = lock(&self.extra_session);
         if *extra != statement {
-            *extra = statement.to_owned();
+            statement.clone_into(&mut extra);
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
     }

@@ -115,10 +115,8 @@ impl Facts {
         if values.len() != self.guard.len() + 1 || values[0] != nonce.to_string() {
             return Err(());
         }
-        let verdicts = self.guard.iter().zip(&values[1..]);
-        Ok(verdicts
-            .filter_map(|(check, value)| check.verdict(value))
-            .next())
+        let mut verdicts = self.guard.iter().zip(&values[1..]);
+        Ok(verdicts.find_map(|(check, value)| check.verdict(value)))
     }
 
     fn new(variables: &BTreeMap<String, String>) -> Self {

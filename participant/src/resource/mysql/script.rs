@@ -120,7 +120,7 @@ impl Script {
         let text = self.text;
         let ran = conn
             .run(text, deadline, "the branch's work", |item| {
-                reader.take(item)
+                reader.take(item);
             })
             .await;
         reader.finish(ran, facts, self.nonce)

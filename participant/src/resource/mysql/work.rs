@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use concord_core::id::BranchId;
+use concord_core::id::{BranchId, RequestId};
 use concord_core::reason::{Reason, code};
 use concord_proto::model::{Isolation, Statement, Work};
 use concord_proto::v1;
@@ -121,7 +121,7 @@ impl MySql {
         let outcome = script.run(&mut conn, &facts, deadline).await;
         match outcome.end {
             End::Fine => {
-                self.keep_prepared(&facts, held, conn);
+                Self::keep_prepared(&facts, held, conn);
                 Prepared::Prepared {
                     results: outcome.results,
                 }
@@ -133,7 +133,7 @@ impl MySql {
             _ => self
                 .undo(
                     branch,
-                    work.request_id.as_ref().map(|id| id.as_str()),
+                    work.request_id.as_ref().map(RequestId::as_str),
                     conn,
                     outcome,
                 )
@@ -173,7 +173,7 @@ impl MySql {
         };
         script.guard(&facts);
         let outcome = script.run(&mut conn, &facts, deadline).await;
-        let request = work.request_id.as_ref().map(|id| id.as_str());
+        let request = work.request_id.as_ref().map(RequestId::as_str);
         match outcome.end {
             End::Fine => {
                 self.finish_one_phase(branch, conn, &facts, outcome.results, deadline)
@@ -322,7 +322,7 @@ impl MySql {
     }
 
     /// After XA PREPARE: the connection is free, or stays with the branch until its outcome.
-    pub(super) fn keep_prepared(&self, facts: &Facts, held: Held, conn: Conn) {
+    pub(super) fn keep_prepared(facts: &Facts, held: Held, conn: Conn) {
         if facts.detaches {
             // First the one, then the other: a cancel must not hit who gets the connection next.
             drop(held);
@@ -447,9 +447,8 @@ impl MySql {
             // Waits for whoever holds the branch's row, which is the killed connection.
             match self.write_tombstone(branch).await {
                 Ok(LedgerEntry::Tombstone) => return true,
-                Ok(_) => return false,
                 Err(reason) if &*reason.code == code::BRANCH_ATTACHED => {}
-                Err(_) => return false,
+                Ok(_) | Err(_) => return false,
             }
         }
         false
@@ -529,7 +528,7 @@ fn begin_script(
     script.ledger(
         branch,
         conn.id(),
-        work.request_id.as_ref().map(|id| id.as_str()),
+        work.request_id.as_ref().map(RequestId::as_str),
     );
     push_statements(&mut script, judged, &work.statements)?;
     Ok(script)
