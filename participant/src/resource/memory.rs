@@ -197,7 +197,7 @@ impl Memory {
         let running = self
             .start(branch, request, deadline)
             .await
-            .map_err(Failed::before)?;
+            .map_err(Unfinished::before)?;
         let locking = work.isolation == Some(Isolation::Serializable);
         let mut results = Vec::new();
         for (index, statement) in work.statements.iter().enumerate() {
@@ -459,7 +459,7 @@ impl ResourceManager for Memory {
                 Ok(()) => Prepared::Prepared {
                     results: Vec::new(),
                 },
-                Err(stop) => Failed::before(stop).into(),
+                Err(stop) => Unfinished::before(stop).into(),
             };
         };
         let leaves = work.allow_read_only && Self::may_leave(work);
