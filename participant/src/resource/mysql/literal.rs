@@ -226,7 +226,7 @@ mod tests {
             ] {
                 let mut sql = String::new();
                 if push_literal(&mut sql, &value).is_ok() {
-                    let inner = sql.trim().splitn(2, '\'').nth(1).unwrap();
+                    let inner = sql.trim().split_once('\'').unwrap().1;
                     let inner = inner.strip_suffix('\'').unwrap();
                     assert!(inner.bytes().all(|b| b.is_ascii_hexdigit()), "{sql}");
                 }

@@ -559,9 +559,8 @@ fn reads_only(judged: &[Arc<Judged>]) -> bool {
 fn may_leave(facts: &Facts, work: &Work, judged: &[Arc<Judged>]) -> bool {
     let serializable = match work.isolation.or(facts.isolation) {
         Some(Isolation::Serializable) => true,
-        Some(Isolation::ReadCommitted | Isolation::RepeatableRead) => false,
-        // READ UNCOMMITTED, as the server's own default.
-        None => false,
+        // None is READ UNCOMMITTED, as the server's own default.
+        Some(Isolation::ReadCommitted | Isolation::RepeatableRead) | None => false,
     };
     !serializable && work.request_id.is_none() && reads_only(judged)
 }
