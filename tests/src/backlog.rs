@@ -7,6 +7,7 @@
 //! begins with the start of the three daemons' processes, so it holds the replay of the log, the
 //! looks at the servers, the links and the acknowledgements.
 
+use std::fmt::Write as _;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -215,8 +216,8 @@ async fn prepare(
         let xid = xid(branch);
         let mut sql = format!("XA START {xid}; ");
         ledger::push_branch_row(&mut sql, branch, id, None);
-        sql += &format!("; UPDATE shop.work SET n = n + 1 WHERE id = {row}; ");
-        sql += &format!("XA END {xid}; XA PREPARE {xid}");
+        let _ = write!(sql, "; UPDATE shop.work SET n = n + 1 WHERE id = {row}; ");
+        let _ = write!(sql, "XA END {xid}; XA PREPARE {xid}");
         run(&mut open, &sql).await?;
         match kind {
             // It leaves the prepared branch behind.

@@ -115,7 +115,7 @@ impl Cluster {
 
     /// A client.
     pub fn client(&self) -> anyhow::Result<Client> {
-        Ok(Client::connect(&self.endpoint())?)
+        Ok(Client::connect(self.endpoint())?)
     }
 
     /// A `concord` command on this cluster.

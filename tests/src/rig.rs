@@ -527,6 +527,10 @@ pub async fn leave_foreign_branch(
 }
 
 /// Runs a proof on a fresh rig of every server under test, and says on which.
+///
+/// # Panics
+///
+/// When the proof fails.
 pub fn on_every_server(
     servers: u16,
     proof: impl AsyncFn(&mut Rig) -> anyhow::Result<()>,
