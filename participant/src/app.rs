@@ -237,7 +237,13 @@ async fn readiness<R: ResourceManager>(
         open.send_replace(ready);
         let can_vote = now.can_vote() && ready;
         report(&reporter, can_vote).await;
-        let state = (can_vote, now.reachable, now.problems);
+        // How a server that is away cannot be reached may change; that it is away does not.
+        let problems = if now.reachable {
+            now.problems
+        } else {
+            Vec::new()
+        };
+        let state = (can_vote, now.reachable, problems);
         if before.as_ref() != Some(&state) {
             tell(&state.2, can_vote, now.reachable, &now.server_version);
             before = Some(state);

@@ -9,11 +9,11 @@ use concord_tests::payments::{Plan, prove};
 fn a_payment_file_survives_random_kills() -> anyhow::Result<()> {
     for server in servers()? {
         let plan = Plan {
-            lines: 400,
-            accounts: 50,
+            lines: 1_500,
+            accounts: 100,
             seed: 7,
-            pause: Duration::from_millis(600),
-            min_kills: 3,
+            pause: Duration::from_secs(2),
+            min_kills: 1,
         };
         let report = tokio::runtime::Runtime::new()?.block_on(prove(&server, &plan))?;
         eprintln!("on {} {}: {report:?}", server.kind(), server.version());

@@ -139,13 +139,17 @@ pub async fn one_statement_at_a_time(world: &World) -> anyhow::Result<()> {
     sqlx::raw_sql("BEGIN; UPDATE work.t SET n = n WHERE id = 4").execute(&mut root).await?;
     let (waiting, mut other) = (on_p1(&gtrid, add(4)), client.clone());
     let waiting = tokio::spawn(async move { other.execute_statement(waiting).await });
-    // While the first waits for the row, every other call of the transaction is refused.
-    eventually("a second statement is refused", SOON, async || {
-        let answer = client.clone().execute_statement(on_p1(&gtrid, read(5))).await;
-        let code = answer.err().and_then(|status| concord_proto::status::reason_of(&status));
-        Ok(code.filter(|reason| &*reason.code == "WRONG_STATE"))
+    eventually("the first statement waits for the row", SOON, async || {
+        let waits = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'";
+        let waits: i64 = sqlx::query_scalar(waits).fetch_one(&mut root).await?;
+        Ok((waits > 0).then_some(()))
     })
     .await?;
+    // Meanwhile every other call of the transaction is refused.
+    let second = client.execute_statement(on_p1(&gtrid, read(5))).await;
+    let second = second.err().context("a second statement is refused")?;
+    let reason = concord_proto::status::reason_of(&second).context("a reason")?;
+    ensure!(&*reason.code == "WRONG_STATE", "{reason}");
     let commit = v1::CommitTransactionRequest { gtrid: gtrid.clone(), ack: 0 };
     let early = client.commit(commit.clone()).await.err().context("an early commit is refused")?;
     let reason = concord_proto::status::reason_of(&early).context("a reason")?;

@@ -127,7 +127,10 @@ async fn fall_into(rig: &mut Rig, trap: &Trap, value: i64) -> anyhow::Result<()>
         rig.sql(1, trap.mend).await?;
     }
     rig.linked().await?;
-    ensure!(rig.serves(1).await, "health stays NOT_SERVING");
+    eventually("health to be SERVING", PATIENCE, async || {
+        Ok(rig.serves(1).await.then_some(()))
+    })
+    .await?;
     rig.settled(1, value).await?;
     ensure!(
         rig.plus(2)?.await?.is_committed(),
@@ -182,7 +185,12 @@ fn an_unsafe_setting_at_start_stops_votes_and_lets_prepared_branches_end() -> an
         })
         .await?;
         ensure!(!status.can_vote, "{status:?}");
-        refused(rig, &traps(rig.servers[0].kind())[0]).await?;
+        eventually("the link to it", PATIENCE, async || {
+        let all = rig.client()?.list_participants().await?;
+        Ok(all.iter().all(|p| p.connected).then_some(()))
+    })
+    .await?;
+    refused(rig, &traps(rig.servers[0].kind())[0]).await?;
 
         rig.servers[0].spec_mut().args.clear();
         rig.servers[0].restart().await?;

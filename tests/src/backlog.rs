@@ -7,8 +7,8 @@
 //! begins with the start of the three daemons' processes, so it holds the replay of the log, the
 //! looks at the servers, the links and the acknowledgements.
 
-use std::fmt::Write as _;
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};

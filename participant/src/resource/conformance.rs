@@ -11,12 +11,15 @@ use std::time::Duration;
 use concord_core::id::{Bqual, BranchId, Gtrid, RequestId};
 use concord_core::reason::Reason;
 use concord_proto::model::{Expect, Statement, Value, Work};
+use concord_proto::v1;
+use concord_proto::v1::value::Kind;
 use tokio::time::{Instant, timeout};
 
 use super::{Finished, LedgerEntry, Prepared, ResourceManager};
 
 mod faults;
 mod first_phase;
+mod interactive;
 mod second_phase;
 mod state;
 
@@ -133,23 +136,23 @@ suite! {
     first_phase::a_prepared_branch_commits,
     first_phase::a_prepared_branch_rolls_back,
     first_phase::a_single_branch_commits_in_one_phase,
-    first_phase::an_interactive_branch_commits,
-    first_phase::an_interactive_branch_commits_in_one_phase,
-    first_phase::an_interactive_branch_rolls_back,
+    interactive::an_interactive_branch_commits,
+    interactive::an_interactive_branch_commits_in_one_phase,
+    interactive::an_interactive_branch_rolls_back,
     first_phase::statements_of_a_branch_see_each_other,
     first_phase::a_failed_statement_never_commits_half,
-    first_phase::a_failed_interactive_branch_only_rolls_back,
+    interactive::a_failed_interactive_branch_only_rolls_back,
     first_phase::a_violated_expectation_aborts,
     first_phase::a_violated_expectation_aborts_one_phase,
     first_phase::a_lock_timeout_aborts,
-    first_phase::a_deadlock_has_one_victim,
+    interactive::a_deadlock_has_one_victim,
     first_phase::a_branch_that_only_reads_may_leave,
     first_phase::refused_sql_costs_nothing,
     first_phase::a_request_takes_effect_once,
     first_phase::a_branch_out_of_time_leaves_no_lock,
     first_phase::a_cancelled_branch_leaves_no_lock,
     first_phase::a_dropped_call_leaves_no_lock,
-    first_phase::a_rollback_interrupts_what_runs,
+    interactive::a_rollback_interrupts_what_runs,
     first_phase::more_branches_than_connections,
     second_phase::a_branch_that_is_over_is_no_such_branch,
     second_phase::a_repeated_prepare_gives_the_same_vote,
@@ -354,4 +357,12 @@ async fn certainly_committed<R: ResourceManager>(rm: &R, id: BranchId) -> Verdic
 /// The row can be changed at once: nobody holds a lock on it.
 async fn unlocked<R: ResourceManager>(rm: &R, key: &str) -> Verdict {
     eventually(|| done(rm, vec![add(key, 0)])).await
+}
+
+/// The number that a SELECT returned.
+fn number(result: &v1::StatementResult) -> Option<i64> {
+    match result.result.first()?.values.first()?.kind {
+        Some(Kind::Int64(number)) => Some(number),
+        _ => None,
+    }
 }

@@ -26,7 +26,11 @@
 //! | Aborting | tombstone stands | Aborted | unknown |
 //! | Aborting | ledger row of the branch | Committed | unknown |
 //! | any | a lower epoch | Stale | same |
-//! | Prepared | listed by two sweeps | `Inquire` | same |
+//! | Aborting on its own | ledger row of the branch | `Inquire` at the next sweep | Prepared |
+//! | one phase | committed | Committed | unknown |
+//! | one phase | not committed, or unknown result | `Tombstone`, then its answer | Aborting |
+//! | Prepared | two sweeps, listed or not | `Inquire` | same |
+//! | anything new | before the first sweep | vote ABORT, or Retry | unknown |
 
 mod abort;
 mod commit;

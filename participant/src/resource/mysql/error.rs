@@ -180,6 +180,22 @@ pub fn verb_failure(failure: &Failure) -> VerbFailure {
     }
 }
 
+/// Why a prepared branch could not be finished. Finishing takes no row lock, so a time-out is
+/// that of a metadata lock, which is another operator's doing.
+pub fn verb_reason(failure: &Failure) -> Reason {
+    match failure {
+        Failure::Refused { number, reason } if *number == LOCK_WAIT_TIMEOUT => Reason::new(
+            code::METADATA_LOCK,
+            format!(
+                "a backup (FLUSH TABLES WITH READ LOCK) or DDL holds a lock of the server; the \
+                 branch stays prepared and is tried again ({})",
+                reason.message
+            ),
+        ),
+        other => other.reason().clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +261,8 @@ mod tests {
         for number in [1402, 1401, 1317, 1053, 1614, 1030] {
             assert_eq!(refused(number), VerbFailure::Unclear);
         }
+        let waited = verb_reason(&Failure::refused(1205, None, ""));
+        assert_eq!(&*waited.code, code::METADATA_LOCK);
         assert_eq!(
             verb_failure(&Failure::timed_out("XA COMMIT")),
             VerbFailure::Unclear

@@ -5,7 +5,7 @@ use concord_core::reason::{Reason, code};
 use tokio::time::Instant as Deadline;
 
 use super::branches::State;
-use super::error::{self, Failure, VerbFailure, verb_failure};
+use super::error::{self, Failure, VerbFailure, verb_failure, verb_reason};
 use super::pool::{Class, Conn};
 use super::preflight::Flavor;
 use super::xa::unhex;
@@ -120,7 +120,7 @@ impl MySql {
         };
         match verb_failure(&failure) {
             VerbFailure::NoSuchBranch => (Finished::NoSuchBranch, None),
-            VerbFailure::Unchanged => (Finished::NotDone(failure.reason().clone()), Some(conn)),
+            VerbFailure::Unchanged => (Finished::NotDone(verb_reason(&failure)), Some(conn)),
             VerbFailure::Unclear => {
                 conn.kill();
                 // Perhaps the connection was dead before, and the verb never arrived. No branch
@@ -161,7 +161,7 @@ impl MySql {
             }
             Err(failure) => match verb_failure(&failure) {
                 VerbFailure::NoSuchBranch => Finished::NoSuchBranch,
-                VerbFailure::Unchanged => Finished::NotDone(failure.reason().clone()),
+                VerbFailure::Unchanged => Finished::NotDone(verb_reason(&failure)),
                 VerbFailure::Unclear => Finished::Unknown(failure.reason().clone()),
             },
         }

@@ -118,7 +118,10 @@ impl<'a> Lexer<'a> {
                         .into(),
                 );
             }
-            b'?' => self.take(Kind::Placeholder, 1),
+            b'?' => {
+                check_after(&self.rest[1..])?;
+                self.take(Kind::Placeholder, 1);
+            }
             b'0'..=b'9' => self.number()?,
             b'.' if self.rest[1..].starts_with(|c: char| c.is_ascii_digit()) => self.number()?,
             b'a'..=b'z' | b'A'..=b'Z' | b'_' => self.word()?,
@@ -285,7 +288,7 @@ impl<'a> Lexer<'a> {
                     .find(|c: char| !c.is_ascii_alphanumeric())
                     .unwrap_or(body.len());
                 self.check_radix(kind, &body[..end])?;
-                check_after_number(&body[end..])?;
+                check_after(&body[end..])?;
                 self.push(kind, &body[..end], &body[end..]);
                 return Ok(());
             }
@@ -309,7 +312,7 @@ impl<'a> Lexer<'a> {
             }
             end = exponent;
         }
-        check_after_number(&self.rest[end..])?;
+        check_after(&self.rest[end..])?;
         self.take(Kind::Number, end);
         Ok(())
     }
@@ -327,7 +330,8 @@ impl<'a> Lexer<'a> {
     }
 }
 
-fn check_after_number(rest: &str) -> Result<(), String> {
+/// Nothing may be fused to the end of a number or a placeholder.
+fn check_after(rest: &str) -> Result<(), String> {
     let fused =
         |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '$' | '.') || !c.is_ascii();
     if rest.starts_with(fused) {

@@ -49,7 +49,7 @@ fn plain_statements_pass() {
             READ,
         ),
         (
-            "SELECT x'4f', 0x4F, b'01', 1.5e-3, -1, 5--3, a%b, a<=>b, NOT a, !a FROM t",
+            "SELECT x'4f', 0x4F, b'01', 1.5e-3, -1, 5--3, a%b, a<=>b, NOT a FROM t",
             READ,
         ),
         ("SELECT v FROM t FORCE INDEX (i) WHERE k = ?", READ),

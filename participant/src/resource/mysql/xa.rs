@@ -6,8 +6,9 @@
 
 use std::fmt::Write as _;
 
-use concord_core::id::{Bqual, BranchId, Gtrid};
-use concord_core::limits::NAME_LEN_MAX;
+use concord_core::id::{Bqual, BranchId};
+use concord_core::limits::{BRANCHES_MAX, NAME_LEN_MAX};
+use concord_proto::convert::text::gtrid_of_bytes;
 
 /// "Conc" in ASCII. Below 2³¹, which is all that MariaDB takes.
 pub const FORMAT_ID: u32 = 0x436F_6E63;
@@ -68,11 +69,14 @@ impl Xids {
             return None;
         }
         let rest = data.strip_prefix(self.prefix.as_slice())?;
-        let gtrid: [u8; GTRID_LEN] = rest.get(..GTRID_LEN)?.try_into().ok()?;
         let bqual: [u8; BQUAL_LEN] = rest.get(GTRID_LEN..)?.try_into().ok()?;
+        let bqual = u32::from_be_bytes(bqual);
+        // What the wire cannot carry is nothing that this cluster prepared. One such branch in an
+        // inquiry would have the whole inquiry refused, and leave every other branch in doubt.
+        let is_branch = usize::try_from(bqual).is_ok_and(|n| (1..=BRANCHES_MAX).contains(&n));
         Some(BranchId {
-            gtrid: Gtrid(gtrid),
-            bqual: Bqual(u32::from_be_bytes(bqual)),
+            gtrid: gtrid_of_bytes(rest.get(..GTRID_LEN)?)?,
+            bqual: is_branch.then_some(Bqual(bqual))?,
         })
     }
 }
@@ -114,11 +118,14 @@ pub fn unhex(text: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use concord_core::id::Gtrid;
 
     fn branch() -> BranchId {
+        // Of version 7, and of the RFC's variant.
+        let gtrid = 0x0192_ABAB_ABAB_7BAB_ABAB_ABAB_ABAB_ABAB_u128;
         BranchId {
-            gtrid: Gtrid([0xAB; 16]),
-            bqual: Bqual(258),
+            gtrid: Gtrid(gtrid.to_be_bytes()),
+            bqual: Bqual(58),
         }
     }
 
@@ -133,7 +140,7 @@ mod tests {
     fn the_text_is_hexadecimal_and_has_our_format_id() {
         assert_eq!(
             Xids::new("bank").text(branch()),
-            "x'0462616e6babababababababababababababababab',x'00000102',1131376227",
+            "x'0462616e6b0192abababab7bababababababababab',x'0000003a',1131376227",
         );
     }
 
@@ -168,6 +175,22 @@ mod tests {
     }
 
     #[test]
+    fn what_the_wire_cannot_carry_is_foreign() {
+        let xids = Xids::new("bank");
+        let parsed = |branch| xids.parse(1_131_376_227, 21, 4, &data(&xids, branch));
+        for bqual in [0, 65, u32::MAX] {
+            let bqual = Bqual(bqual);
+            assert_eq!(parsed(BranchId { bqual, ..branch() }), None);
+        }
+        let mut other_version = branch();
+        other_version.gtrid.0[6] = 0x4B;
+        assert_eq!(parsed(other_version), None);
+        let mut other_variant = branch();
+        other_variant.gtrid.0[8] = 0xFB;
+        assert_eq!(parsed(other_variant), None);
+    }
+
+    #[test]
     fn a_name_that_is_a_prefix_of_another_is_told_apart_by_its_length() {
         let (short, long) = (Xids::new("a"), Xids::new("ab"));
         let mut data = data(&short, branch());
@@ -175,7 +198,7 @@ mod tests {
         assert_eq!(long.parse(1_131_376_227, 18, 4, &data), None);
         assert_eq!(
             short.parse(1_131_376_227, 18, 4, &data).map(|b| b.bqual),
-            Some(Bqual(258))
+            Some(Bqual(58))
         );
     }
 

@@ -4,10 +4,10 @@
 //! sibling's outcome, or cannot be checked against either, breaks atomicity: it must be forced,
 //! and is recorded as heuristic for ever before the participant hears of it.
 
-use super::{ApplyError, Coordinator, Effect, Out, Resolve};
+use super::{ApplyError, Coordinator, Effect, Out, Resolve, branch_changed};
 use crate::reason::{Reason, code};
 use crate::record::Record;
-use crate::transaction::{BranchState, TransactionState};
+use crate::transaction::{Branch, BranchState, TransactionState};
 
 impl Coordinator {
     pub(super) fn resolve(&mut self, resolve: Resolve, out: &mut Out) -> Result<(), ApplyError> {
@@ -50,14 +50,21 @@ impl Coordinator {
             }
             Some(_) | None => {}
         }
+        let reason = forced(&resolve);
         let record = Record::Heuristic {
             gtrid,
             bqual: resolve.branch.bqual,
             participant: resolve.participant.clone(),
             committed: Some(resolve.commit),
-            reason: resolve.reason.clone(),
+            reason: reason.clone(),
         };
         let position = self.record(record, out)?;
+        let mut branch = Branch::new(
+            resolve.branch.bqual,
+            resolve.participant.clone(),
+            BranchState::Heuristic,
+        );
+        branch.reason = Some(reason);
         out.release(
             position,
             Effect::Order {
@@ -65,6 +72,7 @@ impl Coordinator {
                 heuristic: true,
             },
         );
+        out.release(position, branch_changed(gtrid, &branch));
         let Some(tx) = self.transactions.get_mut(&gtrid) else {
             return Ok(());
         };
@@ -108,6 +116,18 @@ impl Coordinator {
         }
         (gtrid >= self.horizon).then_some(false)
     }
+}
+
+/// Why the branch ends otherwise than its siblings. The operator's own code would tell a client
+/// that nothing was done, which is not true of the siblings.
+fn forced(resolve: &Resolve) -> Reason {
+    let code = if resolve.commit {
+        code::HEURISTIC_COMMIT
+    } else {
+        code::HEURISTIC_ROLLBACK
+    };
+    let words = &resolve.reason.message;
+    Reason::new(code, format!("an operator forced it: {words}"))
 }
 
 fn refusal(resolve: &Resolve, known: Option<bool>) -> Reason {

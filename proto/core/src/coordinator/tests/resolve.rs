@@ -45,8 +45,28 @@ fn refused_with(steps: &[CoordinatorStep], after: u64, why: &str) {
     assert_eq!(&*reason.code, why);
 }
 
+/// What is kept for ever of a forced order: a damage, and not the mere wish of an operator.
+fn damage(resolve: &Resolve) -> Reason {
+    let code = if resolve.commit {
+        code::HEURISTIC_COMMIT
+    } else {
+        code::HEURISTIC_ROLLBACK
+    };
+    Reason::new(code, "an operator forced it: a human said so")
+}
+
+fn is_damaged(resolve: &Resolve) -> Effect {
+    Effect::BranchChanged {
+        branch: resolve.branch,
+        participant: resolve.participant.clone(),
+        state: B::Heuristic,
+        reason: Some(damage(resolve)),
+        attempts: 0,
+    }
+}
+
 fn forced(machine: &mut Coordinator, resolve: &Resolve) -> Vec<CoordinatorStep> {
-    let (n, reason) = (resolve.branch.bqual.0, &resolve.reason);
+    let (n, reason) = (resolve.branch.bqual.0, &damage(resolve));
     let record = heuristic(resolve.branch.gtrid, n, Some(resolve.commit), reason);
     let steps = machine.step(Input::Resolve(resolve.clone())).unwrap();
     assert_eq!(steps[0].append, [record]);
@@ -54,7 +74,7 @@ fn forced(machine: &mut Coordinator, resolve: &Resolve) -> Vec<CoordinatorStep> 
         resolve: resolve.clone(),
         heuristic: true,
     };
-    assert_eq!(steps[0].release[0], effect);
+    assert_eq!(steps[0].release[..2], [effect, is_damaged(resolve)]);
     steps
 }
 
@@ -182,12 +202,13 @@ fn a_client_of_a_forced_transaction_is_not_told_committed() {
     machine.step(finished(g(1), 2, Finish::Committed)).unwrap();
     let resolve = order(g(1), 1, false, true);
     let steps = forced(&mut machine, &resolve);
-    let why = resolve.reason.clone();
+    let (why, damaged) = (damage(&resolve), is_damaged(&resolve));
     let release = vec![
         Effect::Order {
             resolve,
             heuristic: true,
         },
+        damaged,
         now_for(g(1), S::Committed, &why),
         reply(g(1), Outcome::Damaged(why.clone())),
     ];
@@ -244,7 +265,7 @@ fn forcing_a_commit_into_an_abort_ends_it_when_nobody_is_missing() {
         .step(voted(g(1), 1, Vote::Abort(transient())))
         .unwrap();
     let steps = forced(&mut machine, &order(g(1), 2, true, true));
-    let why = order(g(1), 2, true, true).reason;
-    assert_eq!(steps[0].release[1], now_for(g(1), S::Aborted, &why));
+    let why = damage(&order(g(1), 2, true, true));
+    assert_eq!(steps[0].release[2], now_for(g(1), S::Aborted, &why));
     assert_eq!(machine.live(), 0);
 }
