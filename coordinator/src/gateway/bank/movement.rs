@@ -344,14 +344,14 @@ mod tests {
 
     #[test]
     fn one_server_has_one_branch_and_both_directions_lock_in_the_same_order() {
-        let there = planned(&movement("a", "ACC-0001"), known("EUR", "EUR"));
-        let back = planned(&movement("ACC-0001", "a"), known("EUR", "EUR"));
+        let there = planned(&movement("a", "ACC-0006"), known("EUR", "EUR"));
+        let back = planned(&movement("ACC-0006", "a"), known("EUR", "EUR"));
         assert_eq!((there.len(), &*there[0]), (5, "p2"));
         assert_eq!(
             (&*there[1], &*back[1]),
             (
-                "Credit LIMIT_EXCEEDED 70,ACC-0001,EUR,999999999999999930",
-                "Debit INSUFFICIENT_FUNDS 70,ACC-0001,EUR,70",
+                "Credit LIMIT_EXCEEDED 70,ACC-0006,EUR,999999999999999930",
+                "Debit INSUFFICIENT_FUNDS 70,ACC-0006,EUR,70",
             )
         );
     }
