@@ -185,19 +185,21 @@ impl App {
     }
 }
 
-/// Waits until no transaction is undecided, no longer than `bound`.
+/// Waits until no transaction is undecided and everybody is told the outcome, no longer than
+/// `bound`.
 async fn drain(handle: &Handle, bound: Duration) {
     let deadline = Instant::now() + bound;
     let mut look = interval(DRAIN_INTERVAL);
     while Instant::now() < deadline {
         look.tick().await;
         match handle.numbers().await {
-            Ok(numbers) if numbers.active == 0 => return,
+            Ok(numbers) if numbers.active == 0 && numbers.awaited == 0 => return,
             Ok(_) => {}
             Err(_) => return,
         }
     }
-    tracing::warn!("transactions are left undecided; they are aborted by presumption");
+    tracing::warn!("transactions are left: what is undecided is aborted by presumption, what is decided is \
+         finished after the next start");
 }
 
 fn setting(setting: &concord_daemon::Setting) -> v1::Setting {

@@ -503,6 +503,7 @@ impl Driver {
                     .filter(|tx| tx.is_stuck())
                     .count(),
             ),
+            awaited: count(self.contexts.values().filter(|context| context.is_awaited()).count()),
             remembered: self.machine.remembered() as u64,
             log_bytes: self.log_bytes,
         }

@@ -41,7 +41,9 @@ async fn and_inventory_and_transactions_on_mysql() -> anyhow::Result<()> {
 }
 
 async fn on(kind: ServerKind) -> anyhow::Result<()> {
-    let Some(server) = server_of(kind)? else { return Ok(()) };
+    let Some(server) = server_of(kind)? else {
+        return Ok(());
+    };
     let world = World::start(Cluster::start_with(&server, SERVERS, &["--no-seed"])?).await?;
     cases!(
         &world,
@@ -81,15 +83,26 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
 impl World {
     async fn start(cluster: Cluster) -> anyhow::Result<Self> {
         let client = cluster.client()?.with_retry(RetryPolicy::none());
-        let mut world = Self { cluster, client, accounts: BTreeMap::new() };
+        let mut world = Self {
+            cluster,
+            client,
+            accounts: BTreeMap::new(),
+        };
         for n in 0..24 {
             // Ids whose last characters alone differ have neighbouring slots.
             let id = format!("{n}-account");
             let opened = world.open(&id, "EUR", 100_000).await?;
-            world.accounts.entry(opened.participant).or_default().push(id);
+            world
+                .accounts
+                .entry(opened.participant)
+                .or_default()
+                .push(id);
         }
         let few: Vec<usize> = world.accounts.values().map(Vec::len).collect();
-        ensure!(few.len() == 2 && few.iter().all(|count| *count >= 4), "accounts: {few:?}");
+        ensure!(
+            few.len() == 2 && few.iter().all(|count| *count >= 4),
+            "accounts: {few:?}"
+        );
         transactions::create_tables(&world.cluster).await?;
         Ok(world)
     }
@@ -99,7 +112,12 @@ impl World {
         &self.accounts[participant][n]
     }
 
-    pub async fn open(&self, id: &str, currency: &str, balance: i64) -> anyhow::Result<v1::Account> {
+    pub async fn open(
+        &self,
+        id: &str,
+        currency: &str,
+        balance: i64,
+    ) -> anyhow::Result<v1::Account> {
         let request = v1::OpenAccountRequest {
             account_id: id.into(),
             currency: currency.into(),
@@ -114,7 +132,9 @@ impl World {
     }
 
     async fn pay(&self, from: &str, to: &str, amount: i64, request: &str) -> Outcome<()> {
-        self.client.transfer(transfer(from, to, amount, request)).await
+        self.client
+            .transfer(transfer(from, to, amount, request))
+            .await
     }
 }
 
@@ -148,7 +168,11 @@ pub fn refused<R: std::fmt::Debug>(outcome: Outcome<R>, code: &str) -> anyhow::R
 /// Whether a call was answered with the outcome of this earlier transaction.
 fn replayed(outcome: &Outcome<()>, first: &str) -> anyhow::Result<()> {
     match outcome {
-        Outcome::Committed { gtrid, replayed: true, .. } if gtrid == first => Ok(()),
+        Outcome::Committed {
+            gtrid,
+            replayed: true,
+            ..
+        } if gtrid == first => Ok(()),
         other => bail!("no replay of {first}: {other:?}"),
     }
 }
@@ -162,9 +186,16 @@ async fn accounts_page_over_both_servers(world: &World) -> anyhow::Result<()> {
     for page_size in [1, 2, 7, 24] {
         let (mut paged, mut page_token) = (Vec::new(), String::new());
         loop {
-            let list = v1::ListAccountsRequest { page_size, page_token };
+            let list = v1::ListAccountsRequest {
+                page_size,
+                page_token,
+            };
             let page = bank.list_accounts(list).await?.into_inner();
-            ensure!(page.accounts.len() <= page_size as usize, "a page of {}", page.accounts.len());
+            ensure!(
+                page.accounts.len() <= page_size as usize,
+                "a page of {}",
+                page.accounts.len()
+            );
             paged.extend(page.accounts);
             page_token = page.next_page_token;
             if page_token.is_empty() {
@@ -174,45 +205,84 @@ async fn accounts_page_over_both_servers(world: &World) -> anyhow::Result<()> {
         ensure!(paged == all, "pages of {page_size} are not the whole");
     }
     for account in all.iter().take(5) {
-        ensure!(world.client.account(&account.account_id).await? == *account, "{account:?}");
+        ensure!(
+            world.client.account(&account.account_id).await? == *account,
+            "{account:?}"
+        );
     }
     Ok(())
 }
 
 async fn money_moves_between_servers_and_within_one(world: &World) -> anyhow::Result<()> {
-    let (a, b, c) = (world.account("p1", 0), world.account("p2", 0), world.account("p1", 1));
+    let (a, b, c) = (
+        world.account("p1", 0),
+        world.account("p2", 0),
+        world.account("p1", 1),
+    );
     for (from, to, branches) in [(a, b, 2), (b, a, 2), (a, c, 1)] {
         let before = (world.balance(from).await?, world.balance(to).await?);
         let mut request = transfer(from, to, 70, "");
         request.memo = format!("{branches} ünïcode 🦀");
-        let Outcome::Committed { gtrid, replayed: false, .. } = world.client.transfer(request).await
+        let Outcome::Committed {
+            gtrid,
+            replayed: false,
+            ..
+        } = world.client.transfer(request).await
         else {
             bail!("{from} to {to} is not committed");
         };
         let after = (world.balance(from).await?, world.balance(to).await?);
-        ensure!(after == (before.0 - 70, before.1 + 70), "{before:?} became {after:?}");
+        ensure!(
+            after == (before.0 - 70, before.1 + 70),
+            "{before:?} became {after:?}"
+        );
         let known = world.client.transaction(&gtrid).await?;
         ensure!(known.branches.len() == branches, "{known:?}");
-        ensure!(known.state() == v1::TransactionState::Committed, "{known:?}");
+        ensure!(
+            known.state() == v1::TransactionState::Committed,
+            "{known:?}"
+        );
         for (account, other, amount) in [(from, to, -70), (to, from, 70)] {
             let journal = world.client.list_transfers(account, 1).await?;
             let entry = journal.first().context("an entry")?;
-            ensure!(entry.gtrid == gtrid && entry.counterparty == other, "{entry:?}");
-            ensure!(entry.amount == amount && entry.memo.ends_with("🦀"), "{entry:?}");
+            ensure!(
+                entry.gtrid == gtrid && entry.counterparty == other,
+                "{entry:?}"
+            );
+            ensure!(
+                entry.amount == amount && entry.memo.ends_with("🦀"),
+                "{entry:?}"
+            );
         }
     }
     Ok(())
 }
 
 async fn exactly_what_is_there_can_be_spent(world: &World) -> anyhow::Result<()> {
-    let (from, far, near) = (world.account("p1", 2), world.account("p2", 2), world.account("p1", 3));
+    let (from, far, near) = (
+        world.account("p1", 2),
+        world.account("p2", 2),
+        world.account("p1", 3),
+    );
     for to in [far, near] {
         let balance = world.balance(from).await?;
         let entries = world.client.list_transfers(from, 100).await?.len();
-        let message = refused(world.pay(from, to, balance + 1, "").await, "INSUFFICIENT_FUNDS")?;
-        ensure!(message.contains(&balance.to_string()), "the balance is told: {message}");
-        ensure!(world.balance(from).await? == balance, "a refusal moves nothing");
-        ensure!(world.client.list_transfers(from, 100).await?.len() == entries, "nor journals");
+        let message = refused(
+            world.pay(from, to, balance + 1, "").await,
+            "INSUFFICIENT_FUNDS",
+        )?;
+        ensure!(
+            message.contains(&balance.to_string()),
+            "the balance is told: {message}"
+        );
+        ensure!(
+            world.balance(from).await? == balance,
+            "a refusal moves nothing"
+        );
+        ensure!(
+            world.client.list_transfers(from, 100).await?.len() == entries,
+            "nor journals"
+        );
         committed(world.pay(from, to, balance, "").await)?;
         ensure!(world.balance(from).await? == 0, "all is spent");
         refused(world.pay(from, to, 1, "").await, "INSUFFICIENT_FUNDS")?;
@@ -226,11 +296,17 @@ async fn currencies_do_not_mix(world: &World) -> anyhow::Result<()> {
     let euros = world.account("p1", 0);
     for (from, to) in [("dollars", euros), (euros, "dollars")] {
         refused(world.pay(from, to, 1, "").await, "CURRENCY_MISMATCH")?;
-        refused(world.pay(from, to, 1, &format!("mix-{from}")).await, "CURRENCY_MISMATCH")?;
+        refused(
+            world.pay(from, to, 1, &format!("mix-{from}")).await,
+            "CURRENCY_MISMATCH",
+        )?;
     }
     let mut request = transfer(euros, world.account("p2", 0), 1, "");
     request.currency = "USD".into();
-    refused(world.client.transfer(request.clone()).await, "CURRENCY_MISMATCH")?;
+    refused(
+        world.client.transfer(request.clone()).await,
+        "CURRENCY_MISMATCH",
+    )?;
     request.currency = "EUR".into();
     committed(world.client.transfer(request).await)
 }
@@ -240,10 +316,16 @@ async fn accounts_that_do_not_exist(world: &World) -> anyhow::Result<()> {
     let before = world.balance(here).await?;
     refused(world.pay(here, "ghost", 1, "").await, "ACCOUNT_NOT_FOUND")?;
     refused(world.pay("ghost", here, 1, "").await, "ACCOUNT_NOT_FOUND")?;
-    refused(world.pay(here, "ghost", 1, "to-a-ghost").await, "ACCOUNT_NOT_FOUND")?;
+    refused(
+        world.pay(here, "ghost", 1, "to-a-ghost").await,
+        "ACCOUNT_NOT_FOUND",
+    )?;
     // What was refused for good stays refused, also when the reason is gone.
     world.open("ghost", "EUR", 0).await?;
-    refused(world.pay(here, "ghost", 1, "to-a-ghost").await, "ACCOUNT_NOT_FOUND")?;
+    refused(
+        world.pay(here, "ghost", 1, "to-a-ghost").await,
+        "ACCOUNT_NOT_FOUND",
+    )?;
     ensure!(world.balance(here).await? == before, "nothing moved");
     committed(world.pay(here, "ghost", 1, "to-the-living").await)
 }
@@ -257,8 +339,14 @@ async fn a_request_takes_effect_once(world: &World) -> anyhow::Result<()> {
     for _ in 0..3 {
         replayed(&world.pay(a, b, 25, "rent-2026-11").await, &gtrid)?;
     }
-    refused(world.pay(a, b, 26, "rent-2026-11").await, "REQUEST_ID_REUSED")?;
-    refused(world.pay(b, a, 25, "rent-2026-11").await, "REQUEST_ID_REUSED")?;
+    refused(
+        world.pay(a, b, 26, "rent-2026-11").await,
+        "REQUEST_ID_REUSED",
+    )?;
+    refused(
+        world.pay(b, a, 25, "rent-2026-11").await,
+        "REQUEST_ID_REUSED",
+    )?;
     let mut other = transfer(a, b, 25, "rent-2026-11");
     other.memo = "another".into();
     refused(world.client.transfer(other).await, "REQUEST_ID_REUSED")?;
@@ -271,11 +359,20 @@ async fn a_request_takes_effect_once(world: &World) -> anyhow::Result<()> {
 async fn a_final_refusal_is_kept(world: &World) -> anyhow::Result<()> {
     world.open("poor", "EUR", 10).await?;
     let (rich, to) = (world.account("p1", 0), world.account("p2", 0));
-    refused(world.pay("poor", to, 11, "too-much").await, "INSUFFICIENT_FUNDS")?;
+    refused(
+        world.pay("poor", to, 11, "too-much").await,
+        "INSUFFICIENT_FUNDS",
+    )?;
     committed(world.pay(rich, "poor", 100, "").await)?;
-    refused(world.pay("poor", to, 11, "too-much").await, "INSUFFICIENT_FUNDS")?;
+    refused(
+        world.pay("poor", to, 11, "too-much").await,
+        "INSUFFICIENT_FUNDS",
+    )?;
     committed(world.pay("poor", to, 11, "not-too-much").await)?;
-    ensure!(world.balance("poor").await? == 99, "one of them took effect");
+    ensure!(
+        world.balance("poor").await? == 99,
+        "one of them took effect"
+    );
     Ok(())
 }
 
@@ -284,11 +381,25 @@ async fn one_request_at_once_from_many(world: &World) -> anyhow::Result<()> {
     let before = world.balance(a).await?;
     let calls = (0..16).map(|_| world.pay(a, b, 5, "at-once"));
     let outcomes = join_all(calls).await;
-    let new = outcomes.iter().filter(|o| matches!(o, Outcome::Committed { replayed: false, .. }));
-    ensure!(new.count() == 1, "not one of them is the first: {outcomes:?}");
+    let new = outcomes.iter().filter(|o| {
+        matches!(
+            o,
+            Outcome::Committed {
+                replayed: false,
+                ..
+            }
+        )
+    });
+    ensure!(
+        new.count() == 1,
+        "not one of them is the first: {outcomes:?}"
+    );
     let mut gtrids: Vec<_> = outcomes.iter().map(Outcome::gtrid).collect();
     gtrids.dedup();
-    ensure!(gtrids.len() == 1 && outcomes.iter().all(Outcome::is_committed), "{outcomes:?}");
+    ensure!(
+        gtrids.len() == 1 && outcomes.iter().all(Outcome::is_committed),
+        "{outcomes:?}"
+    );
     ensure!(world.balance(a).await? == before - 5, "paid once");
     Ok(())
 }
@@ -303,9 +414,18 @@ async fn opening_an_account_twice(world: &World) -> anyhow::Result<()> {
     let first = committed(world.client.open_account(request(7, "open-1")).await)?;
     let again = committed(world.client.open_account(request(7, "open-1")).await)?;
     ensure!(first == again, "{first:?} is not {again:?}");
-    refused(world.client.open_account(request(8, "open-1")).await, "REQUEST_ID_REUSED")?;
-    refused(world.client.open_account(request(7, "open-2")).await, "ACCOUNT_EXISTS")?;
-    refused(world.client.open_account(request(7, "")).await, "ACCOUNT_EXISTS")?;
+    refused(
+        world.client.open_account(request(8, "open-1")).await,
+        "REQUEST_ID_REUSED",
+    )?;
+    refused(
+        world.client.open_account(request(7, "open-2")).await,
+        "ACCOUNT_EXISTS",
+    )?;
+    refused(
+        world.client.open_account(request(7, "")).await,
+        "ACCOUNT_EXISTS",
+    )?;
     let journal = world.client.list_transfers("opened", 10).await?;
     ensure!(journal.len() == 1 && journal[0].amount == 7, "{journal:?}");
     Ok(())
@@ -314,15 +434,20 @@ async fn opening_an_account_twice(world: &World) -> anyhow::Result<()> {
 /// Transfers in circles over few accounts, in both directions at once: they wait for each other,
 /// some may lose, none is left, and no cent is made or lost.
 async fn hot_accounts_keep_their_sum(world: &World) -> anyhow::Result<()> {
-    let ids: Vec<&str> =
-        ["p1", "p2"].iter().flat_map(|p| (0..2).map(|n| world.account(p, n))).collect();
+    let ids: Vec<&str> = ["p1", "p2"]
+        .iter()
+        .flat_map(|p| (0..2).map(|n| world.account(p, n)))
+        .collect();
     let before = Books::read(&world.cluster, SERVERS.into()).await?.sum();
     let calls = (0..24).map(|n| {
         let (from, to) = (ids[n % 4], ids[(n + 1 + n % 3) % 4]);
         world.pay(from, to, 1, "")
     });
     let outcomes = join_all(calls).await;
-    let done = outcomes.iter().filter(|outcome| outcome.is_committed()).count();
+    let done = outcomes
+        .iter()
+        .filter(|outcome| outcome.is_committed())
+        .count();
     let conflict = |o: &Outcome<()>| match o {
         Outcome::Committed { .. } => true,
         Outcome::Aborted { reason, .. } => {
@@ -330,7 +455,10 @@ async fn hot_accounts_keep_their_sum(world: &World) -> anyhow::Result<()> {
         }
         Outcome::Unknown { .. } => false,
     };
-    let strange: Vec<_> = outcomes.iter().filter(|outcome| !conflict(outcome)).collect();
+    let strange: Vec<_> = outcomes
+        .iter()
+        .filter(|outcome| !conflict(outcome))
+        .collect();
     ensure!(strange.is_empty(), "{strange:?}");
     ensure!(done >= 1, "none was done: {outcomes:?}");
     let after = Books::read(&world.cluster, SERVERS.into()).await?.sum();
@@ -348,61 +476,92 @@ async fn works_again(world: &World) -> anyhow::Result<()> {
 }
 
 async fn requests_survive_a_killed_coordinator(world: &World) -> anyhow::Result<()> {
-    let (a, b, near) = (world.account("p1", 1), world.account("p2", 1), world.account("p1", 0));
+    let (a, b, near) = (
+        world.account("p1", 1),
+        world.account("p2", 1),
+        world.account("p1", 0),
+    );
     let first = world.pay(a, b, 3, "before-the-kill").await;
     let local = world.pay(a, near, 3, "local-before-the-kill").await;
-    refused(world.pay(a, b, 1_000_000_000, "refused-before").await, "INSUFFICIENT_FUNDS")?;
+    refused(
+        world.pay(a, b, 1_000_000_000, "refused-before").await,
+        "INSUFFICIENT_FUNDS",
+    )?;
     let before = world.balance(a).await?;
     ensure!(world.cluster.kill9("coordinator")?, "the coordinator ran");
     works_again(world).await?;
-    for (request, to, outcome) in
-        [("before-the-kill", b, &first), ("local-before-the-kill", near, &local)]
-    {
+    for (request, to, outcome) in [
+        ("before-the-kill", b, &first),
+        ("local-before-the-kill", near, &local),
+    ] {
         let gtrid = outcome.gtrid().context("a gtrid")?;
         replayed(&world.pay(a, to, 3, request).await, gtrid)?;
         refused(world.pay(a, to, 4, request).await, "REQUEST_ID_REUSED")?;
         let known = world.client.transaction(gtrid).await?;
-        ensure!(known.state() == v1::TransactionState::Committed, "{known:?}");
+        ensure!(
+            known.state() == v1::TransactionState::Committed,
+            "{known:?}"
+        );
     }
-    refused(world.pay(a, b, 1_000_000_000, "refused-before").await, "INSUFFICIENT_FUNDS")?;
-    ensure!(world.balance(a).await? == before, "nothing was executed twice");
+    refused(
+        world.pay(a, b, 1_000_000_000, "refused-before").await,
+        "INSUFFICIENT_FUNDS",
+    )?;
+    ensure!(
+        world.balance(a).await? == before,
+        "nothing was executed twice"
+    );
     Ok(())
 }
 
 /// An operator's disaster: the decision log is gone. The ledgers of the servers still know which
 /// requests took effect.
 async fn requests_survive_the_loss_of_the_log(world: &World) -> anyhow::Result<()> {
-    let (a, b, near) = (world.account("p1", 1), world.account("p2", 1), world.account("p1", 0));
+    let (a, b, near) = (
+        world.account("p1", 1),
+        world.account("p2", 1),
+        world.account("p1", 0),
+    );
     let first = world.pay(a, b, 9, "before-the-loss").await;
     let local = world.pay(a, near, 9, "local-before-the-loss").await;
     let before = world.balance(a).await?;
     eventually("nothing is in doubt", SOON, async || {
-        Ok(Books::nothing_in_doubt(&world.cluster, SERVERS.into()).await?.then_some(()))
+        Ok(Books::nothing_in_doubt(&world.cluster, SERVERS.into())
+            .await?
+            .then_some(()))
     })
     .await?;
     world.cluster.stop()?;
     std::fs::remove_dir_all(world.cluster.dir().join("coordinator"))?;
     world.cluster.resume()?;
     works_again(world).await?;
-    for (request, to, outcome) in
-        [("before-the-loss", b, &first), ("local-before-the-loss", near, &local)]
-    {
+    for (request, to, outcome) in [
+        ("before-the-loss", b, &first),
+        ("local-before-the-loss", near, &local),
+    ] {
         let gtrid = outcome.gtrid().context("a gtrid")?;
         for _ in 0..2 {
             replayed(&world.pay(a, to, 9, request).await, gtrid)?;
         }
     }
-    ensure!(world.balance(a).await? == before, "nothing was executed twice");
+    ensure!(
+        world.balance(a).await? == before,
+        "nothing was executed twice"
+    );
     Ok(())
 }
 
 async fn the_books_agree(world: &World) -> anyhow::Result<()> {
     eventually("nothing is in doubt", SOON, async || {
-        Ok(Books::nothing_in_doubt(&world.cluster, SERVERS.into()).await?.then_some(()))
+        Ok(Books::nothing_in_doubt(&world.cluster, SERVERS.into())
+            .await?
+            .then_some(()))
     })
     .await?;
     // Accounts that were opened with nothing have an entry of nothing, which `check` calls torn.
     let mut books = Books::read(&world.cluster, SERVERS.into()).await?;
-    books.journal.retain(|_, entries| entries.len() != 1 || entries[0].1 != 0);
+    books
+        .journal
+        .retain(|_, entries| entries.len() != 1 || entries[0].1 != 0);
     books.check()
 }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use anyhow::{Context, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD_NO_PAD;
 use concord_client::local::binary::ServerKind;
 use concord_proto::v1::FILE_DESCRIPTOR_SET;
 use concord_tests::cases;
@@ -16,6 +18,7 @@ use concord_tests::cluster::Cluster;
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use serde_json::{Value, json};
+use tonic_types::pb::{BadRequest, ErrorInfo};
 
 /// A cluster and the foreign tools.
 struct World {
@@ -209,15 +212,15 @@ async fn buf_curl_drives_the_main_ones(world: &World) -> anyhow::Result<()> {
     let poor = gateway.refusal("BankService/Transfer", &transfer)?;
     ensure!(poor["code"] == json!("failed_precondition"), "{poor}");
     ensure!(
-        detail(&poor, "google.rpc.ErrorInfo")?["reason"] == json!("INSUFFICIENT_FUNDS"),
+        detail::<ErrorInfo>(&poor, "google.rpc.ErrorInfo")?.reason == "INSUFFICIENT_FUNDS",
         "{poor}"
     );
     transfer["amount"] = json!("-1");
     let negative = gateway.refusal("BankService/Transfer", &transfer)?;
     ensure!(negative["code"] == json!("invalid_argument"), "{negative}");
-    let fields = detail(&negative, "google.rpc.BadRequest")?;
+    let fields: BadRequest = detail(&negative, "google.rpc.BadRequest")?;
     ensure!(
-        fields["fieldViolations"][0]["field"] == json!("amount"),
+        fields.field_violations[0].field == "amount",
         "{negative}"
     );
 
@@ -242,16 +245,15 @@ async fn buf_curl_drives_the_main_ones(world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A detail of an error, which buf decodes with what reflection says of its type.
-fn detail(error: &Value, name: &str) -> anyhow::Result<Value> {
+/// A detail of an error, as the bytes that buf shows of it.
+fn detail<M: Message + Default>(error: &Value, name: &str) -> anyhow::Result<M> {
     let details = error["details"]
         .as_array()
         .with_context(|| format!("no details: {error}"))?;
     let found = details.iter().find(|detail| detail["type"] == json!(name));
-    let found = found.with_context(|| format!("no {name} in {error}"))?;
-    let decoded = &found["debug"];
-    ensure!(decoded.is_object(), "{name} is not decoded: {error}");
-    Ok(decoded.clone())
+    let value = found.and_then(|detail| detail["value"].as_str());
+    let value = value.with_context(|| format!("no {name} in {error}"))?;
+    Ok(M::decode(&*BASE64_STANDARD_NO_PAD.decode(value)?)?)
 }
 
 #[test]

@@ -31,7 +31,9 @@ pub async fn create_tables(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 fn add(id: i64) -> Statement {
-    Statement::new(ADD).bind(id).expect_rows(1, Some(1), "NO_ROW")
+    Statement::new(ADD)
+        .bind(id)
+        .expect_rows(1, Some(1), "NO_ROW")
 }
 
 fn read(id: i64) -> Statement {
@@ -50,7 +52,11 @@ fn number(result: &v1::StatementResult) -> anyhow::Result<i64> {
 /// What the server itself says that a row holds.
 async fn held(world: &World, server: usize, id: i64) -> anyhow::Result<i64> {
     let mut root = world.cluster.root(server).await?;
-    Ok(sqlx::query(READ).bind(id).fetch_one(&mut root).await?.try_get(0)?)
+    Ok(sqlx::query(READ)
+        .bind(id)
+        .fetch_one(&mut root)
+        .await?
+        .try_get(0)?)
 }
 
 /// Whether a call was refused for this reason.
@@ -65,14 +71,26 @@ pub async fn interactive_commit_and_rollback(world: &World) -> anyhow::Result<()
     let mut tx = world.client.begin().await?;
     for participant in ["p1", "p2"] {
         ensure!(tx.execute(participant, add(1)).await?.rows == 1, "one row");
-        ensure!(number(&tx.execute(participant, read(1)).await?)? == 1, "it reads its own writes");
+        ensure!(
+            number(&tx.execute(participant, read(1)).await?)? == 1,
+            "it reads its own writes"
+        );
     }
-    ensure!((held(world, 1, 1).await?, held(world, 2, 1).await?) == (0, 0), "nobody else does");
+    ensure!(
+        (held(world, 1, 1).await?, held(world, 2, 1).await?) == (0, 0),
+        "nobody else does"
+    );
     let gtrid = tx.gtrid().to_owned();
     committed(tx.commit().await)?;
-    ensure!((held(world, 1, 1).await?, held(world, 2, 1).await?) == (1, 1), "committed");
+    ensure!(
+        (held(world, 1, 1).await?, held(world, 2, 1).await?) == (1, 1),
+        "committed"
+    );
     let known = world.client.transaction(&gtrid).await?;
-    ensure!(known.state() == v1::TransactionState::Committed, "{known:?}");
+    ensure!(
+        known.state() == v1::TransactionState::Committed,
+        "{known:?}"
+    );
     ensure!(known.branches.len() == 2, "{known:?}");
 
     let mut tx = world.client.begin().await?;
@@ -85,11 +103,27 @@ pub async fn interactive_commit_and_rollback(world: &World) -> anyhow::Result<()
     let empty = world.client.begin().await?;
     committed(empty.commit().await)?;
     eventually("the rows are free", SOON, async || {
-        committed(world.client.one_shot().on("p1", add(1)).on("p2", add(2)).send().await).map(Some)
+        committed(
+            world
+                .client
+                .one_shot()
+                .on("p1", add(1))
+                .on("p2", add(2))
+                .send()
+                .await,
+        )
+        .map(Some)
     })
     .await?;
-    let now = (held(world, 1, 1).await?, held(world, 2, 1).await?, held(world, 2, 2).await?);
-    ensure!(now == (2, 1, 1), "what was rolled back is not there: {now:?}");
+    let now = (
+        held(world, 1, 1).await?,
+        held(world, 2, 1).await?,
+        held(world, 2, 2).await?,
+    );
+    ensure!(
+        now == (2, 1, 1),
+        "what was rolled back is not there: {now:?}"
+    );
     Ok(())
 }
 
@@ -98,12 +132,19 @@ pub async fn a_failed_statement_aborts_all(world: &World) -> anyhow::Result<()> 
     let twin = "INSERT INTO work.t VALUES (3, 0)";
     for (bad, code) in [
         (Statement::new(twin), "CONSTRAINT_VIOLATED"),
-        (Statement::new("UPDATE work.nothing SET n = 1"), "STATEMENT_FAILED"),
+        (
+            Statement::new("UPDATE work.nothing SET n = 1"),
+            "STATEMENT_FAILED",
+        ),
         (Statement::new("COMMIT"), "STATEMENT_NOT_ALLOWED"),
         (add(99), "NO_ROW"),
     ] {
         for order in [["p1", "p2"], ["p2", "p1"]] {
-            let all = world.client.one_shot().on(order[0], add(3)).on(order[1], bad.clone());
+            let all = world
+                .client
+                .one_shot()
+                .on(order[0], add(3))
+                .on(order[1], bad.clone());
             refused(all.on(order[0], read(3)).send().await, code)?;
             let mut tx = world.client.begin().await?;
             tx.execute(order[0], add(3)).await?;
@@ -113,11 +154,17 @@ pub async fn a_failed_statement_aborts_all(world: &World) -> anyhow::Result<()> 
             refusal(tx.execute(order[0], add(3)).await, code)?;
             refused(tx.commit().await, code)?;
             let known = world.client.transaction(&gtrid).await?;
-            ensure!(known.reason.as_ref().is_some_and(|r| r.code == code), "{known:?}");
+            ensure!(
+                known.reason.as_ref().is_some_and(|r| r.code == code),
+                "{known:?}"
+            );
         }
     }
     let after = (held(world, 1, 3).await?, held(world, 2, 3).await?);
-    ensure!(after == before, "half a transaction: {before:?} became {after:?}");
+    ensure!(
+        after == before,
+        "half a transaction: {before:?} became {after:?}"
+    );
     Ok(())
 }
 
@@ -128,19 +175,33 @@ async fn raw(world: &World) -> anyhow::Result<TransactionServiceClient<tonic::tr
 
 fn on_p1(gtrid: &str, statement: Statement) -> v1::ExecuteStatementRequest {
     let statement = Some(statement.into_message());
-    let statement = Some(v1::TargetedStatement { participant: "p1".into(), statement });
-    v1::ExecuteStatementRequest { gtrid: gtrid.into(), statement }
+    let statement = Some(v1::TargetedStatement {
+        participant: "p1".into(),
+        statement,
+    });
+    v1::ExecuteStatementRequest {
+        gtrid: gtrid.into(),
+        statement,
+    }
 }
 
 pub async fn one_statement_at_a_time(world: &World) -> anyhow::Result<()> {
     let mut client = raw(world).await?;
-    let gtrid = client.begin(v1::BeginTransactionRequest::default()).await?.into_inner().gtrid;
+    let gtrid = client
+        .begin(v1::BeginTransactionRequest::default())
+        .await?
+        .into_inner()
+        .gtrid;
     let mut root = world.cluster.root(1).await?;
-    sqlx::raw_sql("BEGIN; UPDATE work.t SET n = n WHERE id = 4").execute(&mut root).await?;
+    sqlx::raw_sql("BEGIN; UPDATE work.t SET n = n WHERE id = 4")
+        .execute(&mut root)
+        .await?;
     let (waiting, mut other) = (on_p1(&gtrid, add(4)), client.clone());
     let waiting = tokio::spawn(async move { other.execute_statement(waiting).await });
     eventually("the first statement waits for the row", SOON, async || {
-        let waits = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'";
+        // Not innodb_trx: that is a copy which frequent readers keep from being renewed.
+        let waits = "SELECT COUNT(*) FROM information_schema.processlist \
+                     WHERE info LIKE '%work.t%' AND id <> CONNECTION_ID()";
         let waits: i64 = sqlx::query_scalar(waits).fetch_one(&mut root).await?;
         Ok((waits > 0).then_some(()))
     })
@@ -150,14 +211,31 @@ pub async fn one_statement_at_a_time(world: &World) -> anyhow::Result<()> {
     let second = second.err().context("a second statement is refused")?;
     let reason = concord_proto::status::reason_of(&second).context("a reason")?;
     ensure!(&*reason.code == "WRONG_STATE", "{reason}");
-    let commit = v1::CommitTransactionRequest { gtrid: gtrid.clone(), ack: 0 };
-    let early = client.commit(commit.clone()).await.err().context("an early commit is refused")?;
+    let commit = v1::CommitTransactionRequest {
+        gtrid: gtrid.clone(),
+        ack: 0,
+    };
+    let early = client
+        .commit(commit.clone())
+        .await
+        .err()
+        .context("an early commit is refused")?;
     let reason = concord_proto::status::reason_of(&early).context("a reason")?;
     ensure!(&*reason.code == "WRONG_STATE", "{reason}");
     sqlx::raw_sql("ROLLBACK").execute(&mut root).await?;
-    ensure!(waiting.await??.into_inner().result.is_some_and(|r| r.rows == 1), "it ran");
+    ensure!(
+        waiting
+            .await??
+            .into_inner()
+            .result
+            .is_some_and(|r| r.rows == 1),
+        "it ran"
+    );
     client.commit(commit.clone()).await?;
-    ensure!(held(world, 1, 4).await? == 1, "the refused calls did no harm");
+    ensure!(
+        held(world, 1, 4).await? == 1,
+        "the refused calls did no harm"
+    );
     // A repeated commit gets the outcome of the first.
     client.commit(commit).await?;
     Ok(())
@@ -165,48 +243,89 @@ pub async fn one_statement_at_a_time(world: &World) -> anyhow::Result<()> {
 
 pub async fn a_client_that_disappears_leaves_no_lock(world: &World) -> anyhow::Result<()> {
     let long = Some(Duration::from_millis(1_500));
-    let mut tx = world.client.begin_with(v1::Isolation::Unspecified, long).await?;
+    let mut tx = world
+        .client
+        .begin_with(v1::Isolation::Unspecified, long)
+        .await?;
     tx.execute("p1", add(5)).await?;
     tx.execute("p2", add(5)).await?;
     let gtrid = tx.gtrid().to_owned();
     // As if its process were gone: nothing is sent any more.
     std::mem::forget(tx);
     let short = Duration::from_millis(300);
-    let early = world.client.one_shot().on("p1", add(5)).timeout(short).send().await;
+    let early = world
+        .client
+        .one_shot()
+        .on("p1", add(5))
+        .timeout(short)
+        .send()
+        .await;
     ensure!(!early.is_committed(), "the row was locked: {early:?}");
     eventually("the rows are free", SOON, async || {
         let both = world.client.one_shot().on("p1", add(5)).on("p2", add(5));
         committed(both.send().await).map(Some)
     })
     .await?;
-    ensure!((held(world, 1, 5).await?, held(world, 2, 5).await?) == (1, 1), "only ours is there");
+    ensure!(
+        (held(world, 1, 5).await?, held(world, 2, 5).await?) == (1, 1),
+        "only ours is there"
+    );
     let known = world.client.transaction(&gtrid).await?;
-    ensure!(known.reason.as_ref().is_some_and(|r| r.code == "DEADLINE_EXCEEDED"), "{known:?}");
+    ensure!(
+        known
+            .reason
+            .as_ref()
+            .is_some_and(|r| r.code == "DEADLINE_EXCEEDED"),
+        "{known:?}"
+    );
     let commit = v1::CommitTransactionRequest { gtrid, ack: 0 };
-    let late = raw(world).await?.commit(commit).await.err().context("a late commit is refused")?;
+    let late = raw(world)
+        .await?
+        .commit(commit)
+        .await
+        .err()
+        .context("a late commit is refused")?;
     ensure!(late.code() == tonic::Code::DeadlineExceeded, "{late:?}");
     Ok(())
 }
 
 pub async fn isolation_is_a_choice(world: &World) -> anyhow::Result<()> {
-    let wanted = [(v1::Isolation::ReadCommitted, true), (v1::Isolation::RepeatableRead, false)];
+    let wanted = [
+        (v1::Isolation::ReadCommitted, true),
+        (v1::Isolation::RepeatableRead, false),
+    ];
     for (isolation, sees) in wanted {
         let mut tx = world.client.begin_with(isolation, None).await?;
         let first = number(&tx.execute("p1", read(6)).await?)?;
-        world.cluster.sql(1, "UPDATE work.t SET n = n + 1 WHERE id = 6").await?;
+        world
+            .cluster
+            .sql(1, "UPDATE work.t SET n = n + 1 WHERE id = 6")
+            .await?;
         let second = number(&tx.execute("p1", read(6)).await?)?;
-        ensure!((second == first + 1) == sees, "{isolation:?}: {first}, then {second}");
+        ensure!(
+            (second == first + 1) == sees,
+            "{isolation:?}: {first}, then {second}"
+        );
         tx.rollback().await?;
     }
-    let mut tx = world.client.begin_with(v1::Isolation::Serializable, None).await?;
+    let mut tx = world
+        .client
+        .begin_with(v1::Isolation::Serializable, None)
+        .await?;
     tx.execute("p1", read(6)).await?;
     let mut root = world.cluster.root(1).await?;
-    sqlx::raw_sql("SET SESSION innodb_lock_wait_timeout = 1").execute(&mut root).await?;
-    let write = sqlx::raw_sql("UPDATE work.t SET n = n + 1 WHERE id = 6").execute(&mut root).await;
+    sqlx::raw_sql("SET SESSION innodb_lock_wait_timeout = 1")
+        .execute(&mut root)
+        .await?;
+    let write = sqlx::raw_sql("UPDATE work.t SET n = n + 1 WHERE id = 6")
+        .execute(&mut root)
+        .await;
     ensure!(write.is_err(), "a serializable reader holds its row");
     tx.rollback().await?;
     eventually("the row is free", SOON, async || {
-        sqlx::raw_sql("UPDATE work.t SET n = n WHERE id = 6").execute(&mut root).await?;
+        sqlx::raw_sql("UPDATE work.t SET n = n WHERE id = 6")
+            .execute(&mut root)
+            .await?;
         Ok(Some(()))
     })
     .await
@@ -218,8 +337,13 @@ async fn branches(world: &World, outcome: Outcome) -> anyhow::Result<[v1::Branch
     committed(outcome)?;
     let known = world.client.transaction(&gtrid).await?;
     let state = |name: &str| {
-        let branch = known.branches.iter().find(|branch| branch.participant == name);
-        branch.map(v1::Branch::state).with_context(|| format!("no branch on {name}: {known:?}"))
+        let branch = known
+            .branches
+            .iter()
+            .find(|branch| branch.participant == name);
+        branch
+            .map(v1::Branch::state)
+            .with_context(|| format!("no branch on {name}: {known:?}"))
     };
     Ok([state("p1")?, state("p2")?])
 }
@@ -227,9 +351,15 @@ async fn branches(world: &World, outcome: Outcome) -> anyhow::Result<[v1::Branch
 pub async fn branches_that_only_read(world: &World) -> anyhow::Result<()> {
     use v1::BranchState::{Committed, ReadOnly};
     let writer = world.client.one_shot().on("p1", add(7)).on("p2", read(7));
-    ensure!(branches(world, writer.send().await).await? == [Committed, ReadOnly], "one reads");
+    ensure!(
+        branches(world, writer.send().await).await? == [Committed, ReadOnly],
+        "one reads"
+    );
     let readers = world.client.one_shot().on("p1", read(7)).on("p2", read(7));
-    ensure!(branches(world, readers.send().await).await? == [ReadOnly, ReadOnly], "both read");
+    ensure!(
+        branches(world, readers.send().await).await? == [ReadOnly, ReadOnly],
+        "both read"
+    );
     let serializable = world
         .client
         .one_shot()
@@ -237,11 +367,23 @@ pub async fn branches_that_only_read(world: &World) -> anyhow::Result<()> {
         .on("p1", add(7))
         .on("p2", read(7));
     let kept = branches(world, serializable.send().await).await?;
-    ensure!(kept == [Committed, Committed], "its read locks must last: {kept:?}");
+    ensure!(
+        kept == [Committed, Committed],
+        "its read locks must last: {kept:?}"
+    );
     let locking = Statement::new("SELECT n FROM work.t WHERE id = 7 FOR UPDATE");
-    let locking = world.client.one_shot().on("p1", add(7)).on("p2", locking).send().await;
+    let locking = world
+        .client
+        .one_shot()
+        .on("p1", add(7))
+        .on("p2", locking)
+        .send()
+        .await;
     let kept = branches(world, locking).await?;
-    ensure!(kept == [Committed, Committed], "so must explicit locks: {kept:?}");
+    ensure!(
+        kept == [Committed, Committed],
+        "so must explicit locks: {kept:?}"
+    );
     Ok(())
 }
 
@@ -258,28 +400,45 @@ pub async fn results_of_every_type(world: &World) -> anyhow::Result<()> {
         Kind::Datetime("9999-12-31 23:59:59.999999".into()),
         Kind::Null(v1::NullValue::Null.into()),
     ];
-    let params = kinds.iter().map(|kind| v1::Value { kind: Some(kind.clone()) }).collect();
+    let params = kinds
+        .iter()
+        .map(|kind| v1::Value {
+            kind: Some(kind.clone()),
+        })
+        .collect();
     let insert = v1::Statement {
         sql: "INSERT INTO work.types VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)".into(),
         params,
         expect: None,
     };
-    let select = Statement::new("SELECT * FROM work.types WHERE id = ?").bind(u64::MAX).into_message();
+    let select = Statement::new("SELECT * FROM work.types WHERE id = ?")
+        .bind(u64::MAX)
+        .into_message();
     let mut statements = Vec::new();
     for participant in ["p1", "p2"] {
         for statement in [insert.clone(), select.clone()] {
             let statement = Some(statement);
-            statements.push(v1::TargetedStatement { participant: participant.into(), statement });
+            statements.push(v1::TargetedStatement {
+                participant: participant.into(),
+                statement,
+            });
         }
     }
-    let request = v1::ExecuteTransactionRequest { statements, ..Default::default() };
+    let request = v1::ExecuteTransactionRequest {
+        statements,
+        ..Default::default()
+    };
     let done = raw(world).await?.execute(request).await?.into_inner();
     ensure!(done.results.len() == 4, "{done:?}");
     for result in [&done.results[1], &done.results[3]] {
         let names: Vec<&str> = result.columns.iter().map(|column| &*column.name).collect();
         ensure!(names[0] == "id" && names[9] == "nil", "{names:?}");
         let row = result.result.first().context("a row")?;
-        let found: Vec<Kind> = row.values.iter().filter_map(|value| value.kind.clone()).collect();
+        let found: Vec<Kind> = row
+            .values
+            .iter()
+            .filter_map(|value| value.kind.clone())
+            .collect();
         ensure!(found == kinds, "{found:#?}");
     }
     Ok(())
@@ -303,9 +462,7 @@ pub async fn the_same_row_twice(world: &World) -> anyhow::Result<()> {
 }
 
 pub async fn watchers_see_the_states_in_order(world: &World) -> anyhow::Result<()> {
-    use v1::TransactionState::{
-        Aborted, Aborting, Committed, Committing, Prepared, Preparing,
-    };
+    use v1::TransactionState::{Aborted, Aborting, Committed, Committing, Prepared, Preparing};
     for (commit, expected) in [
         (true, vec![Preparing, Prepared, Committing, Committed]),
         (false, vec![Aborting, Aborted]),
@@ -322,7 +479,9 @@ pub async fn watchers_see_the_states_in_order(world: &World) -> anyhow::Result<(
         }
         let (mut states, mut times, mut branches) = (Vec::new(), Vec::new(), 0);
         while states.last() != expected.last() {
-            let change = timeout(SOON, changes.message()).await.context("no more changes")??;
+            let change = timeout(SOON, changes.message())
+                .await
+                .context("no more changes")??;
             let change = change.context("the stream ended")?;
             ensure!(change.gtrid == gtrid && change.missed == 0, "{change:?}");
             let time = change.time.context("a time")?;
@@ -334,19 +493,30 @@ pub async fn watchers_see_the_states_in_order(world: &World) -> anyhow::Result<(
         }
         let last = &states[states.len().saturating_sub(expected.len())..];
         ensure!(last == expected, "{states:?} does not end in {expected:?}");
-        ensure!(times.is_sorted() && branches >= 2, "{branches} changes of branches at {times:?}");
+        ensure!(
+            times.is_sorted() && branches >= 2,
+            "{branches} changes of branches at {times:?}"
+        );
     }
     Ok(())
 }
 
 pub async fn a_decision_is_answered_before_it_is_applied(world: &World) -> anyhow::Result<()> {
     let before = (held(world, 1, 2).await?, held(world, 2, 2).await?);
-    let both = world.client.one_shot().on("p1", add(2)).on("p2", add(2)).ack(v1::Ack::Decided);
+    let both = world
+        .client
+        .one_shot()
+        .on("p1", add(2))
+        .on("p2", add(2))
+        .ack(v1::Ack::Decided);
     let outcome = both.send().await;
     let gtrid = outcome.gtrid().context("a gtrid")?.to_owned();
     committed(outcome)?;
     let known = world.client.transaction(&gtrid).await?;
-    let decided = [v1::TransactionState::Committing, v1::TransactionState::Committed];
+    let decided = [
+        v1::TransactionState::Committing,
+        v1::TransactionState::Committed,
+    ];
     ensure!(decided.contains(&known.state()), "{known:?}");
     eventually("it is applied", SOON, async || {
         let now = (held(world, 1, 2).await?, held(world, 2, 2).await?);

@@ -177,6 +177,8 @@ pub struct Numbers {
     pub committing: u32,
     /// Those that cannot finish now.
     pub stuck: u32,
+    /// Transactions whose outcome somebody waits for.
+    pub awaited: u32,
     /// Ended transactions that are remembered.
     pub remembered: u64,
     /// Size of the log in bytes.

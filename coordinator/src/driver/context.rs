@@ -45,6 +45,11 @@ pub(super) struct Context {
 }
 
 impl Context {
+    /// Whether somebody waits for its outcome.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.waiters.is_empty() || !self.joined.is_empty()
+    }
+
     fn new(isolation: Option<Isolation>, deadline: Instant, key: Key) -> Self {
         Self {
             work: Vec::new(),

@@ -408,6 +408,19 @@ impl Coordinator {
     }
 
     fn decision_for(&self, from: &ParticipantName, branch: BranchId) -> (u64, Decision) {
+        let owner = self.transactions.get(&branch.gtrid);
+        let owner = owner.and_then(|tx| tx.branch(branch.bqual));
+        if let Some(&Some(committed)) = self.heuristics.get(&branch)
+            && owner.is_none_or(|known| known.participant == *from)
+        {
+            // What is on record for ever, by an operator's force, is what must be done.
+            let decision = if committed {
+                Decision::Commit
+            } else {
+                Decision::Abort
+            };
+            return (self.position, decision);
+        }
         if let Some(tx) = self.transactions.get(&branch.gtrid) {
             let decision = match (tx.state, tx.branch(branch.bqual)) {
                 // Somebody else's branch is none of its business: it must leave it alone.

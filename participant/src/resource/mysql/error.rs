@@ -83,6 +83,10 @@ impl Failure {
             code::DEADLOCK => {
                 format!("it lost against concurrent work; try again (error {number}: {message})")
             }
+            code::READ_ONLY_SERVER => format!(
+                "read_only is in force on the server: run SET GLOBAL read_only = OFF on the one that \
+                 shall take writes (error {number}: {message})"
+            ),
             _ => format!("the server refused it with error {number}: {message}"),
         };
         Self::Refused {

@@ -5,7 +5,7 @@
 //! the life of a call, a connection that saw an error must never come back, and commits must not
 //! queue behind votes.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -63,8 +63,9 @@ pub struct Pool {
     suspect: AtomicBool,
     /// Connections that are in somebody's hands, so that none of them is killed for another's.
     held: Mutex<HashSet<u64>>,
-    /// Connections that are about to be killed: nobody may get one of them.
-    doomed: Mutex<HashSet<u64>>,
+    /// Connections that are about to be killed, and by how many: nobody may get one of them before
+    /// the last of these is done.
+    doomed: Mutex<HashMap<u64, u32>>,
     kill: mpsc::UnboundedSender<u64>,
 }
 
@@ -155,7 +156,7 @@ impl Pool {
 
     /// The same, if the connection still runs what it was to be killed for.
     pub fn kill_if(&self, id: u64, still: impl FnOnce() -> bool) {
-        lock(&self.doomed).insert(id);
+        *lock(&self.doomed).entry(id).or_default() += 1;
         // Looked at after the connection was doomed: from there it cannot reach anybody else.
         if still() {
             // Without a receiver the process is stopping, and closes every connection anyway.
@@ -165,9 +166,17 @@ impl Pool {
         }
     }
 
-    /// A connection was killed.
+    /// One of those who wanted a connection killed is done with it.
     pub fn killed(&self, id: u64) {
-        lock(&self.doomed).remove(&id);
+        let mut doomed = lock(&self.doomed);
+        match doomed.get_mut(&id) {
+            Some(killers) if *killers > 1 => *killers -= 1,
+            _ => _ = doomed.remove(&id),
+        }
+    }
+
+    fn is_doomed(&self, id: u64) -> bool {
+        lock(&self.doomed).contains_key(&id)
     }
 
     /// Closes connections that were idle for long, or all.
@@ -198,7 +207,7 @@ impl Pool {
             let Some(idle) = lock(&self.idle).pop() else {
                 break;
             };
-            if idle.generation == generation && !lock(&self.doomed).contains(&idle.id) {
+            if idle.generation == generation && !self.is_doomed(idle.id) {
                 return Ok(self.conn(idle.raw, idle.id, generation, permit));
             }
             self.open.fetch_sub(1, Ordering::Relaxed);
@@ -444,7 +453,7 @@ impl Conn {
             Failure::Refused { .. } => self.busy = false,
             Failure::Broken(_) => {
                 self.pool.raise_suspicion();
-                if !lock(&self.pool.doomed).contains(&self.id) {
+                if !self.pool.is_doomed(self.id) {
                     // What ended this one may have ended the idle ones as well.
                     self.pool.close_idle(true);
                 }
@@ -497,7 +506,7 @@ impl Conn {
 
     /// Gives it back, or closes it when it saw an error.
     pub fn release(mut self) {
-        let doomed = lock(&self.pool.doomed).contains(&self.id);
+        let doomed = self.pool.is_doomed(self.id);
         if self.tainted || self.busy || doomed || self.generation != self.pool.generation() {
             return;
         }

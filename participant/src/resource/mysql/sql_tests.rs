@@ -256,3 +256,119 @@ fn concords_own_schema_may_be_read_outside_branches_only() {
     );
     assert!(judge.judge_read(&"UPDATE t SET v = 1".into()).is_err());
 }
+
+/// Numbers that look random and are the same in every run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        usize::try_from(self.0 >> 33).unwrap() % limit
+    }
+}
+
+#[test]
+fn whatever_passes_is_read_back_as_what_was_judged() {
+    const PARTS: &[&str] = &[
+        "SELECT",
+        "INSERT INTO",
+        "UPDATE",
+        "DELETE FROM",
+        "REPLACE INTO",
+        "t",
+        "`t`",
+        "SET",
+        "v",
+        "=",
+        "?",
+        "WHERE",
+        "FROM",
+        "VALUES",
+        "(",
+        ")",
+        ",",
+        "*",
+        "1",
+        ".5",
+        "1e3",
+        "'a'",
+        "''",
+        "x'4f'",
+        "AND",
+        "FOR UPDATE",
+        "LOCK IN SHARE MODE",
+        ";",
+        "--",
+        "-- ",
+        "#",
+        "/*",
+        "*/",
+        "/*!",
+        "@a",
+        ":=",
+        "\\",
+        "\"",
+        "'",
+        "`",
+        "concord",
+        ".",
+        "mysql",
+        "SLEEP",
+        "COUNT",
+        "XA COMMIT",
+        "COMMIT",
+        "UNION",
+        "INTO OUTFILE",
+        "\u{e9}",
+        "\0",
+        "\n",
+        "{",
+        "}",
+        "->>",
+        "-",
+        "LIMIT",
+        "ORDER BY",
+        "AS",
+        "NULL",
+        "JOIN",
+        "ON",
+        "IN",
+        "WITH",
+        "_utf8mb4",
+        "0x",
+        "$",
+    ];
+    let mut numbers = Numbers(20_261_122);
+    let mut passed = 0;
+    for _ in 0..20_000 {
+        let mut sql = String::from(PARTS[numbers.below(5)]);
+        for _ in 0..numbers.below(12) {
+            sql.push_str([" ", "", " "][numbers.below(3)]);
+            sql.push_str(PARTS[numbers.below(PARTS.len())]);
+        }
+        let Ok(judged) = judge(&sql) else { continue };
+        passed += 1;
+        let params = vec![Value::String("'; XA COMMIT x'00' -- /*".into()); judged.params()];
+        let mut text = String::new();
+        judged.push_to(&mut text, &params).unwrap();
+        for refused in [";", "/*", "--", "#", "@", "\\", "\"", "\0"] {
+            assert!(!text.contains(refused), "{sql:?} became {text:?}");
+        }
+        let upper = text.to_ascii_uppercase();
+        assert!(
+            !upper.contains("XA COMMIT") && !upper.contains("OUTFILE"),
+            "{text}"
+        );
+        assert!(
+            !upper.contains("MYSQL.") && !upper.contains("SLEEP("),
+            "{text}"
+        );
+    }
+    assert!(
+        passed > 50,
+        "only {passed} of the texts passed, so little was looked at"
+    );
+}

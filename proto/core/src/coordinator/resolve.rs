@@ -89,15 +89,21 @@ impl Coordinator {
 
     fn position_of(&self, resolve: &Resolve) -> u64 {
         let gtrid = resolve.branch.gtrid;
+        if self.heuristics.contains_key(&resolve.branch) {
+            return self.position;
+        }
         let live = self.transactions.get(&gtrid).map(|tx| tx.position);
         live.or_else(|| self.ended.get(&gtrid).map(|ended| ended.position))
             .unwrap_or(0)
     }
 
-    /// The outcome that the branch must have: of the decision, else of a sibling, else by
-    /// presumption; None while it is undecided or when it is forgotten.
+    /// The outcome that the branch must have: that on record for it alone, else of the decision,
+    /// else of a sibling, else by presumption; None while it is undecided or when it is forgotten.
     fn known_outcome(&self, resolve: &Resolve) -> Option<bool> {
         let gtrid = resolve.branch.gtrid;
+        if let Some(&Some(committed)) = self.heuristics.get(&resolve.branch) {
+            return Some(committed);
+        }
         if let Some(tx) = self.transactions.get(&gtrid) {
             return match tx.state {
                 TransactionState::Committing | TransactionState::Committed => {
@@ -134,9 +140,11 @@ fn refusal(resolve: &Resolve, known: Option<bool>) -> Reason {
     let gtrid = resolve.branch.gtrid;
     let text = match known {
         Some(true) => {
-            format!("transaction {gtrid} is committed; rolling one branch back breaks it")
+            format!("this branch of {gtrid} is to be committed; rolling it back breaks that")
         }
-        Some(false) => format!("transaction {gtrid} is aborted; committing one branch breaks it"),
+        Some(false) => {
+            format!("this branch of {gtrid} is to be rolled back; committing it breaks that")
+        }
         None => format!("nothing tells how transaction {gtrid} ended or will end"),
     };
     Reason::new(

@@ -170,12 +170,46 @@ fn what_is_forgotten_must_be_forced_either_way() {
     ended(&mut machine, g(1), None);
     machine.step(Input::Forget { below: g(3) }).unwrap();
     for commit in [false, true] {
+        let mut machine = machine.clone();
         let steps = machine
             .step(Input::Resolve(order(g(1), 1, commit, false)))
             .unwrap();
         refused_with(&steps, 0, code::CONTRADICTS_OUTCOME);
         forced(&mut machine, &order(g(1), 1, commit, true));
     }
+}
+
+/// The participant of a forced branch may be away, and ask when it is back: it must not be told
+/// what the order contradicts.
+#[test]
+fn an_inquiry_about_a_forced_branch_is_answered_with_the_order() {
+    let mut machine = coordinator();
+    decided(&mut machine, g(1), None, Ack::Applied);
+    forced(&mut machine, &order(g(1), 1, false, true));
+    let ask = |machine: &mut Coordinator, n: u32| {
+        machine
+            .step(Input::Inquire {
+                from: p(n),
+                branch: branch(g(1), n),
+                token: 8,
+            })
+            .unwrap()
+    };
+    let told = |after, decision| step(vec![], after, vec![Effect::Answer { token: 8, decision }]);
+    assert_eq!(ask(&mut machine, 1), [told(2, Decision::Abort)]);
+    assert_eq!(ask(&mut machine, 2), [told(2, Decision::Commit)]);
+    machine.step(finished(g(1), 2, Finish::Committed)).unwrap();
+    assert_eq!(ask(&mut machine, 1), [told(2, Decision::Abort)]);
+    // A repeated order agrees with it and needs no force; its opposite does.
+    let again = order(g(1), 1, false, false);
+    assert_eq!(
+        machine.step(Input::Resolve(again.clone())).unwrap(),
+        [goes(2, &again)]
+    );
+    let steps = machine
+        .step(Input::Resolve(order(g(1), 1, true, false)))
+        .unwrap();
+    refused_with(&steps, 2, code::CONTRADICTS_OUTCOME);
 }
 
 #[test]
