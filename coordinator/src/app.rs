@@ -198,8 +198,10 @@ async fn drain(handle: &Handle, bound: Duration) {
             Err(_) => return,
         }
     }
-    tracing::warn!("transactions are left: what is undecided is aborted by presumption, what is decided is \
-         finished after the next start");
+    tracing::warn!(
+        "transactions are left: what is undecided is aborted by presumption, what is decided is \
+         finished after the next start"
+    );
 }
 
 fn setting(setting: &concord_daemon::Setting) -> v1::Setting {

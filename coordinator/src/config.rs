@@ -80,7 +80,7 @@ pub struct Retention {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            cluster: "local".to_owned(),
+            cluster: "concord".to_owned(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
             data_dir: PathBuf::from("coordinator-data"),
             participants: Vec::new(),
@@ -116,7 +116,7 @@ impl Default for Retention {
 pub enum InvalidConfig {
     /// A name is not one.
     #[error(
-        "{setting} = {name:?} is not a name: 1 to {NAME_LEN_MAX} characters of a-z, 0-9 and '-'"
+        "{setting} = {name:?} is not a name: 1 to {NAME_LEN_MAX} letters, digits, '.', '_' and '-'"
     )]
     Name { setting: &'static str, name: String },
     /// There is nobody to coordinate.

@@ -33,7 +33,7 @@ use writer::{Batch, Writer};
 use crate::counters::Counters;
 use crate::history::History;
 use crate::log::{DecisionLog, LogError};
-use crate::mint::{lowest_at, unix_ms};
+use crate::mint::unix_ms;
 
 /// Time between two sweeps: the unit of all back-off in the second phase.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
@@ -476,7 +476,7 @@ impl Driver {
             return Ok(());
         }
         let retention = u64::try_from(self.config.retention.as_millis()).unwrap_or(u64::MAX);
-        let mut below = lowest_at(unix_ms().saturating_sub(retention));
+        let mut below = Gtrid::lowest_at(unix_ms().saturating_sub(retention));
         let surplus = self
             .machine
             .remembered()
@@ -503,7 +503,12 @@ impl Driver {
                     .filter(|tx| tx.is_stuck())
                     .count(),
             ),
-            awaited: count(self.contexts.values().filter(|context| context.is_awaited()).count()),
+            awaited: count(
+                self.contexts
+                    .values()
+                    .filter(|context| context.is_awaited())
+                    .count(),
+            ),
             remembered: self.machine.remembered() as u64,
             log_bytes: self.log_bytes,
         }

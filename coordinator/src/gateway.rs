@@ -15,4 +15,5 @@ pub mod plan;
 pub mod rows;
 pub mod status;
 pub mod transactions;
+pub mod turns;
 pub mod view;

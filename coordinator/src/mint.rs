@@ -41,20 +41,13 @@ pub fn unix_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The lowest id of a millisecond.
-pub fn lowest_at(ms: u64) -> Gtrid {
-    let mut bytes = [0; 16];
-    bytes[..6].copy_from_slice(&ms.to_be_bytes()[2..]);
-    Gtrid(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn ids_stay_above_the_record_when_the_clock_runs_behind() {
-        let future = lowest_at(unix_ms() + 3_600_000);
+        let future = Gtrid::lowest_at(unix_ms() + 3_600_000);
         let mint = Mint::above(future);
         for _ in 0..100 {
             assert!(mint.mint() > future);

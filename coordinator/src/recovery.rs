@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use concord_core::coordinator::{ApplyError, Coordinator};
-use concord_core::id::{Epoch, ParticipantName};
+use concord_core::id::{Epoch, Gtrid, ParticipantName};
 use concord_core::record::Record;
 use thiserror::Error;
 
 use crate::driver::Recovered;
 use crate::gateway::placement::{Placement, PlacementError};
 use crate::log::{DecisionLog, LogError};
+use crate::mint::unix_ms;
 
 /// Why a coordinator cannot start from its log.
 #[derive(Debug, Error)]
@@ -51,7 +52,9 @@ pub fn start(
     let mut machine = Coordinator::new();
     let mut incarnations = BTreeMap::new();
     let mut placement = None;
+    let mut is_new = true;
     for record in log.replay()? {
+        is_new = false;
         machine.apply(&record)?;
         match record {
             Record::Incarnation {
@@ -67,6 +70,13 @@ pub fn start(
     let epoch = Record::Epoch(Epoch(machine.epoch().0 + 1));
     machine.apply(&epoch)?;
     let mut first = vec![epoch];
+    if is_new {
+        // Nothing can be presumed of what is older than the log: where there was another one that
+        // was lost, its decisions are unknown, and not aborts.
+        let horizon = Record::Horizon(Gtrid::lowest_at(unix_ms()));
+        machine.apply(&horizon)?;
+        first.push(horizon);
+    }
     let slots = placement.unwrap_or_else(|| {
         let slots = Placement::initial(participants);
         first.push(Record::Placement(slots.clone()));

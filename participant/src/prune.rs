@@ -14,6 +14,9 @@ use crate::resource::ResourceManager;
 
 /// Pause after a failure, in ms: pruning is never urgent.
 const PAUSE_MS: u64 = 30_000;
+/// How long before the horizon a row with a request id stays, in ms: 30 days. So long a retry is
+/// known for what it is, whatever the coordinator remembers.
+const REQUESTS_KEPT_MS: u64 = 30 * 24 * 3_600 * 1_000;
 
 /// Deletes up to each new horizon until the driver ends, or until `stop`.
 pub async fn run<R: ResourceManager>(
@@ -34,9 +37,10 @@ pub async fn run<R: ResourceManager>(
 }
 
 async fn prune<R: ResourceManager>(rm: &R, below: Gtrid) -> u64 {
+    let requests_below = Gtrid::lowest_at(below.unix_ms().saturating_sub(REQUESTS_KEPT_MS));
     let mut deleted = 0;
     loop {
-        match rm.prune(below).await {
+        match rm.prune(below, requests_below).await {
             Ok(0) => return deleted,
             Ok(rows) => deleted += rows,
             Err(reason) => {

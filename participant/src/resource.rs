@@ -260,9 +260,15 @@ pub trait ResourceManager: Send + Sync + 'static {
     /// Marks a report as read by an operator. False when there is no such report.
     fn acknowledge(&self, id: u64) -> impl Future<Output = Result<bool, Reason>> + Send;
 
-    /// Deletes ledger rows of transactions below `below`, in small batches; tells how many. It
-    /// must have been appended as `ForgetBelow` before.
-    fn prune(&self, below: Gtrid) -> impl Future<Output = Result<u64, Reason>> + Send;
+    /// Deletes ledger rows of transactions below `below`, in small batches; tells how many. Rows
+    /// that carry a request id stay when they are not below `requests_below`: they are what keeps
+    /// a late retry from taking effect twice. `below` must have been appended as `ForgetBelow`
+    /// before, and is not the lower of the two.
+    fn prune(
+        &self,
+        below: Gtrid,
+        requests_below: Gtrid,
+    ) -> impl Future<Output = Result<u64, Reason>> + Send;
 
     /// The state of the server, and each change of it.
     fn health(&self) -> watch::Receiver<Health>;

@@ -219,10 +219,7 @@ async fn buf_curl_drives_the_main_ones(world: &World) -> anyhow::Result<()> {
     let negative = gateway.refusal("BankService/Transfer", &transfer)?;
     ensure!(negative["code"] == json!("invalid_argument"), "{negative}");
     let fields: BadRequest = detail(&negative, "google.rpc.BadRequest")?;
-    ensure!(
-        fields.field_violations[0].field == "amount",
-        "{negative}"
-    );
+    ensure!(fields.field_violations[0].field == "amount", "{negative}");
 
     let sql = json!({"sql": "SELECT 1 AS one, ? AS two", "params": [{"string": "zwei"}]});
     let execute = json!({"statements": [{"participant": "p1", "statement": sql}]});

@@ -186,11 +186,11 @@ fn an_unsafe_setting_at_start_stops_votes_and_lets_prepared_branches_end() -> an
         .await?;
         ensure!(!status.can_vote, "{status:?}");
         eventually("the link to it", PATIENCE, async || {
-        let all = rig.client()?.list_participants().await?;
-        Ok(all.iter().all(|p| p.connected).then_some(()))
-    })
-    .await?;
-    refused(rig, &traps(rig.servers[0].kind())[0]).await?;
+            let all = rig.client()?.list_participants().await?;
+            Ok(all.iter().all(|p| p.connected).then_some(()))
+        })
+        .await?;
+        refused(rig, &traps(rig.servers[0].kind())[0]).await?;
 
         rig.servers[0].spec_mut().args.clear();
         rig.servers[0].restart().await?;

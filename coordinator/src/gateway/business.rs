@@ -21,6 +21,7 @@ use super::known::Known;
 use super::migrations::Migrations;
 use super::placement::Placement;
 use super::plan::{Plan, Roles};
+use super::turns::{Held, RowKey, Turns};
 use crate::engine::{AckMode, Engine, Executed, Failure, OneShot};
 
 /// Time for one read outside a transaction: it waits for no row lock, so a server that needs
@@ -51,6 +52,7 @@ struct Shared<E> {
     migrations: Migrations,
     accounts: Known<Currency>,
     products: Known<Price>,
+    turns: Arc<Turns>,
 }
 
 impl<E> fmt::Debug for Business<E> {
@@ -121,6 +123,7 @@ impl<E: Engine> Business<E> {
             migrations,
             accounts: Known::default(),
             products: Known::default(),
+            turns: Arc::default(),
         }))
     }
 
@@ -243,6 +246,9 @@ impl<E: Engine> Business<E> {
         self.ensure_tables(plan.participants(), timeout)
             .await
             .map_err(refused)?;
+        let turn = self.turn(plan.rows(), terms).await;
+        // Held until the outcome is applied, or until nobody waits for it any more.
+        let _turn = turn.map_err(refused)?;
         let timeout = terms.remaining().map_err(refused)?;
         let (branches, roles) = plan.split();
         let request = terms.request.clone();
@@ -276,6 +282,18 @@ impl<E: Engine> Business<E> {
         }
         let role = failed_role(&failure, &roles);
         Err((CallError::Failure(failure), role))
+    }
+
+    /// Waits until no other transaction of this gateway is at these rows.
+    async fn turn(&self, rows: Vec<RowKey>, terms: &Terms) -> Result<Held, Reason> {
+        let deadline = terms.deadline.into();
+        tokio::time::timeout_at(deadline, self.0.turns.take(rows))
+            .await
+            .map_err(|_| {
+                let message = "transactions before this one still work on the same accounts or \
+                               products; try again";
+                Reason::new(code::LOCK_TIMEOUT, message)
+            })
     }
 
     /// Brings the tables to these servers, if that can be done in time. Who gives up leaves nothing

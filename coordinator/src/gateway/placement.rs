@@ -11,7 +11,7 @@ use concord_core::limits::SLOTS;
 const FIBONACCI: u32 = 0x9E37_79B1;
 
 /// The hash slot of an account's, product's or order's id: CRC-32 (IEEE) of its bytes, times
-/// 2,654,435,769 modulo 2³², and of that the upper ten bits. It is a promise for ever: rows are
+/// 2,654,435,761 modulo 2³², and of that the upper ten bits. It is a promise for ever: rows are
 /// found again by it.
 ///
 /// The multiplication mixes what the CRC leaves apart: ids that differ in their last digit only

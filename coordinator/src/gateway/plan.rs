@@ -10,6 +10,7 @@ use std::sync::Arc;
 use concord_core::id::{Gtrid, ParticipantName};
 use concord_proto::model::{Expect, Statement, Value};
 
+use super::turns::RowKey;
 use crate::engine::BranchWork;
 
 /// What is to be done, with a meaning `R` for each statement, so that a failed one can be
@@ -17,6 +18,7 @@ use crate::engine::BranchWork;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan<R> {
     branches: Vec<Branch<R>>,
+    rows: Vec<RowKey>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +32,7 @@ impl<R> Default for Plan<R> {
     fn default() -> Self {
         Self {
             branches: Vec::new(),
+            rows: Vec::new(),
         }
     }
 }
@@ -52,6 +55,16 @@ impl<R: Copy> Plan<R> {
         let branch = &mut self.branches[index];
         branch.statements.push(statement);
         branch.roles.push(role);
+    }
+
+    /// Names a row that a statement changes and that other transactions may want at the same time.
+    pub fn touches(&mut self, row: RowKey) {
+        self.rows.push(row);
+    }
+
+    /// The rows that were named.
+    pub fn rows(&self) -> Vec<RowKey> {
+        self.rows.clone()
     }
 
     /// Who takes part, the first branch's participant first.

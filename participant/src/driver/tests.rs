@@ -178,7 +178,7 @@ impl ResourceManager for Scripted {
         Ok(false)
     }
 
-    async fn prune(&self, _: Gtrid) -> Result<u64, Reason> {
+    async fn prune(&self, _: Gtrid, _: Gtrid) -> Result<u64, Reason> {
         Ok(0)
     }
 

@@ -173,6 +173,7 @@ suite! {
     state::records_survive,
     state::damage_is_kept_until_acknowledged,
     state::old_rows_are_forgotten,
+    state::requests_are_forgotten_later,
     state::reads_outside_branches,
 }
 

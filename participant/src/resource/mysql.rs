@@ -63,6 +63,9 @@ pub struct MySql {
     /// Held while the server is looked at.
     checking: tokio::sync::Mutex<()>,
     health: watch::Sender<Health>,
+    /// Below it the ledger has rows with request ids only. They are many and stay for long, so
+    /// that nobody reads over them twice.
+    pruned: Mutex<Gtrid>,
     /// The data that this process began to work with.
     incarnation: OnceLock<String>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -80,6 +83,7 @@ impl MySql {
             facts: Mutex::default(),
             checking: tokio::sync::Mutex::default(),
             health: watch::Sender::new(Health::default()),
+            pruned: Mutex::new(Gtrid::MIN),
             incarnation: OnceLock::new(),
             tasks: Mutex::default(),
             pool,
@@ -217,8 +221,8 @@ impl ResourceManager for MySql {
         self.acknowledge_damage(id).await
     }
 
-    async fn prune(&self, below: Gtrid) -> Result<u64, Reason> {
-        self.delete_forgotten(below).await
+    async fn prune(&self, below: Gtrid, requests_below: Gtrid) -> Result<u64, Reason> {
+        self.delete_forgotten(below, requests_below).await
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -16,6 +16,13 @@ impl Gtrid {
     /// Below every id that is ever minted.
     pub const MIN: Self = Self([0; 16]);
 
+    /// The lowest id of a Unix millisecond.
+    pub fn lowest_at(ms: u64) -> Self {
+        let mut bytes = [0; 16];
+        bytes[..6].copy_from_slice(&ms.to_be_bytes()[2..]);
+        Self(bytes)
+    }
+
     /// The Unix milliseconds in its first 48 bits.
     pub fn unix_ms(self) -> u64 {
         self.0[..6]

@@ -14,6 +14,7 @@ use concord_proto::model::{Statement, Value};
 use crate::gateway::business::NO_CURRENCY;
 use crate::gateway::placement::Placement;
 use crate::gateway::plan::{Plan, guard, id_of, statement, text};
+use crate::gateway::turns::RowKey;
 
 /// The largest balance, in minor units. Far enough below 2^63 that a balance at the limit plus the
 /// largest amount is still a BIGINT.
@@ -159,6 +160,7 @@ impl Movement {
         sides.sort_by_key(|(account, ..)| *account);
         for (account, entry, guard, written) in sides {
             let participant = placement.participant_of(account.as_str());
+            plan.touches(RowKey::Account(account.as_str().into()));
             plan.push(participant, role(entry), guard);
             plan.push(participant, role(Entry::Journal), written);
         }

@@ -14,6 +14,7 @@ use crate::gateway::business::{NO_CURRENCY, Price};
 use crate::gateway::placement::Placement;
 use crate::gateway::plan::{Plan, guard, id_of, statement, text};
 use crate::gateway::rows;
+use crate::gateway::turns::RowKey;
 
 /// The largest total of an order, in minor units: as much as one transfer may move.
 pub const TOTAL_MAX: i64 = AMOUNT_MAX;
@@ -141,6 +142,7 @@ impl Purchase {
         lines.sort_by_key(|(_, line)| &line.product);
         for (index, line) in &lines {
             let participant = placement.participant_of(line.product.as_str());
+            plan.touches(RowKey::Product(line.product.as_str().into()));
             plan.push(participant, Role::Stock(*index), self.take(line));
         }
         for (participant, params) in self.stock_entries(placement, gtrid, &lines) {

@@ -26,6 +26,7 @@ use crate::gateway::business::{
     Business, CallError, DEFAULT_TIMEOUT, Price, READ_TIMEOUT, Terms, because, reason_of,
 };
 use crate::gateway::plan::{Plan, statement, text};
+use crate::gateway::turns::RowKey;
 use crate::gateway::{rows, status};
 
 /// `InventoryService` on the coordinator.
@@ -107,6 +108,7 @@ impl<E: Engine> InventoryGateway<E> {
         let gtrid = self.business.mint();
         let participant = self.business.placement().participant_of(product.as_str());
         let mut plan = Plan::default();
+        plan.touches(RowKey::Product(product.as_str().into()));
         plan.push(participant, (), order::add(&product, quantity, known));
         plan.push(participant, (), order::journal(gtrid, &product, quantity));
         match self.business.run(gtrid, plan, &terms).await {

@@ -91,6 +91,58 @@ pub(super) async fn damage_is_kept_until_acknowledged<H: Harness>(h: &H) -> Verd
     Ok(())
 }
 
+/// A late retry must find what its first attempt did, long after everything else is forgotten.
+pub(super) async fn requests_are_forgotten_later<H: Harness>(h: &H) -> Verdict {
+    let rm = h.open().await;
+    let account = seeded(&*rm, "late retry", 100).await?;
+    let (mut first, mut plain) = (branch(), branch());
+    let name = super::key("late retry");
+    let work = |amount| super::request(super::work(vec![take(&account, amount)]), &name);
+    for (year, old) in [(0, &mut first), (1, &mut plain)] {
+        old.gtrid.0[..6].fill(year);
+    }
+    ensure!(
+        matches!(
+            rm.prepare(first, Some(&work(1))).await,
+            super::Prepared::Prepared { .. }
+        ),
+        "not prepared"
+    );
+    super::certainly_committed(&*rm, first).await?;
+    let unnamed = super::work(vec![take(&account, 1)]);
+    ensure!(
+        matches!(
+            rm.prepare(plain, Some(&unnamed)).await,
+            super::Prepared::Prepared { .. }
+        ),
+        "not prepared"
+    );
+    super::certainly_committed(&*rm, plain).await?;
+    let mut horizon = plain.gtrid;
+    horizon.0[5] = 2;
+    ok(rm.prune(horizon, first.gtrid).await)?;
+    ensure!(
+        ok(rm.ledger(plain).await)? == LedgerEntry::Absent,
+        "the row without a request stays"
+    );
+    ensure!(
+        ok(rm.ledger(first).await)? == LedgerEntry::Committed,
+        "the request is forgotten"
+    );
+    let retry = rm.prepare(branch(), Some(&work(1))).await;
+    let (reason, _) = super::refusal(retry)?;
+    ensure!(
+        &*reason.code == concord_core::reason::code::REQUEST_ALREADY_COMMITTED,
+        "{reason}"
+    );
+    ok(rm.prune(horizon, horizon).await)?;
+    ensure!(
+        ok(rm.ledger(first).await)? == LedgerEntry::Absent,
+        "the request is never forgotten"
+    );
+    Ok(())
+}
+
 pub(super) async fn old_rows_are_forgotten<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
     let account = seeded(&*rm, "forget", 100).await?;
@@ -107,20 +159,25 @@ pub(super) async fn old_rows_are_forgotten<H: Harness>(h: &H) -> Verdict {
     let mut horizon = old.gtrid;
     horizon.0[5] = 1;
     // A row of a branch that is in doubt is not there yet, and stays.
-    ok(rm.prune(horizon).await)?;
+    ok(rm.prune(horizon, Gtrid::MIN).await)?;
     super::certainly_committed(&*rm, old).await?;
     ensure!(
         ok(rm.ledger(old).await)? == LedgerEntry::Committed,
         "the row is gone"
     );
-    ensure!(ok(rm.prune(horizon).await)? >= 1, "nothing was deleted");
+    // Rows that come late are found by the next process.
+    let rm = h.open().await;
+    ensure!(
+        ok(rm.prune(horizon, Gtrid::MIN).await)? >= 1,
+        "nothing was deleted"
+    );
     ensure!(
         ok(rm.ledger(old).await)? == LedgerEntry::Absent,
         "not forgotten"
     );
     let young = prepare(&*rm, vec![take(&account, 1)]).await?;
     ensure!(rm.commit(young).await == Finished::Done, "not committed");
-    ok(rm.prune(horizon).await)?;
+    ok(rm.prune(horizon, Gtrid::MIN).await)?;
     ensure!(
         ok(rm.ledger(young).await)? == LedgerEntry::Committed,
         "too much was forgotten"

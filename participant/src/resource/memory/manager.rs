@@ -251,8 +251,9 @@ impl ResourceManager for Memory {
         self.server.up_change(|state| Ok(state.acknowledge(id)))
     }
 
-    async fn prune(&self, below: Gtrid) -> Result<u64, Reason> {
-        self.server.up_change(|state| Ok(state.prune(below)))
+    async fn prune(&self, below: Gtrid, requests_below: Gtrid) -> Result<u64, Reason> {
+        self.server
+            .up_change(|state| Ok(state.prune(below, requests_below)))
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -1,5 +1,6 @@
 //! What the participant remembers in its ledger schema, and reads outside branches.
 
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use concord_core::id::{Epoch, Gtrid};
@@ -103,24 +104,50 @@ impl MySql {
         Ok(matched > 0)
     }
 
-    pub(super) async fn delete_forgotten(&self, below: Gtrid) -> Result<u64, Reason> {
+    pub(super) async fn delete_forgotten(
+        &self,
+        below: Gtrid,
+        requests_below: Gtrid,
+    ) -> Result<u64, Reason> {
         let mut deleted = 0;
         for _ in 0..PRUNE_BATCHES_MAX {
-            let text = ledger::select_forgotten(below, PRUNE_BATCH);
-            let rows = self.rows(text, "the ledger").await.map_err(refused)?;
-            let keys = keys(&rows).ok_or_else(|| odd("a ledger row"))?;
-            if keys.is_empty() {
+            let rows = self
+                .delete_some(ledger::select_expired(requests_below, PRUNE_BATCH))
+                .await?;
+            deleted += rows.len() as u64;
+            if rows.len() < PRUNE_BATCH {
                 break;
             }
-            self.rows(ledger::delete_rows(&keys), "the ledger")
-                .await
-                .map_err(refused)?;
-            deleted += keys.len() as u64;
-            if keys.len() < PRUNE_BATCH {
+        }
+        for _ in 0..PRUNE_BATCHES_MAX {
+            let from = *self.lock_pruned();
+            let rows = self
+                .delete_some(ledger::select_forgotten(from, below, PRUNE_BATCH))
+                .await?;
+            deleted += rows.len() as u64;
+            let last = rows.last().filter(|_| rows.len() == PRUNE_BATCH);
+            *self.lock_pruned() = last.map_or(below, |(gtrid, _)| *gtrid);
+            if last.is_none() {
                 break;
             }
         }
         Ok(deleted)
+    }
+
+    fn lock_pruned(&self) -> MutexGuard<'_, Gtrid> {
+        self.pruned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Deletes the rows whose keys this text selects.
+    async fn delete_some(&self, select: String) -> Result<Vec<(Gtrid, u32)>, Reason> {
+        let rows = self.rows(select, "the ledger").await.map_err(refused)?;
+        let keys = keys(&rows).ok_or_else(|| odd("a ledger row"))?;
+        if !keys.is_empty() {
+            self.rows(ledger::delete_rows(&keys), "the ledger")
+                .await
+                .map_err(refused)?;
+        }
+        Ok(keys)
     }
 
     pub(super) async fn read(

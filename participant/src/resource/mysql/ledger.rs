@@ -228,11 +228,22 @@ pub fn acknowledge(id: u64, unix_ms: u64) -> String {
     format!("UPDATE concord.damage SET acknowledged=COALESCE(acknowledged,{unix_ms}) WHERE id={id}")
 }
 
-/// Keys of rows that may be forgotten.
-pub fn select_forgotten(below: Gtrid, limit: usize) -> String {
+/// Keys of the oldest rows below an id, with and without a request id.
+pub fn select_expired(below: Gtrid, limit: usize) -> String {
     format!(
         "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,bqual FROM concord.ledger \
          WHERE gtrid<x'{}' ORDER BY gtrid,bqual LIMIT {limit}",
+        hex(&below.0)
+    )
+}
+
+/// Keys of rows without a request id from one id on and below another.
+pub fn select_forgotten(from: Gtrid, below: Gtrid, limit: usize) -> String {
+    format!(
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,bqual FROM concord.ledger \
+         WHERE gtrid>=x'{}' AND gtrid<x'{}' AND request_id IS NULL \
+         ORDER BY gtrid,bqual LIMIT {limit}",
+        hex(&from.0),
         hex(&below.0)
     )
 }

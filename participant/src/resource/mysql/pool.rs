@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use concord_core::reason::{Reason, code};
 use futures::TryStreamExt as _;
-use sqlx::mysql::{MySqlConnection, MySqlQueryResult, MySqlRow, MySqlSslMode};
+use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlQueryResult, MySqlRow, MySqlSslMode};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Either, Executor as _, Row as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant as Deadline, timeout_at};
@@ -29,6 +29,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// An idle connection is closed after this time.
 const IDLE_MAX: Duration = Duration::from_secs(300);
+
+/// `ER_ACCESS_DENIED_ERROR`.
+const ACCESS_DENIED: u16 = 1045;
 
 /// Which connections a caller may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -308,7 +311,8 @@ impl Pool {
         let driver = self.options.driver();
         match driver.connect().await {
             Ok(raw) => Ok(raw),
-            Err(error @ (sqlx::Error::Io(_) | sqlx::Error::Database(_))) => Err(error),
+            Err(error @ sqlx::Error::Io(_)) => Err(error),
+            Err(error @ sqlx::Error::Database(_)) if !is_access_denied(&error) => Err(error),
             Err(error) if driver.get_socket().is_none() => Err(error),
             Err(error) => {
                 let over_tls = driver.clone().ssl_mode(MySqlSslMode::Required);
@@ -383,6 +387,16 @@ impl Pool {
             _permit: permit,
         }
     }
+}
+
+/// MySQL says so too when its cache is empty and the password did not come over TLS.
+fn is_access_denied(error: &sqlx::Error) -> bool {
+    let Some(answer) = error.as_database_error() else {
+        return false;
+    };
+    answer
+        .try_downcast_ref::<MySqlDatabaseError>()
+        .is_some_and(|answer| answer.number() == ACCESS_DENIED)
 }
 
 /// What one statement of a text gave.

@@ -253,9 +253,11 @@ pub fn violated(expect: Option<&Expect>, rows: u64, index: usize) -> Option<Reas
     if rows >= expect.min && expect.max.is_none_or(|max| rows <= max) {
         return None;
     }
-    let most = expect
-        .max
-        .map_or_else(String::new, |max| format!(" and at most {max}"));
+    let bounds = match expect.max {
+        Some(max) if max == expect.min => format!("exactly {max}"),
+        Some(max) => format!("at least {} and at most {max}", expect.min),
+        None => format!("at least {}", expect.min),
+    };
     let reason = if expect.reason.is_empty() {
         code::EXPECTATION_FAILED
     } else {
@@ -263,10 +265,7 @@ pub fn violated(expect: Option<&Expect>, rows: u64, index: usize) -> Option<Reas
     };
     Some(Reason::new(
         reason,
-        format!(
-            "statement {index} touched {rows} rows, and at least {}{most} were expected",
-            expect.min
-        ),
+        format!("statement {index} touched {rows} rows, and {bounds} were expected"),
     ))
 }
 

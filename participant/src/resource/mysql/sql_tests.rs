@@ -359,7 +359,7 @@ fn whatever_passes_is_read_back_as_what_was_judged() {
         }
         let upper = text.to_ascii_uppercase();
         assert!(
-            !upper.contains("XA COMMIT") && !upper.contains("OUTFILE"),
+            !upper.contains(" XA COMMIT") && !upper.contains("OUTFILE"),
             "{text}"
         );
         assert!(

@@ -113,9 +113,19 @@ impl State {
         })
     }
 
-    pub(in crate::resource::memory) fn prune(&mut self, below: Gtrid) -> u64 {
+    pub(in crate::resource::memory) fn prune(
+        &mut self,
+        below: Gtrid,
+        requests_below: Gtrid,
+    ) -> u64 {
         let before = self.ledger.len();
-        self.ledger.retain(|branch, _| branch.gtrid >= below);
+        self.ledger.retain(|branch, entry| {
+            let kept_from = match entry.request {
+                Some(_) => requests_below,
+                None => below,
+            };
+            branch.gtrid >= kept_from
+        });
         (before - self.ledger.len()) as u64
     }
 }

@@ -1,6 +1,7 @@
 //! An operator's orders.
 
 use super::*;
+use crate::message::Decision;
 use BranchState as B;
 use TransactionState as S;
 
