@@ -37,6 +37,8 @@ pub struct Config {
     pub retention: Retention,
     /// Time that running transactions have to end after SIGTERM, in seconds.
     pub drain_timeout_s: u64,
+    /// Threads that do the work; 0 takes half of the processors, 1 to 8.
+    pub worker_threads: usize,
     /// Form of log lines: "text" or "json".
     pub log_format: LogFormat,
 }
@@ -87,6 +89,7 @@ impl Default for Config {
             limits: Limits::default(),
             retention: Retention::default(),
             drain_timeout_s: 10,
+            worker_threads: 0,
             log_format: LogFormat::Text,
         }
     }

@@ -7,8 +7,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use concord_coordinator::app::App;
 use concord_coordinator::config::{Config, ENV_PREFIX};
-use concord_daemon::{load, stop_on_signal, telemetry};
+use concord_daemon::{load, runtime, stop_on_signal, telemetry};
 use tokio_util::sync::CancellationToken;
+
+/// Many short-lived messages are allocated by few threads, which this allocator is made for.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The coordinator of a Concord cluster: it commits transactions on many MySQL servers, or on
 /// none, and serves the gateway.
@@ -69,13 +73,10 @@ fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     telemetry::start(loaded.config.log_format);
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(async {
-            let signal = CancellationToken::new();
-            stop_on_signal(signal.clone())?;
-            let app = App::build(loaded).await?;
-            app.run(signal).await
-        })
+    runtime(loaded.config.worker_threads)?.block_on(async {
+        let signal = CancellationToken::new();
+        stop_on_signal(signal.clone())?;
+        let app = App::build(loaded).await?;
+        app.run(signal).await
+    })
 }

@@ -54,6 +54,8 @@ pub struct Config {
     pub sweep_interval_ms: u64,
     /// Time for what runs to end when the process is asked to stop.
     pub drain_timeout_ms: u64,
+    /// Threads that do the work; 0 takes half of the processors, 1 to 8.
+    pub worker_threads: usize,
     /// The server behind this participant.
     pub server: Server,
 }
@@ -130,6 +132,7 @@ impl Default for Config {
             max_branches: BRANCHES_DEFAULT,
             sweep_interval_ms: SWEEP_INTERVAL_DEFAULT_MS,
             drain_timeout_ms: DRAIN_TIMEOUT_DEFAULT_MS,
+            worker_threads: 0,
             server: Server::default(),
         }
     }

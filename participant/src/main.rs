@@ -5,12 +5,16 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
-use concord_daemon::{serve, stop_on_signal, telemetry};
+use concord_daemon::{runtime, serve, stop_on_signal, telemetry};
 use concord_participant::app::App;
 use concord_participant::config::{Config, ENV_PREFIX};
 use concord_participant::resource::mysql::MySql;
 use figment::value::Dict;
 use tokio_util::sync::CancellationToken;
+
+/// Many short-lived messages are allocated by few threads, which this allocator is made for.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const EXAMPLES: &str = "Examples:
   concord-participant --config p1.toml
@@ -93,10 +97,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     telemetry::start(loaded.config.log_format);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    runtime
+    runtime(loaded.config.worker_threads)
         .context("cannot start the runtime")?
         .block_on(async {
             let stop = CancellationToken::new();

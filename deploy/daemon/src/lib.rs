@@ -4,6 +4,7 @@
 //! It refuses to know the protocol, and to hold state: there is no global configuration here.
 
 pub mod config;
+pub mod runtime;
 pub mod secret;
 pub mod serve;
 pub mod tasks;
@@ -11,4 +12,5 @@ pub mod telemetry;
 pub mod tls;
 
 pub use config::{ConfigError, Loaded, Setting, load};
+pub use runtime::runtime;
 pub use tasks::{Tasks, stop_on_signal};

@@ -157,13 +157,13 @@ impl MySql {
     ) -> Result<v1::StatementResult, Reason> {
         let deadline = Deadline::now() + timeout;
         let judged = self.judge.judge_read(&statement.sql)?;
-        let facts = self.facts().await?;
+        self.facts().await?;
         let mut script = Script::default();
         script.verb(Step::Start, "START TRANSACTION READ ONLY");
         script.statement(&judged, statement)?;
         script.verb(Step::Finish, "COMMIT");
         let mut conn = self.pool.acquire_by(Class::Work, deadline).await?;
-        let mut outcome = script.run(&mut conn, &facts, deadline).await;
+        let mut outcome = script.run(&mut conn, deadline).await;
         match outcome.end {
             End::Fine => {
                 conn.release();

@@ -30,7 +30,7 @@ impl MySql {
         timeout: Duration,
     ) -> Result<(), Reason> {
         let deadline = Deadline::now() + timeout;
-        let facts = self.voting_facts().await?;
+        self.voting_facts().await?;
         let held = self.branches.open(branch).ok_or_else(|| {
             Reason::new(
                 code::WRONG_STATE,
@@ -43,7 +43,7 @@ impl MySql {
         script.isolation(isolation);
         script.verb(Step::Start, &format!("XA START {}", self.xids.text(branch)));
         script.ledger(branch, conn.id(), None);
-        let outcome = script.run(&mut conn, &facts, deadline).await;
+        let outcome = script.run(&mut conn, deadline).await;
         match outcome.end {
             End::Fine => {
                 held.keep(State::Active { conn, deadline });
@@ -63,10 +63,9 @@ impl MySql {
             Ok(judged) => judged,
             Err((_, reason)) => return Err(self.fail(branch, held, conn, reason).await),
         };
-        let facts = match self.facts().await {
-            Ok(facts) => facts,
-            Err(reason) => return Err(self.fail(branch, held, conn, reason).await),
-        };
+        if let Err(reason) = self.facts().await {
+            return Err(self.fail(branch, held, conn, reason).await);
+        }
         let mut script = Script::default();
         for judged in &judged {
             if let Err(reason) = script.statement(judged, statement) {
@@ -74,7 +73,7 @@ impl MySql {
             }
         }
         held.runs_on(conn.id());
-        let mut outcome = script.run(&mut conn, &facts, deadline).await;
+        let mut outcome = script.run(&mut conn, deadline).await;
         match (&outcome.end, outcome.results.pop()) {
             (End::Fine, Some(result)) => {
                 held.keep(State::Active { conn, deadline });
@@ -187,7 +186,7 @@ impl MySql {
         script.guard(&facts);
         script.verb(Step::End, &format!("XA END {xid}"));
         script.verb(Step::Finish, &format!("XA PREPARE {xid}"));
-        let outcome = script.run(&mut conn, &facts, deadline).await;
+        let outcome = script.run(&mut conn, deadline).await;
         match outcome.end {
             End::Fine => {
                 Self::keep_prepared(&facts, held, conn);
@@ -236,10 +235,10 @@ impl MySql {
         held.runs_on(conn.id());
         let mut script = Script::default();
         script.guard(&facts);
-        let outcome = script.run(&mut conn, &facts, deadline).await;
+        let outcome = script.run(&mut conn, deadline).await;
         match outcome.end {
             End::Fine => {
-                self.finish_one_phase(branch, conn, &facts, Vec::new(), deadline)
+                self.finish_one_phase(branch, conn, Vec::new(), deadline)
                     .await
             }
             _ => self.undo(branch, None, conn, outcome).await.into(),

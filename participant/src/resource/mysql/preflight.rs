@@ -2,11 +2,10 @@
 //!
 //! Settings can be changed while the server runs and a primary can be demoted, so the same checks
 //! run twice: here, on a connection of their own at each (re)connect and every few seconds; and as
-//! the *guard*, one SELECT inside every branch, right before it is prepared. An unsafe server
+//! the *guard*, one statement inside every branch, right before it is prepared. An unsafe server
 //! still commits and rolls back what is prepared: only votes stop.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use concord_core::reason::{Reason, code};
 use concord_proto::model::Isolation;
@@ -14,6 +13,7 @@ use tokio::time::Instant as Deadline;
 
 use super::error::Failure;
 use super::pool::Conn;
+use super::xa::hex;
 
 /// Which family of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +39,9 @@ pub struct Facts {
     pub isolation: Option<Isolation>,
     /// Statement that pins that level in a new session.
     pub session: String,
-    /// What the guard selects, after the nonce.
+    /// What the guard looks at.
     guard: Vec<Check>,
+    guard_text: String,
     /// What stands in the way of votes.
     pub problems: Vec<Reason>,
 }
@@ -95,28 +96,11 @@ const VARIABLES: &[&str] = &[
 ];
 
 impl Facts {
-    /// The guard: one SELECT of a number that nobody can guess and of the settings. One column
-    /// holds them all, for a server describes every column of every answer in a packet of its own.
-    pub fn push_guard(&self, sql: &mut String, nonce: u64) {
-        let _ = write!(sql, "SELECT CONCAT_WS('|',{nonce}");
-        for check in &self.guard {
-            let _ = write!(sql, ",@@GLOBAL.{}", check.variable);
-        }
-        sql.push(')');
-    }
-
-    /// What the guard's row says: `Err` when it is not the guard's row at all, which means that
-    /// the answers before it were not what they seemed; else the first problem.
-    pub fn judge_guard(&self, nonce: u64, row: &[Option<Vec<u8>>]) -> Result<Option<Reason>, ()> {
-        let [Some(column)] = row else { return Err(()) };
-        let text = std::str::from_utf8(column).map_err(|_| ())?;
-        let values: Vec<&str> = text.split('|').collect();
-        // CONCAT_WS leaves out NULL: too few values are no answer either.
-        if values.len() != self.guard.len() + 1 || values[0] != nonce.to_string() {
-            return Err(());
-        }
-        let mut verdicts = self.guard.iter().zip(&values[1..]);
-        Ok(verdicts.find_map(|(check, value)| check.verdict(value)))
+    /// The guard: a statement without an answer of its own that fails, by an overflow, when a
+    /// setting is not legal any more. A SELECT would say which one, but its answer is sent before
+    /// XA PREPARE has begun, and wakes up this process for nothing.
+    pub fn guard(&self) -> &str {
+        &self.guard_text
     }
 
     fn new(variables: &BTreeMap<String, String>) -> Self {
@@ -144,8 +128,10 @@ impl Facts {
             isolation: level.and_then(isolation),
             session: session(level),
             guard: checks(flavor, variables),
+            guard_text: String::new(),
             problems: Vec::new(),
         };
+        facts.guard_text = guard_text(&facts.guard);
         facts.problems.extend(
             facts
                 .guard
@@ -200,6 +186,28 @@ fn session(level: Option<&str>) -> String {
         _ => "REPEATABLE READ",
     };
     format!("SET SESSION TRANSACTION ISOLATION LEVEL {level}; ")
+}
+
+/// `CONCAT` makes a text of every value, so that no number equals a word; hexadecimal literals need
+/// no quoting.
+fn guard_text(checks: &[Check]) -> String {
+    let conditions = checks.iter().map(|check| {
+        let legal: Vec<_> = check
+            .legal
+            .iter()
+            .map(|value| format!("x'{}'", hex(value.as_bytes())))
+            .collect();
+        format!(
+            "CONCAT(@@GLOBAL.{}) IN ({})",
+            check.variable,
+            legal.join(",")
+        )
+    });
+    let conditions: Vec<_> = conditions.collect();
+    format!(
+        "SET @concord_guard=IF({},0,EXP(710))",
+        conditions.join(" AND ")
+    )
 }
 
 fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
@@ -427,32 +435,12 @@ mod tests {
     }
 
     #[test]
-    fn the_guard_sees_changes_and_forgeries() {
+    fn the_guard_compares_texts() {
         let facts = facts(&[]);
-        let mut sql = String::new();
-        facts.push_guard(&mut sql, 7);
-        let start = "SELECT CONCAT_WS('|',7,@@GLOBAL.innodb_flush_log_at_trx_commit,";
-        assert!(sql.starts_with(start), "{sql}");
-        let row = |values: [&str; 6]| vec![Some(values.join("|").into_bytes())];
-        let good = ["7", "1", "1", "0", "0", "u-1"];
-        assert_eq!(facts.judge_guard(7, &row(good)), Ok(None));
-        for (at, value, expected) in [
-            (1, "2", code::UNSAFE_SERVER),
-            (2, "100", code::UNSAFE_SERVER),
-            (3, "1", code::READ_ONLY_SERVER),
-            (4, "ON", code::READ_ONLY_SERVER),
-            (5, "u-2", code::INCARNATION_CHANGED),
-        ] {
-            let mut changed = good;
-            changed[at] = value;
-            let reason = facts.judge_guard(7, &row(changed)).unwrap().unwrap();
-            assert_eq!(&*reason.code, expected);
-        }
-        assert_eq!(facts.judge_guard(8, &row(good)), Err(()));
-        assert_eq!(
-            facts.judge_guard(7, &[Some(b"7|1|1|0|0".to_vec())]),
-            Err(())
-        );
-        assert_eq!(facts.judge_guard(7, &[None]), Err(()));
+        let start = "SET @concord_guard=IF(CONCAT(@@GLOBAL.innodb_flush_log_at_trx_commit) IN \
+                     (x'31') AND CONCAT(@@GLOBAL.sync_binlog) IN (x'31') AND \
+                     CONCAT(@@GLOBAL.read_only) IN (x'30',x'4f4646') AND ";
+        assert!(facts.guard().starts_with(start), "{}", facts.guard());
+        assert!(facts.guard().ends_with(",0,EXP(710))"), "{}", facts.guard());
     }
 }

@@ -1,9 +1,8 @@
 //! One text with all that a branch needs, and what its answers say.
 //!
 //! The server answers each statement of a text in order and stops at the first error, so the
-//! number of answers tells how far it came. The guard's row carries a number that nobody can
-//! guess: it proves that the answers before it were counted right, whatever bytes a statement
-//! made the server return.
+//! number of answers tells how far it came. Every statement of a text has exactly one answer: what
+//! could have more of them, or none, is not on the allow-list.
 
 use std::sync::Arc;
 
@@ -11,7 +10,6 @@ use concord_core::id::BranchId;
 use concord_core::reason::{Reason, code};
 use concord_proto::model::{Expect, Isolation, Statement};
 use concord_proto::v1;
-use sqlx::Row as _;
 use sqlx::mysql::MySqlQueryResult;
 use tokio::time::Instant as Deadline;
 
@@ -48,7 +46,6 @@ pub struct Script {
     steps: Vec<Step>,
     selects: Vec<bool>,
     expects: Vec<Option<Expect>>,
-    nonce: u64,
 }
 
 impl Script {
@@ -93,10 +90,7 @@ impl Script {
 
     /// Appends the guard.
     pub fn guard(&mut self, facts: &Facts) {
-        self.separate();
-        self.nonce = rand::random();
-        facts.push_guard(&mut self.text, self.nonce);
-        self.steps.push(Step::Guard);
+        self.verb(Step::Guard, facts.guard());
     }
 
     fn separate(&mut self) {
@@ -106,7 +100,7 @@ impl Script {
     }
 
     /// Runs the text.
-    pub async fn run(self, conn: &mut Conn, facts: &Facts, deadline: Deadline) -> Outcome {
+    pub async fn run(self, conn: &mut Conn, deadline: Deadline) -> Outcome {
         let mut reader = Reader {
             steps: self.steps,
             at: 0,
@@ -115,7 +109,6 @@ impl Script {
             collector: Collector::default(),
             results: Vec::new(),
             objection: None,
-            guard: None,
         };
         let text = self.text;
         let ran = conn
@@ -123,7 +116,7 @@ impl Script {
                 reader.take(item);
             })
             .await;
-        reader.finish(ran, facts, self.nonce)
+        reader.finish(ran)
     }
 }
 
@@ -167,21 +160,12 @@ struct Reader {
     collector: Collector,
     results: Vec<v1::StatementResult>,
     objection: Option<(Reason, Option<usize>)>,
-    guard: Option<Vec<Option<Vec<u8>>>>,
 }
 
 impl Reader {
     fn take(&mut self, item: Item) {
         match (item, self.steps.get(self.at)) {
             (Item::Row(row), Some(Step::Statement(_))) => self.collector.row(&row),
-            (Item::Row(row), Some(Step::Guard)) => {
-                let column = |at| {
-                    row.try_get_unchecked::<Option<Vec<u8>>, _>(at)
-                        .ok()
-                        .flatten()
-                };
-                self.guard = Some((0..row.len()).map(column).collect());
-            }
             (Item::Row(_), _) => {}
             (Item::Done(done), Some(Step::Statement(index))) => {
                 let index = *index;
@@ -207,36 +191,18 @@ impl Reader {
         }
     }
 
-    fn finish(self, ran: Result<(), Failure>, facts: &Facts, nonce: u64) -> Outcome {
-        let end = match ran {
-            Err(failure) => End::Failed {
+    fn finish(self, ran: Result<(), Failure>) -> Outcome {
+        let end = match (ran, self.objection) {
+            (Err(failure), _) => End::Failed {
                 step: self.steps.get(self.at).copied(),
                 failure,
             },
-            Ok(()) if self.at != self.steps.len() => End::Failed {
+            (Ok(()), _) if self.at != self.steps.len() => End::Failed {
                 step: None,
                 failure: Failure::out_of_step("it has fewer or more parts than the question"),
             },
-            Ok(()) => {
-                let guarded = self.steps.contains(&Step::Guard);
-                let verdict = match (&self.guard, guarded) {
-                    (_, false) => Ok(None),
-                    (Some(row), true) => facts.judge_guard(nonce, row),
-                    (None, true) => Err(()),
-                };
-                match (verdict, self.objection) {
-                    (Err(()), _) => End::Failed {
-                        step: None,
-                        failure: Failure::out_of_step("the guard's answer is not where it belongs"),
-                    },
-                    (Ok(_), Some((reason, failed))) => End::Objection { reason, failed },
-                    (Ok(Some(reason)), None) => End::Objection {
-                        reason,
-                        failed: None,
-                    },
-                    (Ok(None), None) => End::Fine,
-                }
-            }
+            (Ok(()), Some((reason, failed))) => End::Objection { reason, failed },
+            (Ok(()), None) => End::Fine,
         };
         let ended = self.steps[..self.at.min(self.steps.len())].contains(&Step::End);
         Outcome {

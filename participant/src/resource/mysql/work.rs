@@ -118,7 +118,7 @@ impl MySql {
         script.guard(&facts);
         script.verb(Step::End, &format!("XA END {xid}"));
         script.verb(Step::Finish, &format!("XA PREPARE {xid}"));
-        let outcome = script.run(&mut conn, &facts, deadline).await;
+        let outcome = script.run(&mut conn, deadline).await;
         match outcome.end {
             End::Fine => {
                 Self::keep_prepared(&facts, held, conn);
@@ -172,11 +172,11 @@ impl MySql {
             }
         };
         script.guard(&facts);
-        let outcome = script.run(&mut conn, &facts, deadline).await;
+        let outcome = script.run(&mut conn, deadline).await;
         let request = work.request_id.as_ref().map(RequestId::as_str);
         match outcome.end {
             End::Fine => {
-                self.finish_one_phase(branch, conn, &facts, outcome.results, deadline)
+                self.finish_one_phase(branch, conn, outcome.results, deadline)
                     .await
             }
             _ => self.undo_one_phase(branch, request, conn, outcome).await,
@@ -188,7 +188,6 @@ impl MySql {
         &self,
         branch: BranchId,
         mut conn: Conn,
-        facts: &Facts,
         results: Vec<v1::StatementResult>,
         deadline: Deadline,
     ) -> OnePhase {
@@ -196,7 +195,7 @@ impl MySql {
         let mut script = Script::default();
         script.verb(Step::End, &format!("XA END {xid}"));
         script.verb(Step::Finish, &format!("XA COMMIT {xid} ONE PHASE"));
-        let outcome = script.run(&mut conn, facts, deadline).await;
+        let outcome = script.run(&mut conn, deadline).await;
         if let End::Fine = outcome.end {
             conn.release();
             return OnePhase::Committed { results };
@@ -301,7 +300,7 @@ impl MySql {
         }
         script.guard(facts);
         script.verb(Step::Finish, "COMMIT");
-        let Outcome { results, end, .. } = script.run(&mut conn, facts, deadline).await;
+        let Outcome { results, end, .. } = script.run(&mut conn, deadline).await;
         let (reason, failed) = match end {
             End::Fine => {
                 conn.release();
@@ -311,6 +310,10 @@ impl MySql {
                 conn.release();
                 (reason, failed)
             }
+            End::Failed {
+                step: Some(Step::Guard),
+                failure: Failure::Refused { .. },
+            } => (self.why_guarded().await, None),
             End::Failed { step, failure } => (blame(&failure, step), client_statement(step)),
         };
         Err(Unfinished {
@@ -393,10 +396,12 @@ impl MySql {
             conn.kill();
             self.make_sure(branch, deadline).await
         };
-        if let Some((Step::Ledger, failure)) = &step
-            && failure.number() == Some(error::DUPLICATE_KEY)
-        {
-            reason = self.why_duplicate(branch, request, failure).await;
+        match &step {
+            Some((Step::Ledger, failure)) if failure.number() == Some(error::DUPLICATE_KEY) => {
+                reason = self.why_duplicate(branch, request, failure).await;
+            }
+            Some((Step::Guard, Failure::Refused { .. })) => reason = self.why_guarded().await,
+            _ => {}
         }
         Unfinished {
             certain,
@@ -452,6 +457,18 @@ impl MySql {
             }
         }
         false
+    }
+
+    /// The guard failed: which setting is it?
+    async fn why_guarded(&self) -> Reason {
+        let changed = || {
+            let text = "a setting that makes the server safe was changed for a moment; try again";
+            Reason::new(code::UNSAFE_SERVER, text)
+        };
+        match self.check(true).await {
+            Ok(facts) => facts.problems.first().cloned().unwrap_or_else(changed),
+            Err(reason) => reason,
+        }
     }
 
     /// The branch's row was refused by a unique key: which one, and what stands there?
