@@ -115,7 +115,10 @@ pub fn of_seen(
 
 /// Nothing is known under this name any more.
 pub fn not_found(what: &str) -> Reason {
-    let text = format!("{what} is not known: it never began here, or its retention time is over");
+    let text = format!(
+        "{what} is not known: it never began here, its retention time is over, or it is older than \
+         the decision log"
+    );
     Reason::new(code::TRANSACTION_NOT_FOUND, text)
 }
 

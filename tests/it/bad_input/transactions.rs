@@ -438,19 +438,23 @@ pub async fn what_is_not_there(world: &World) -> anyhow::Result<()> {
             gtrid: gtrid.into(),
         };
         r.expect(gtrid, tx.rollback(request).await, code, reason);
-        // No decision on record is an answer: it was not committed, and never will be.
-        let request = v1::GetTransactionRequest {
-            gtrid: gtrid.into(),
-            request_id: String::new(),
-        };
-        let found = tx.get_transaction(request).await?.into_inner().transaction;
-        let told = found.and_then(|tx| tx.reason).unwrap_or_default().code;
-        ensure!(told == "PRESUMED_ABORT", "{gtrid}: {told}");
     }
     let get = |gtrid: &str, id: &str| v1::GetTransactionRequest {
         gtrid: gtrid.into(),
         request_id: id.into(),
     };
+    // No decision on record is an answer: it was not committed, and never will be. But nothing can
+    // be said of what is older than the record itself.
+    let found = tx.get_transaction(get(future, "")).await?;
+    let found = found.into_inner().transaction;
+    let told = found.and_then(|tx| tx.reason).unwrap_or_default().code;
+    ensure!(told == "PRESUMED_ABORT", "{future}: {told}");
+    r.expect(
+        "older",
+        tx.get_transaction(get(past, "")).await,
+        code,
+        reason,
+    );
     r.expect(
         "no request",
         tx.get_transaction(get("", "nobody's")).await,

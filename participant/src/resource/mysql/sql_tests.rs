@@ -354,10 +354,13 @@ fn whatever_passes_is_read_back_as_what_was_judged() {
         let params = vec![Value::String("'; XA COMMIT x'00' -- /*".into()); judged.params()];
         let mut text = String::new();
         judged.push_to(&mut text, &params).unwrap();
-        for refused in [";", "/*", "--", "#", "@", "\\", "\"", "\0"] {
-            assert!(!text.contains(refused), "{sql:?} became {text:?}");
+        assert!(!text.contains(['\\', '\0']), "{sql:?} became {text:?}");
+        // Without a backslash a quote always opens or closes a literal.
+        let code: String = text.split('\'').step_by(2).collect::<Vec<_>>().join("''");
+        for refused in [";", "/*", "--", "#", "@", "\""] {
+            assert!(!code.contains(refused), "{sql:?} became {text:?}");
         }
-        let upper = text.to_ascii_uppercase();
+        let upper = code.to_ascii_uppercase();
         assert!(
             !upper.contains(" XA COMMIT") && !upper.contains("OUTFILE"),
             "{text}"
