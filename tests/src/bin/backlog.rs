@@ -1,36 +1,45 @@
 //! The long form of the recovery proof: thousands of decided transactions after a crash, against
 //! raw XA COMMITs of the same branches.
-//!
-//! `cargo run -p concord-tests --bin backlog -- --server mariadb --transactions 5000 --rounds 3`
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
+use clap::Parser;
 use concord_client::local::binary::ServerBinary;
 use concord_tests::backlog::{Plan, prove};
 
+/// Resolves a backlog of decided transactions after a crash, and compares the time with that of
+/// raw XA COMMITs of the same branches.
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:
+  cargo run --release -p concord-tests --bin backlog
+  cargo run --release -p concord-tests --bin backlog -- --server mysql --rounds 5")]
+struct Args {
+    /// The server to prove it on: mariadb, mysql, or the path of a mysqld.
+    #[arg(long, default_value = "mariadb")]
+    server: String,
+    /// Decided transactions, of two prepared branches each.
+    #[arg(long, default_value_t = 5_000)]
+    transactions: usize,
+    /// How often both are measured.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Connections to each server that commit by hand.
+    #[arg(long, default_value_t = 32)]
+    raw_connections: usize,
+    /// Longest recovery, as a multiple of the raw time.
+    #[arg(long, default_value_t = 2.0)]
+    max_ratio: f64,
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut plan = Plan {
-        transactions: 5_000,
-        rounds: 3,
-        raw_connections: 32,
+    let args = Args::parse();
+    let plan = Plan {
+        transactions: args.transactions,
+        rounds: args.rounds,
+        raw_connections: args.raw_connections,
     };
-    let mut server = "mariadb".to_owned();
-    let mut max_ratio = 2.0;
-    let mut args = std::env::args().skip(1);
-    while let Some(flag) = args.next() {
-        let Some(value) = args.next() else {
-            bail!("{flag} needs a value")
-        };
-        match flag.as_str() {
-            "--server" => server = value,
-            "--transactions" => plan.transactions = value.parse()?,
-            "--rounds" => plan.rounds = value.parse()?,
-            "--raw-connections" => plan.raw_connections = value.parse()?,
-            "--max-ratio" => max_ratio = value.parse()?,
-            _ => bail!("unknown flag {flag}"),
-        }
-    }
-    let server = ServerBinary::discover(&server)?;
+    let max_ratio = args.max_ratio;
+    let server = ServerBinary::discover(&args.server)?;
     println!("{} {}, {plan:?}", server.kind(), server.version());
     let report = prove(&server, &plan).await?;
     for round in &report.rounds {

@@ -1,35 +1,42 @@
 //! The long form of the memory proof: ten thousand transactions in flight at once.
-//!
-//! `cargo run -p concord-tests --bin in_flight -- --server mariadb --transactions 10000`
 
-use anyhow::bail;
+use clap::Parser;
 use concord_client::local::binary::ServerBinary;
 use concord_tests::in_flight::{Plan, prove};
 
+/// Holds many transactions in flight and looks at the memory of the coordinator.
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:
+  cargo run --release -p concord-tests --bin in_flight
+  cargo run --release -p concord-tests --bin in_flight -- --server mysql --transactions 5000")]
+struct Args {
+    /// The server to prove it on: mariadb, mysql, or the path of a mysqld.
+    #[arg(long, default_value = "mariadb")]
+    server: String,
+    /// Transactions in flight at once.
+    #[arg(long, default_value_t = 10_000)]
+    transactions: usize,
+    /// Connections that they come from.
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
+    /// How often.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Memory that the coordinator may take, in MB.
+    #[arg(long, default_value_t = 300)]
+    limit_mb: u64,
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut plan = Plan {
-        transactions: 10_000,
-        connections: 16,
-        rounds: 3,
-        limit: 300_000_000,
+    let args = Args::parse();
+    let plan = Plan {
+        transactions: args.transactions,
+        connections: args.connections,
+        rounds: args.rounds,
+        limit: args.limit_mb * 1_000_000,
     };
-    let mut server = "mariadb".to_owned();
-    let mut args = std::env::args().skip(1);
-    while let Some(flag) = args.next() {
-        let Some(value) = args.next() else {
-            bail!("{flag} needs a value")
-        };
-        match flag.as_str() {
-            "--server" => server = value,
-            "--transactions" => plan.transactions = value.parse()?,
-            "--connections" => plan.connections = value.parse()?,
-            "--rounds" => plan.rounds = value.parse()?,
-            "--limit-mb" => plan.limit = value.parse::<u64>()? * 1_000_000,
-            _ => bail!("unknown flag {flag}"),
-        }
-    }
-    let server = ServerBinary::discover(&server)?;
+    let server = ServerBinary::discover(&args.server)?;
     println!("{} {}, {plan:?}", server.kind(), server.version());
     for round in prove(&server, &plan).await? {
         println!(

@@ -1,39 +1,49 @@
 //! The long form of the payments proof: a big file, many kills, on a server of choice.
-//!
-//! `cargo run -p concord-tests --bin payments -- --server mariadb --lines 10000 --accounts 1000`
 
 use std::time::Duration;
 
-use anyhow::bail;
+use clap::Parser;
 use concord_client::local::binary::ServerBinary;
 use concord_tests::payments::{Plan, prove};
 
+/// Pays a file while everything is killed with kill -9 at random, until it is done, and audits the
+/// books.
+#[derive(Debug, Parser)]
+#[command(after_help = "Examples:
+  cargo run --release -p concord-tests --bin payments
+  cargo run --release -p concord-tests --bin payments -- --server mysql --seed 2")]
+struct Args {
+    /// The server to prove it on: mariadb, mysql, or the path of a mysqld.
+    #[arg(long, default_value = "mariadb")]
+    server: String,
+    /// Lines of the file: payments, overdrafts, bad lines and repetitions.
+    #[arg(long, default_value_t = 10_000)]
+    lines: usize,
+    /// Accounts on the servers.
+    #[arg(long, default_value_t = 1_000)]
+    accounts: usize,
+    /// Of the file and of the kills.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Mean pause between two kills, in milliseconds.
+    #[arg(long, default_value_t = 1_500)]
+    pause_ms: u64,
+    /// Kills without which it proves nothing.
+    #[arg(long, default_value_t = 15)]
+    min_kills: usize,
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut plan = Plan {
-        lines: 10_000,
-        accounts: 1_000,
-        seed: 1,
-        pause: Duration::from_millis(1_500),
-        min_kills: 20,
+    let args = Args::parse();
+    let plan = Plan {
+        lines: args.lines,
+        accounts: args.accounts,
+        seed: args.seed,
+        pause: Duration::from_millis(args.pause_ms),
+        min_kills: args.min_kills,
     };
-    let mut server = "mariadb".to_owned();
-    let mut args = std::env::args().skip(1);
-    while let Some(flag) = args.next() {
-        let Some(value) = args.next() else {
-            bail!("{flag} needs a value")
-        };
-        match flag.as_str() {
-            "--server" => server = value,
-            "--lines" => plan.lines = value.parse()?,
-            "--accounts" => plan.accounts = value.parse()?,
-            "--seed" => plan.seed = value.parse()?,
-            "--pause-ms" => plan.pause = Duration::from_millis(value.parse()?),
-            "--min-kills" => plan.min_kills = value.parse()?,
-            _ => bail!("unknown flag {flag}"),
-        }
-    }
-    let server = ServerBinary::discover(&server)?;
+    let server = ServerBinary::discover(&args.server)?;
     println!("{} {}, {plan:?}", server.kind(), server.version());
     let report = prove(&server, &plan).await?;
     println!("{report:?}");
