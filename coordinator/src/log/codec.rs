@@ -99,6 +99,11 @@ pub fn key(gtrid: Gtrid, kind: u8, bqual: Bqual, ordinal: u16) -> Key {
     key
 }
 
+/// The ordinal in a key.
+pub fn ordinal(key: &Key) -> u16 {
+    u16::from_be_bytes([key[KEY_BYTES - 2], key[KEY_BYTES - 1]])
+}
+
 /// The body with version and checksum.
 pub fn seal(key: &[u8], body: &[u8]) -> Vec<u8> {
     let mut sealed = Vec::with_capacity(body.len() + 5);

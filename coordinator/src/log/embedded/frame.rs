@@ -1,19 +1,25 @@
-//! What stands between redb and the disk: one block of our own before redb's bytes.
+//! What stands between redb and the disk: one block of our own, and the journal, before redb's
+//! bytes.
 //!
-//! The block says what the file is, and keeps the number of the last commit that was acknowledged.
-//! redb commits with a single fsync, so after a crash it takes a last commit that does not verify
-//! for an unfinished one and returns to the one before. That is right for a torn commit, which
-//! nobody was told of, and wrong for a durable one that rotted since. The number tells them apart:
-//! it is written after a commit is durable and before anybody is told of it. It needs no fsync of
-//! its own, being only ever too low after a power loss, and then by one commit: the next commit's
-//! fsync covers it too.
+//! The block says what the file is, and keeps the [`Mark`] of the last append that was
+//! acknowledged. An append is durable after a single fsync, so after a crash an end that does not
+//! verify is taken for an unfinished one and dropped. That is right for a torn end, which nobody
+//! was told of, and wrong for a durable one that rotted since. The mark tells them apart: it is
+//! written after an append is durable and before anybody is told of it. It needs no fsync of its
+//! own, being only ever too low after a power loss, and then by one append: the next one's fsync
+//! covers it too.
 //!
 //! ```text
-//! offset    0   magic 16 bytes ‖ frame version u32 ‖ crc32 u32 of these 20 bytes
-//! offset  512   commit u64 ‖ crc32 u32        of even commits
-//! offset 1024   commit u64 ‖ crc32 u32        of odd commits
-//! offset 4096   redb's file
+//! offset    0   magic 16 bytes ‖ version u32 ‖ crc32 u32 of these 20 bytes
+//! offset   24   pages of the journal u32 ‖ its salt u32 ‖ crc32 u32 of the 32 bytes before
+//! offset  512   commit u64 ‖ frames u64 ‖ crc32 u32     these two take turns
+//! offset 1024   commit u64 ‖ frames u64 ‖ crc32 u32
+//! offset 4096   the journal, see [`super::journal`]
+//! after it      redb's file
 //! ```
+//!
+//! Version 1 had no journal: redb's file began at 4096, and the two marks were `commit u64 ‖ crc32
+//! u32`. Such a file is read, and written anew as version 2 when it is opened.
 
 #![allow(clippy::cast_possible_truncation)] // u64 offsets within a block become usize
 
@@ -25,21 +31,67 @@ use redb::StorageBackend;
 
 /// Bytes of our block: a page, so that redb's pages stay aligned.
 pub const BLOCK_BYTES: u64 = 4_096;
+/// Version of the layout.
+pub const VERSION: u32 = 2;
+/// The version that had no journal.
+pub const VERSION_WITHOUT_JOURNAL: u32 = 1;
 const MAGIC: &[u8; 16] = b"concord decision";
-const FRAME_VERSION: u32 = 1;
 const SLOT_OFFSETS: [u64; 2] = [512, 1_024];
 
-/// What the first block says.
+/// A point in the log's history: so many commits of redb, and so many frames of the journal after
+/// them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mark {
+    /// Number of the last commit of redb.
+    pub commit: u64,
+    /// Frames of the journal after it.
+    pub frames: u64,
+}
+
+/// What the first block of a log says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Version of the layout.
+    pub version: u32,
+    /// Bytes of the journal.
+    pub journal_bytes: u64,
+    /// What the checksums of the journal's frames start from.
+    pub salt: u32,
+    /// What was acknowledged, or one append less.
+    pub acknowledged: Mark,
+    /// The slot that the next mark goes to: not that of the last one.
+    free_slot: usize,
+}
+
+impl Head {
+    /// Where redb's bytes begin.
+    pub fn redb_start(&self) -> u64 {
+        BLOCK_BYTES + self.journal_bytes
+    }
+}
+
+/// What the first block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Block {
     /// Nothing: the log was never finished being created.
     Blank,
-    /// It is a log whose last acknowledged commit had this number, or the next one.
-    Log { acknowledged: u64 },
-    /// A log of a later version of the frame.
+    /// That of a log.
+    Log(Head),
+    /// That of a log of a later version of the layout.
     Newer(u32),
     /// Something else.
     Foreign,
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+}
+
+/// Whether the four bytes after the first `length` are their checksum.
+fn is_sealed(bytes: &[u8], length: usize) -> bool {
+    bytes[length..length + 4] == crc32fast::hash(&bytes[..length]).to_be_bytes()
 }
 
 /// Reads the first block.
@@ -49,83 +101,133 @@ pub fn read_block(disk: &dyn StorageBackend) -> io::Result<Block> {
     }
     let mut block = [0; BLOCK_BYTES as usize];
     disk.read(0, &mut block)?;
-    let (head, rest) = block.split_at(20);
-    if head.iter().chain(&rest[..4]).all(|byte| *byte == 0) {
+    if block[..36].iter().all(|byte| *byte == 0) {
         return Ok(Block::Blank);
     }
-    if &head[..16] != MAGIC || rest[..4] != crc32fast::hash(head).to_be_bytes() {
+    if &block[..16] != MAGIC || !is_sealed(&block, 20) {
         return Ok(Block::Foreign);
     }
-    let version = head[16..]
-        .iter()
-        .fold(0, |sum, byte| sum << 8 | u32::from(*byte));
-    if version != FRAME_VERSION {
-        return Ok(Block::Newer(version));
-    }
-    let slot = |offset: u64| {
-        let slot = &block[offset as usize..][..12];
-        let (commit, crc) = slot.split_at(8);
-        (crc == crc32fast::hash(commit).to_be_bytes()).then(|| {
-            commit
-                .iter()
-                .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+    let version = number(&block[16..20]) as u32;
+    let mark_bytes = match version {
+        VERSION_WITHOUT_JOURNAL => 8,
+        VERSION if is_sealed(&block, 32) => 16,
+        VERSION => return Ok(Block::Foreign),
+        _ => return Ok(Block::Newer(version)),
+    };
+    let has_journal = version == VERSION;
+    let mark = |slot: usize| {
+        let slot = &block[SLOT_OFFSETS[slot] as usize..];
+        is_sealed(slot, mark_bytes).then(|| Mark {
+            commit: number(&slot[..8]),
+            frames: number(&slot[8..mark_bytes]),
         })
     };
-    // A slot that was torn or rotted away leaves the other one, which is lower by one.
-    match SLOT_OFFSETS.into_iter().filter_map(slot).max() {
-        Some(acknowledged) => Ok(Block::Log { acknowledged }),
-        None => Ok(Block::Foreign),
-    }
+    // A slot that was torn or rotted away leaves the other one, which is lower by one append.
+    let (acknowledged, free_slot) = match (mark(0), mark(1)) {
+        (None, None) => return Ok(Block::Foreign),
+        (first, second) if first > second => (first, 1),
+        (_, second) => (second, 0),
+    };
+    Ok(Block::Log(Head {
+        version,
+        journal_bytes: u64::from(has_journal) * number(&block[24..28]) * BLOCK_BYTES,
+        salt: if has_journal {
+            number(&block[28..32]) as u32
+        } else {
+            0
+        },
+        acknowledged: acknowledged.unwrap_or_default(),
+        free_slot,
+    }))
 }
 
-/// Writes the first block of a log whose first commit is durable. Its head, which is what makes it
-/// a log, lies within one sector and comes after everything else.
-pub fn write_block(disk: &dyn StorageBackend, commit: u64) -> io::Result<()> {
-    acknowledge(disk, commit.saturating_sub(1))?;
-    acknowledge(disk, commit)?;
+/// Writes the first block of a log whose content is durable up to a mark. Its head, which is what
+/// makes it a log, lies within one sector and comes after everything else.
+pub fn write_block(
+    disk: &Arc<dyn StorageBackend>,
+    journal_pages: u32,
+    salt: u32,
+    acknowledged: Mark,
+) -> io::Result<()> {
+    let mut marks = Marks {
+        disk: Arc::clone(disk),
+        slot: 0,
+    };
+    marks.write(acknowledged)?;
+    marks.write(acknowledged)?;
     disk.sync_data()?;
-    let mut head = Vec::with_capacity(24);
+    let mut head = Vec::with_capacity(36);
     head.extend_from_slice(MAGIC);
-    head.extend_from_slice(&FRAME_VERSION.to_be_bytes());
-    let crc = crc32fast::hash(&head);
-    head.extend_from_slice(&crc.to_be_bytes());
+    head.extend_from_slice(&VERSION.to_be_bytes());
+    head.extend_from_slice(&crc32fast::hash(&head).to_be_bytes());
+    head.extend_from_slice(&journal_pages.to_be_bytes());
+    head.extend_from_slice(&salt.to_be_bytes());
+    head.extend_from_slice(&crc32fast::hash(&head).to_be_bytes());
     disk.write(0, &head)?;
     disk.sync_data()
 }
 
-/// Notes that a commit is durable and about to be acknowledged.
-pub fn acknowledge(disk: &dyn StorageBackend, commit: u64) -> io::Result<()> {
-    let number = commit.to_be_bytes();
-    let mut slot = [0; 12];
-    slot[..8].copy_from_slice(&number);
-    slot[8..].copy_from_slice(&crc32fast::hash(&number).to_be_bytes());
-    disk.write(SLOT_OFFSETS[usize::from(commit % 2 == 1)], &slot)
+/// Writes marks, each over the one before the last.
+#[derive(Debug)]
+pub struct Marks {
+    disk: Arc<dyn StorageBackend>,
+    slot: usize,
 }
 
-/// redb's view of the disk: everything after our block. The disk outlives it: redb's close, which
-/// also ends every look at it, does not close the disk.
+impl Marks {
+    /// Goes on where the head's marks end.
+    pub fn after(disk: Arc<dyn StorageBackend>, head: &Head) -> Self {
+        let slot = head.free_slot;
+        Self { disk, slot }
+    }
+
+    /// Notes that everything up to here is durable and about to be acknowledged.
+    pub fn write(&mut self, mark: Mark) -> io::Result<()> {
+        let mut slot = [0; 20];
+        slot[..8].copy_from_slice(&mark.commit.to_be_bytes());
+        slot[8..16].copy_from_slice(&mark.frames.to_be_bytes());
+        let crc = crc32fast::hash(&slot[..16]);
+        slot[16..].copy_from_slice(&crc.to_be_bytes());
+        self.disk.write(SLOT_OFFSETS[self.slot], &slot)?;
+        self.slot = 1 - self.slot;
+        Ok(())
+    }
+}
+
+/// redb's view of the disk: everything after our block and the journal. The disk outlives it:
+/// redb's close, which also ends every look at it, does not close the disk.
 #[derive(Debug)]
-pub struct Frame(pub Arc<dyn StorageBackend>);
+pub struct Frame {
+    disk: Arc<dyn StorageBackend>,
+    start: u64,
+}
+
+impl Frame {
+    /// The part of the disk that begins there.
+    pub fn new(disk: Arc<dyn StorageBackend>, start: u64) -> Self {
+        Self { disk, start }
+    }
+}
 
 impl StorageBackend for Frame {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.len()?.saturating_sub(BLOCK_BYTES))
+        Ok(self.disk.len()?.saturating_sub(self.start))
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset + BLOCK_BYTES, out)
+        self.disk.read(offset + self.start, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len + BLOCK_BYTES)
+        self.disk.set_len(len + self.start)
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.disk.sync_data()
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset + BLOCK_BYTES, data)
+        self.disk.write(offset + self.start, data)
     }
 }
 
