@@ -4,6 +4,7 @@
 //! stock.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,9 @@ use crate::engine::{AckMode, Engine, Executed, Failure, OneShot};
 pub const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time-out of a call that has no field for one.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_millis(TIMEOUT_DEFAULT_MS as u64);
+/// Longest turn at a row. A transaction that needs longer waits for a server that is away, or for a
+/// lock: meanwhile others may still get at its rows on the servers that are there.
+const TURN_MAX: Duration = Duration::from_millis(500);
 /// A currency's bytes where no account or product was found that has one: it equals none, because
 /// all have capitals.
 pub const NO_CURRENCY: &str = "---";
@@ -246,9 +250,7 @@ impl<E: Engine> Business<E> {
         self.ensure_tables(plan.participants(), timeout)
             .await
             .map_err(refused)?;
-        let turn = self.turn(plan.rows(), terms).await;
-        // Held until the outcome is applied, or until nobody waits for it any more.
-        let _turn = turn.map_err(refused)?;
+        let turn = self.turn(plan.rows(), terms).await.map_err(refused)?;
         let timeout = terms.remaining().map_err(refused)?;
         let (branches, roles) = plan.split();
         let request = terms.request.clone();
@@ -261,7 +263,15 @@ impl<E: Engine> Business<E> {
             ack,
             timeout,
         };
-        let failure = match self.0.engine.execute(tx).await {
+        let mut execute = pin!(self.0.engine.execute(tx));
+        let executed = match tokio::time::timeout(TURN_MAX, &mut execute).await {
+            Ok(executed) => executed,
+            Err(_) => {
+                drop(turn);
+                execute.await
+            }
+        };
+        let failure = match executed {
             Ok(executed) => return Ok(executed),
             Err(failure) => failure,
         };
@@ -377,7 +387,11 @@ pub fn reason_of(error: &CallError) -> Option<&Reason> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
+    use crate::engine::Migration;
+    use crate::gateway::plan::statement;
 
     fn aborted(code: &str, message: &str) -> Failure {
         Failure::Aborted {
@@ -412,6 +426,75 @@ mod tests {
         );
         let unknown = CallError::Failure(Failure::Unknown { gtrid: Gtrid::MIN });
         assert_eq!(because(unknown.clone(), Reason::new("X", "")), unknown);
+    }
+
+    /// The first transaction's participant is away for ever, the others' are not.
+    #[derive(Clone)]
+    struct Away(Arc<AtomicU32>);
+
+    impl Engine for Away {
+        fn mint(&self) -> Gtrid {
+            Gtrid::MIN
+        }
+
+        async fn execute(&self, tx: OneShot) -> Result<Executed, Failure> {
+            if self.0.fetch_add(1, Ordering::SeqCst) == 0 {
+                std::future::pending::<()>().await;
+            }
+            Ok(Executed {
+                gtrid: tx.gtrid,
+                results: Vec::new(),
+                replayed: false,
+            })
+        }
+
+        async fn query(
+            &self,
+            _: &ParticipantName,
+            _: Statement,
+            _: Duration,
+        ) -> Result<v1::StatementResult, Reason> {
+            Ok(v1::StatementResult::default())
+        }
+
+        async fn migrate(
+            &self,
+            _: &ParticipantName,
+            _: &str,
+            _: &[Migration],
+        ) -> Result<(), Reason> {
+            Ok(())
+        }
+
+        fn participants(&self) -> Vec<ParticipantName> {
+            vec![ParticipantName::new("p1")]
+        }
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_waits_for_a_server_does_not_keep_its_turn() {
+        let engine = Away(Arc::default());
+        let slots = Placement::initial(&engine.participants());
+        let business = Business::new(engine.clone(), Placement::new(slots).unwrap());
+        let run = |business: Business<Away>| async move {
+            let mut plan = Plan::default();
+            plan.touches(RowKey::Account("a".into()));
+            plan.push(
+                &ParticipantName::new("p1"),
+                (),
+                statement("SELECT 1", Vec::new()),
+            );
+            let terms = Terms::new(None, Duration::from_secs(60));
+            business.run(Gtrid::MIN, plan, &terms).await
+        };
+        let stuck = tokio::spawn(run(business.clone()));
+        while engine.0.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let next = tokio::time::timeout(10 * TURN_MAX, run(business)).await;
+        assert!(matches!(next, Ok(Ok(_))), "{next:?}");
+        assert!(!stuck.is_finished());
+        stuck.abort();
     }
 
     #[test]
