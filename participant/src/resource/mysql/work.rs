@@ -103,19 +103,12 @@ impl MySql {
                 Err(unfinished) => unfinished.into(),
             };
         }
-        let (held, mut conn) = match self.open(branch, deadline).await {
-            Ok(opened) => opened,
+        let begun = self.begin_work(branch, work, &judged, &facts, deadline);
+        let (held, mut conn, mut script) = match begun.await {
+            Ok(begun) => begun,
             Err(refused) => return refused.into(),
         };
         let xid = self.xids.text(branch);
-        let mut script = match begin_script(branch, work, &judged, &xid, &conn) {
-            Ok(script) => script,
-            Err((index, reason)) => {
-                conn.release();
-                return Unfinished::never_began(reason, Some(index)).into();
-            }
-        };
-        script.guard(&facts);
         script.verb(Step::End, &format!("XA END {xid}"));
         script.verb(Step::Finish, &format!("XA PREPARE {xid}"));
         let outcome = script.run(&mut conn, deadline).await;
@@ -159,19 +152,11 @@ impl MySql {
                 Err(unfinished) => unfinished.into(),
             };
         }
-        let (_held, mut conn) = match self.open(branch, deadline).await {
-            Ok(opened) => opened,
+        let begun = self.begin_work(branch, work, &judged, &facts, deadline);
+        let (_held, mut conn, script) = match begun.await {
+            Ok(begun) => begun,
             Err(refused) => return refused.into(),
         };
-        let xid = self.xids.text(branch);
-        let mut script = match begin_script(branch, work, &judged, &xid, &conn) {
-            Ok(script) => script,
-            Err((index, reason)) => {
-                conn.release();
-                return Unfinished::never_began(reason, Some(index)).into();
-            }
-        };
-        script.guard(&facts);
         let outcome = script.run(&mut conn, deadline).await;
         let request = work.request_id.as_ref().map(RequestId::as_str);
         match outcome.end {
@@ -256,6 +241,29 @@ impl MySql {
             .await
             .map_err(|reason| Unfinished::never_began(reason, None))?;
         Ok((facts, judged))
+    }
+
+    /// The text of a branch with all its work, up to the guard, and the connection to run it on.
+    async fn begin_work(
+        &self,
+        branch: BranchId,
+        work: &Work,
+        judged: &[Arc<Judged>],
+        facts: &Facts,
+        deadline: Deadline,
+    ) -> Result<(Held, Conn, Script), Unfinished> {
+        let (held, conn) = self.open(branch, deadline).await?;
+        let xid = self.xids.text(branch);
+        match begin_script(branch, work, judged, &xid, &conn) {
+            Ok(mut script) => {
+                script.guard(facts);
+                Ok((held, conn, script))
+            }
+            Err((index, reason)) => {
+                conn.release();
+                Err(Unfinished::never_began(reason, Some(index)))
+            }
+        }
     }
 
     /// A connection for a branch that is not known here yet.
