@@ -200,6 +200,9 @@ impl Config {
 mod tests {
     use super::*;
 
+    /// Settings without a default, which the sample shows commented out.
+    const LEFT_OUT: &[&str] = &[];
+
     fn with(participants: &[(&str, &str)]) -> Config {
         let participants = participants
             .iter()
@@ -235,5 +238,27 @@ mod tests {
             with(&[("p1", "::not an address::")]).endpoints(),
             Err(InvalidConfig::Address { .. })
         ));
+    }
+
+    #[test]
+    fn the_sample_file_has_every_setting() {
+        let sample = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../deploy/config/coordinator.toml"
+        );
+        let (sample, none) = (
+            std::path::Path::new(sample),
+            std::collections::BTreeMap::new(),
+        );
+        let loaded = concord_daemon::load::<Config>(Some(sample), ENV_PREFIX, none);
+        let loaded = loaded.expect("the sample is a configuration");
+        assert!(loaded.config.endpoints().is_ok());
+        let left_out: Vec<_> = loaded
+            .settings
+            .iter()
+            .filter(|setting| setting.origin == "default")
+            .map(|setting| setting.key.as_str())
+            .collect();
+        assert_eq!(left_out, LEFT_OUT);
     }
 }

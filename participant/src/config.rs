@@ -294,6 +294,14 @@ fn s(setting: &'static str, value: u64) -> Result<Duration, CheckError> {
 mod tests {
     use super::*;
 
+    /// Settings without a default, which the sample shows commented out.
+    const LEFT_OUT: &[&str] = &[
+        "server.database",
+        "server.host",
+        "server.password_file",
+        "server.tls_ca",
+    ];
+
     fn config() -> Config {
         let mut config = Config {
             name: "p1".into(),
@@ -332,5 +340,27 @@ mod tests {
         let mut missing = config();
         missing.server.password_file = Some("/nonexistent/password".into());
         assert!(matches!(missing.check(), Err(CheckError::Password(_))));
+    }
+
+    #[test]
+    fn the_sample_file_has_every_setting() {
+        let sample = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../deploy/config/participant.toml"
+        );
+        let (sample, none) = (
+            std::path::Path::new(sample),
+            std::collections::BTreeMap::new(),
+        );
+        let loaded = concord_daemon::load::<Config>(Some(sample), ENV_PREFIX, none);
+        let loaded = loaded.expect("the sample is a configuration");
+        assert!(loaded.config.check().is_ok());
+        let left_out: Vec<_> = loaded
+            .settings
+            .iter()
+            .filter(|setting| setting.origin == "default")
+            .map(|setting| setting.key.as_str())
+            .collect();
+        assert_eq!(left_out, LEFT_OUT);
     }
 }
