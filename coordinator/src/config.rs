@@ -253,12 +253,6 @@ mod tests {
         let loaded = concord_daemon::load::<Config>(Some(sample), ENV_PREFIX, none);
         let loaded = loaded.expect("the sample is a configuration");
         assert!(loaded.config.endpoints().is_ok());
-        let left_out: Vec<_> = loaded
-            .settings
-            .iter()
-            .filter(|setting| setting.origin == "default")
-            .map(|setting| setting.key.as_str())
-            .collect();
-        assert_eq!(left_out, LEFT_OUT);
+        assert_eq!(loaded.left_out(), LEFT_OUT);
     }
 }

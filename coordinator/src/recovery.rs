@@ -52,9 +52,9 @@ pub fn start(
     let mut machine = Coordinator::new();
     let mut incarnations = BTreeMap::new();
     let mut placement = None;
-    let mut is_new = true;
-    for record in log.replay()? {
-        is_new = false;
+    let records = log.replay()?;
+    let is_new = records.is_empty();
+    for record in records {
         machine.apply(&record)?;
         match record {
             Record::Incarnation {

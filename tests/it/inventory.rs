@@ -24,7 +24,7 @@ async fn create(world: &World, id: &str, price: i64, stock: i64) -> anyhow::Resu
     committed(world.client.create_product(request).await)
 }
 
-fn order(id: &str, lines: &[(&str, i64)]) -> v1::PlaceOrderRequest {
+pub fn order(id: &str, lines: &[(&str, i64)]) -> v1::PlaceOrderRequest {
     let lines = lines.iter().map(|(product, quantity)| v1::OrderLine {
         product_id: (*product).into(),
         quantity: *quantity,

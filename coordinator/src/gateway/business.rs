@@ -242,7 +242,7 @@ impl<E: Engine> Business<E> {
     pub async fn run<R: Copy + Send>(
         &self,
         gtrid: Gtrid,
-        plan: Plan<R>,
+        mut plan: Plan<R>,
         terms: &Terms,
     ) -> Result<Executed, (CallError, Option<R>)> {
         let refused = |reason: Reason| (CallError::Reason(reason), None);
@@ -250,7 +250,7 @@ impl<E: Engine> Business<E> {
         self.ensure_tables(plan.participants(), timeout)
             .await
             .map_err(refused)?;
-        let turn = self.turn(plan.rows(), terms).await.map_err(refused)?;
+        let turn = self.turn(plan.take_rows(), terms).await.map_err(refused)?;
         let timeout = terms.remaining().map_err(refused)?;
         let (branches, roles) = plan.split();
         let request = terms.request.clone();

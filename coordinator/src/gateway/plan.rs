@@ -62,9 +62,9 @@ impl<R: Copy> Plan<R> {
         self.rows.push(row);
     }
 
-    /// The rows that were named.
-    pub fn rows(&self) -> Vec<RowKey> {
-        self.rows.clone()
+    /// Takes the rows that were named.
+    pub fn take_rows(&mut self) -> Vec<RowKey> {
+        std::mem::take(&mut self.rows)
     }
 
     /// Who takes part, the first branch's participant first.

@@ -50,6 +50,15 @@ pub struct Loaded<T> {
     pub settings: Vec<Setting>,
 }
 
+impl<T> Loaded<T> {
+    /// Keys of the settings that nobody set, in the order of [`Loaded::settings`].
+    pub fn left_out(&self) -> Vec<&str> {
+        let settings = self.settings.iter();
+        let left_out = settings.filter(|setting| setting.origin == DEFAULTS);
+        left_out.map(|setting| setting.key.as_str()).collect()
+    }
+}
+
 const DEFAULTS: &str = "default";
 const FLAGS: &str = "flag";
 

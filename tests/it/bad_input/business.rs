@@ -4,6 +4,7 @@ use concord_proto::v1;
 use tonic::Code;
 
 use super::{Refusals, World, transfer};
+use crate::inventory;
 
 /// Texts that are no id of an account, product or order.
 const BAD_IDS: &[&str] = &[
@@ -72,15 +73,7 @@ fn create(id: &str, price: i64, stock: i64) -> v1::CreateProductRequest {
 }
 
 fn order(lines: &[(&str, i64)]) -> v1::PlaceOrderRequest {
-    let lines = lines.iter().map(|(product, quantity)| v1::OrderLine {
-        product_id: (*product).into(),
-        quantity: *quantity,
-        price: 0,
-    });
-    v1::PlaceOrderRequest {
-        lines: lines.collect(),
-        ..v1::PlaceOrderRequest::default()
-    }
+    inventory::order("", lines)
 }
 
 pub async fn fields_of_the_bank(world: &World) -> anyhow::Result<()> {

@@ -140,6 +140,15 @@ impl Held {
         *self.guard = state;
         self.keep = true;
     }
+
+    /// Leaves it failed; whoever comes next is told the reason, which is also returned.
+    pub fn keep_failed(self, reason: Reason, rolled_back: bool) -> Reason {
+        self.keep(State::Failed {
+            reason: reason.clone(),
+            rolled_back,
+        });
+        reason
+    }
 }
 
 impl Drop for Held {

@@ -46,13 +46,7 @@ impl MySql {
             State::Failed {
                 reason,
                 rolled_back,
-            } => {
-                held.keep(State::Failed {
-                    reason: reason.clone(),
-                    rolled_back,
-                });
-                Finished::NotDone(reason)
-            }
+            } => Finished::NotDone(held.keep_failed(reason, rolled_back)),
             State::Empty => self.finish_elsewhere("XA COMMIT", branch).await,
         }
     }

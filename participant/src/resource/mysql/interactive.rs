@@ -81,12 +81,7 @@ impl MySql {
             }
             _ => {
                 let unfinished = self.undo(branch, None, conn, outcome).await;
-                let reason = unfinished.reason.clone();
-                held.keep(State::Failed {
-                    reason,
-                    rolled_back: unfinished.certain,
-                });
-                Err(unfinished.reason)
+                Err(held.keep_failed(unfinished.reason, unfinished.certain))
             }
         }
     }
@@ -100,11 +95,7 @@ impl MySql {
         } else {
             conn.kill();
         }
-        held.keep(State::Failed {
-            reason: reason.clone(),
-            rolled_back,
-        });
-        reason
+        held.keep_failed(reason, rolled_back)
     }
 
     async fn take_active(&self, branch: BranchId) -> Result<(Held, Conn, Deadline), Reason> {
@@ -121,13 +112,7 @@ impl MySql {
             State::Failed {
                 reason,
                 rolled_back,
-            } => {
-                held.keep(State::Failed {
-                    reason: reason.clone(),
-                    rolled_back,
-                });
-                Err(reason)
-            }
+            } => Err(held.keep_failed(reason, rolled_back)),
             State::Prepared(conn) => {
                 held.keep(State::Prepared(conn));
                 Err(Reason::new(code::WRONG_STATE, "the branch is prepared"))

@@ -240,16 +240,20 @@ impl State {
         mine.ok_or_else(|| Reason::new(code::BRANCH_LOST, "the branch is not open here"))
     }
 
-    /// `XA END; XA PREPARE`, after the same look at the settings that real votes take.
+    /// The look at the settings that real votes take.
+    fn may_end(&mut self, branch: BranchId, connection: u64) -> Result<(), Stop> {
+        self.active(branch, connection)?;
+        self.problem()
+            .map_or(Ok(()), |problem| Err(Stop::refused(problem)))
+    }
+
+    /// `XA END; XA PREPARE`, if the settings allow it.
     pub(in crate::resource::memory) fn prepare(
         &mut self,
         branch: BranchId,
         connection: u64,
     ) -> Result<(), Stop> {
-        self.active(branch, connection)?;
-        if let Some(problem) = self.problem() {
-            return Err(Stop::refused(problem));
-        }
+        self.may_end(branch, connection)?;
         let detaches = self.rules.detaches;
         let mine = self.active(branch, connection)?;
         mine.prepared = true;
@@ -265,10 +269,7 @@ impl State {
         branch: BranchId,
         connection: u64,
     ) -> Result<(), Stop> {
-        self.active(branch, connection)?;
-        if let Some(problem) = self.problem() {
-            return Err(Stop::refused(problem));
-        }
+        self.may_end(branch, connection)?;
         self.end(&Xid::Ours(branch), true);
         Ok(())
     }
