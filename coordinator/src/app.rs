@@ -3,7 +3,6 @@
 //! Everything is bound and recovered before anything is spawned, so that a coordinator that
 //! cannot work says so and ends.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,10 +15,12 @@ use concord_proto::v1::bank_service_server::BankServiceServer;
 use concord_proto::v1::inventory_service_server::InventoryServiceServer;
 use concord_proto::v1::outcome_service_server::OutcomeServiceServer;
 use concord_proto::v1::transaction_service_server::TransactionServiceServer;
+use futures::Stream;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 
 use crate::config::Config;
 use crate::counters::Counters;
@@ -37,6 +38,7 @@ use crate::mint::Mint;
 use crate::participants::Participants;
 use crate::participants::link::{Expected, run_link};
 use crate::recovery;
+use crate::surroundings::{Machine, Surroundings};
 
 /// Largest request: 4 MiB of statements with their framing.
 const REQUEST_BYTES_MAX: usize = 8 << 20;
@@ -55,12 +57,20 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(20);
 /// Time for the tasks to end after the drain.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// What a coordinator stands on: all that it shares with the world outside.
+#[derive(Debug)]
+pub struct Ground {
+    /// Its log, open.
+    pub log: EmbeddedLog,
+    /// The ways to the participants.
+    pub participants: Participants,
+    /// The machine that it runs on.
+    pub surroundings: Arc<dyn Surroundings>,
+}
+
 /// A coordinator that is ready to run.
 #[derive(Debug)]
 pub struct App {
-    /// Where the gateway listens.
-    pub address: SocketAddr,
-    incoming: TcpIncoming,
     driver: Driver,
     handle: Handle,
     routes: Routes,
@@ -71,18 +81,37 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the log, recovers, binds.
-    pub async fn build(loaded: Loaded<Config>) -> anyhow::Result<Self> {
+    /// Binds, opens the log, recovers. The second part is for [`Self::run`].
+    pub async fn build(loaded: Loaded<Config>) -> anyhow::Result<(Self, TcpIncoming)> {
         let config = &loaded.config;
         let participants = Participants::new(config.endpoints()?);
         let (incoming, address) = serve::bind(config.listen, "listen (or --listen)").await?;
-        let mut log = EmbeddedLog::open(&config.data_dir, &config.cluster)?;
-        let start = recovery::start(&mut log, &participants.names())?;
+        let ground = Ground {
+            log: EmbeddedLog::open(&config.data_dir, &config.cluster)?,
+            participants,
+            surroundings: Arc::new(Machine),
+        };
+        let app = Self::on(ground, &loaded).await?;
+        tracing::info!(%address, "listening");
+        Ok((app, incoming))
+    }
+
+    /// Recovers from an open log, whatever it, the participants and the machine are.
+    pub async fn on(ground: Ground, loaded: &Loaded<Config>) -> anyhow::Result<Self> {
+        let config = &loaded.config;
+        let Ground {
+            mut log,
+            participants,
+            surroundings,
+        } = ground;
+        let now_ms = surroundings.unix_ms();
+        let start = recovery::start(&mut log, &participants.names(), now_ms)?;
         let epoch = start.recovered.machine.epoch();
         tracing::info!(%epoch, unfinished = start.unfinished, "recovered from the decision log");
         let counters = Arc::new(Counters::default());
-        let history = History::new(config.limits.max_history, epoch);
-        let mint = Arc::new(Mint::above(start.recovered.machine.highest_gtrid()));
+        let history = History::new(config.limits.max_history, epoch, surroundings.clone());
+        let highest = start.recovered.machine.highest_gtrid();
+        let mint = Arc::new(Mint::above(highest, surroundings.clone()));
         let (driver, calls) = Driver::new(Parts {
             recovered: start.recovered,
             log,
@@ -91,6 +120,7 @@ impl App {
             counters: Arc::clone(&counters),
             participants: participants.names(),
             accepted: config.accepted(),
+            surroundings: surroundings.clone(),
         })?;
         let accepting = Arc::new(AtomicBool::new(true));
         let handle = Handle::new(
@@ -104,6 +134,7 @@ impl App {
             cluster: config.cluster.clone(),
             epoch,
             settings: loaded.settings.iter().map(setting).collect(),
+            surroundings: surroundings.clone(),
             placement: start.placement,
         };
         let transactions = TransactionGateway::new(
@@ -130,6 +161,7 @@ impl App {
         let expected = Expected {
             cluster: config.cluster.as_str().into(),
             epoch,
+            surroundings,
         };
         let links = participants
             .all()
@@ -138,8 +170,6 @@ impl App {
             .collect();
         let drain_timeout = Duration::from_secs(config.drain_timeout_s);
         Ok(Self {
-            address,
-            incoming,
             driver,
             handle,
             routes,
@@ -150,8 +180,15 @@ impl App {
         })
     }
 
-    /// Runs until `signal`, then drains: no new transactions, an end for those that run.
-    pub async fn run(self, signal: CancellationToken) -> anyhow::Result<()> {
+    /// Serves what comes in until `signal`, then drains: no new transactions, an end for those
+    /// that run.
+    pub async fn run<I, IO, E>(self, incoming: I, signal: CancellationToken) -> anyhow::Result<()>
+    where
+        I: Stream<Item = Result<IO, E>> + Send + 'static,
+        IO: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+        IO::ConnectInfo: Clone + Send + Sync + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+    {
         let stop = CancellationToken::new();
         let mut tasks = Tasks::new(stop.clone());
         let driver_stop = stop.clone();
@@ -165,13 +202,13 @@ impl App {
             });
         }
         let server = serve::server(restate).add_routes(self.routes);
-        let serving =
-            server.serve_with_incoming_shutdown(self.incoming, stop.clone().cancelled_owned());
+        let serving = server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         tasks.spawn("gateway", async move { Ok(serving.await?) });
         let (handle, accepting, bound) = (self.handle, self.accepting, self.drain_timeout);
         let drained = stop.clone();
         tasks.spawn("drain", async move {
             tokio::select! {
+                biased;
                 () = drained.cancelled() => return Ok(()),
                 () = signal.cancelled() => {}
             }
@@ -180,7 +217,7 @@ impl App {
             drained.cancel();
             Ok(())
         });
-        tracing::info!(address = %self.address, "the gateway is open");
+        tracing::info!("the gateway is open");
         tasks.join(END_TIMEOUT).await
     }
 }

@@ -10,7 +10,7 @@ mod context;
 mod release;
 mod writer;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ use writer::{Batch, Writer};
 use crate::counters::Counters;
 use crate::history::History;
 use crate::log::{DecisionLog, LogError};
-use crate::mint::unix_ms;
+use crate::surroundings::Surroundings;
 
 /// Time between two sweeps: the unit of all back-off in the second phase.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
@@ -110,13 +110,13 @@ pub struct Driver {
     /// Participants whose data is replaced on purpose.
     accepted: BTreeMap<ParticipantName, String>,
     incarnations: BTreeMap<ParticipantName, String>,
-    links: HashMap<ParticipantName, Link>,
-    contexts: HashMap<Gtrid, Context>,
+    links: BTreeMap<ParticipantName, Link>,
+    contexts: BTreeMap<Gtrid, Context>,
     bytes_in_flight: usize,
     deadlines: DelayQueue<Gtrid>,
-    looks: HashMap<u64, oneshot::Sender<Seen>>,
-    inquiries: HashMap<u64, oneshot::Sender<Decision>>,
-    orders: HashMap<u64, oneshot::Sender<Ordered>>,
+    looks: BTreeMap<u64, oneshot::Sender<Seen>>,
+    inquiries: BTreeMap<u64, oneshot::Sender<Decision>>,
+    orders: BTreeMap<u64, oneshot::Sender<Ordered>>,
     next_token: u64,
     /// Records in line for the log.
     pending: Vec<Record>,
@@ -130,6 +130,7 @@ pub struct Driver {
     waiting: BTreeMap<u64, Vec<Effect>>,
     log_bytes: u64,
     superseded: bool,
+    surroundings: Arc<dyn Surroundings>,
 }
 
 /// The parts that a driver is made of.
@@ -149,6 +150,8 @@ pub struct Parts<L> {
     pub participants: Vec<ParticipantName>,
     /// Incarnations that the configuration accepts instead of the known ones.
     pub accepted: BTreeMap<ParticipantName, String>,
+    /// The machine.
+    pub surroundings: Arc<dyn Surroundings>,
 }
 
 impl Driver {
@@ -156,7 +159,7 @@ impl Driver {
     pub fn new<L: DecisionLog>(parts: Parts<L>) -> Result<(Self, mpsc::Sender<Call>), DriverError> {
         let (sender, calls) = mpsc::channel(CALLS_MAX);
         let log_bytes = parts.log.stats().bytes;
-        let writer = Writer::start(parts.log).map_err(DriverError::Thread)?;
+        let writer = Writer::start(parts.log, &parts.surroundings).map_err(DriverError::Thread)?;
         for tx in parts.recovered.machine.transactions() {
             parts.history.recovered(tx);
         }
@@ -170,13 +173,13 @@ impl Driver {
             participants: parts.participants,
             accepted: parts.accepted,
             incarnations: parts.recovered.incarnations,
-            links: HashMap::new(),
-            contexts: HashMap::new(),
+            links: BTreeMap::new(),
+            contexts: BTreeMap::new(),
             bytes_in_flight: 0,
             deadlines: DelayQueue::new(),
-            looks: HashMap::new(),
-            inquiries: HashMap::new(),
-            orders: HashMap::new(),
+            looks: BTreeMap::new(),
+            inquiries: BTreeMap::new(),
+            orders: BTreeMap::new(),
             next_token: 0,
             pending: Vec::new(),
             forget: None,
@@ -187,6 +190,7 @@ impl Driver {
             waiting: BTreeMap::new(),
             log_bytes,
             superseded: false,
+            surroundings: parts.surroundings,
         };
         Ok((driver, sender))
     }
@@ -476,7 +480,7 @@ impl Driver {
             return Ok(());
         }
         let retention = u64::try_from(self.config.retention.as_millis()).unwrap_or(u64::MAX);
-        let mut below = Gtrid::lowest_at(unix_ms().saturating_sub(retention));
+        let mut below = Gtrid::lowest_at(self.surroundings.unix_ms().saturating_sub(retention));
         let surplus = self
             .machine
             .remembered()

@@ -13,7 +13,7 @@ use concord_core::reason::Reason;
 use concord_core::transaction::{BranchState, Transaction, TransactionState};
 use tokio::sync::broadcast;
 
-use crate::mint::unix_ms;
+use crate::surroundings::Surroundings;
 
 /// Changes that a slow watcher may lag behind before it misses some (and is told how many).
 const WATCH_BACKLOG: usize = 8_192;
@@ -56,8 +56,7 @@ pub struct SeenTransaction {
 const STUCK_ATTEMPTS: u32 = 3;
 
 impl SeenTransaction {
-    fn new(gtrid: Gtrid, request: Option<RequestId>, epoch: Epoch) -> Self {
-        let now = unix_ms();
+    fn new(gtrid: Gtrid, request: Option<RequestId>, epoch: Epoch, now: u64) -> Self {
         Self {
             gtrid,
             state: TransactionState::Init,
@@ -114,18 +113,24 @@ pub struct History {
     watchers: broadcast::Sender<Arc<Change>>,
     limit: usize,
     epoch: Epoch,
+    surroundings: Arc<dyn Surroundings>,
 }
 
 impl History {
     /// Keeps all that are not over, and `limit` that are.
-    pub fn new(limit: usize, epoch: Epoch) -> Self {
+    pub fn new(limit: usize, epoch: Epoch, surroundings: Arc<dyn Surroundings>) -> Self {
         let (watchers, _) = broadcast::channel(WATCH_BACKLOG);
         Self {
             kept: Arc::default(),
             watchers,
             limit,
             epoch,
+            surroundings,
         }
+    }
+
+    fn now(&self) -> u64 {
+        self.surroundings.unix_ms()
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -164,7 +169,7 @@ impl History {
     /// A transaction that recovery found in the log.
     pub fn recovered(&self, tx: &Transaction) {
         let request = tx.request.as_ref().map(|request| request.id.clone());
-        let mut seen = SeenTransaction::new(tx.gtrid, request, tx.epoch);
+        let mut seen = SeenTransaction::new(tx.gtrid, request, tx.epoch, self.now());
         seen.began_ms = tx.gtrid.unix_ms();
         seen.state = tx.state;
         seen.branches = tx
@@ -188,7 +193,7 @@ impl History {
         match effect {
             Effect::Began { gtrid, request } => {
                 let request = request.as_ref().map(|request| request.id.clone());
-                let seen = SeenTransaction::new(*gtrid, request, self.epoch);
+                let seen = SeenTransaction::new(*gtrid, request, self.epoch, self.now());
                 self.kept().transactions.insert(*gtrid, seen);
             }
             Effect::Changed {
@@ -218,7 +223,7 @@ impl History {
     }
 
     fn changed(&self, gtrid: Gtrid, state: TransactionState, reason: Option<Reason>) {
-        let now = unix_ms();
+        let now = self.now();
         {
             let mut kept = self.kept();
             let Some(tx) = kept.transactions.get_mut(&gtrid) else {
@@ -246,7 +251,7 @@ impl History {
     }
 
     fn branch_changed(&self, gtrid: Gtrid, bqual: Bqual, seen: SeenBranch) {
-        let now = unix_ms();
+        let now = self.now();
         let state = {
             let mut kept = self.kept();
             let Some(tx) = kept.transactions.get_mut(&gtrid) else {

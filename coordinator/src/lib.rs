@@ -12,3 +12,4 @@ pub mod log;
 pub mod mint;
 pub mod participants;
 pub mod recovery;
+pub mod surroundings;

@@ -76,7 +76,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     runtime(loaded.config.worker_threads)?.block_on(async {
         let signal = CancellationToken::new();
         stop_on_signal(signal.clone())?;
-        let app = App::build(loaded).await?;
-        app.run(signal).await
+        let (app, incoming) = App::build(loaded).await?;
+        app.run(incoming, signal).await
     })
 }

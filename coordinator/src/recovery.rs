@@ -10,7 +10,6 @@ use thiserror::Error;
 use crate::driver::Recovered;
 use crate::gateway::placement::{Placement, PlacementError};
 use crate::log::{DecisionLog, LogError};
-use crate::mint::unix_ms;
 
 /// Why a coordinator cannot start from its log.
 #[derive(Debug, Error)]
@@ -48,6 +47,7 @@ pub struct Start {
 pub fn start(
     log: &mut impl DecisionLog,
     participants: &[ParticipantName],
+    now_ms: u64,
 ) -> Result<Start, RecoveryError> {
     let mut machine = Coordinator::new();
     let mut incarnations = BTreeMap::new();
@@ -73,7 +73,7 @@ pub fn start(
     if is_new {
         // Nothing can be presumed of what is older than the log: where there was another one that
         // was lost, its decisions are unknown, and not aborts.
-        let horizon = Record::Horizon(Gtrid::lowest_at(unix_ms()));
+        let horizon = Record::Horizon(Gtrid::lowest_at(now_ms));
         machine.apply(&horizon)?;
         first.push(horizon);
     }

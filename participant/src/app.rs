@@ -166,6 +166,7 @@ impl Running {
     ) -> Result<(), AppError> {
         let mut driver_runs = true;
         let ended = tokio::select! {
+            biased;
             () = stop.cancelled() => Ok(()),
             ended = &mut self.driver => {
                 driver_runs = false;
@@ -249,6 +250,7 @@ async fn readiness<R: ResourceManager>(
             before = Some(state);
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             Ok(()) = health.changed() => {}
             Ok(()) = loaded.changed() => {}

@@ -16,7 +16,7 @@ mod handle;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ pub struct Driver<R> {
     machine: Participant,
     gate: Gate,
     beside: Beside,
-    waiting: HashMap<Token, Responder>,
+    waiting: BTreeMap<Token, Responder>,
     next_token: Token,
     inbox: mpsc::Receiver<Event>,
     /// Where calls bring their results.
@@ -113,7 +113,7 @@ impl<R: ResourceManager> Driver<R> {
             machine: Participant::default(),
             gate: Gate::default(),
             beside: Beside::default(),
-            waiting: HashMap::new(),
+            waiting: BTreeMap::new(),
             next_token: 0,
             inbox,
             results,
@@ -156,6 +156,7 @@ impl<R: ResourceManager> Driver<R> {
         let mut load = std::pin::pin!(load(self.rm.clone()));
         loop {
             tokio::select! {
+                biased;
                 durable = &mut load => return Some(durable),
                 event = self.inbox.recv() => match event? {
                     Event::Requests(requests) => {
@@ -558,6 +559,7 @@ async fn load<R: ResourceManager>(rm: Arc<R>) -> (Durable, Vec<BranchId>) {
         }
         let pause = tokio::time::sleep(Duration::from_millis(LOAD_PAUSE_MS));
         tokio::select! {
+            biased;
             () = pause => {}
             Ok(()) = health.changed() => {}
         }

@@ -3,7 +3,8 @@
 use anyhow::ensure;
 use concord_client::{CallError, Outcome, v1};
 use concord_coordinator::log::{DecisionLog, EmbeddedLog};
-use concord_coordinator::mint::{Mint, unix_ms};
+use concord_coordinator::mint::Mint;
+use concord_coordinator::surroundings::{Machine, Surroundings};
 use concord_core::id::{Bqual, BranchId, Gtrid};
 use concord_core::record::Record;
 use concord_participant::resource::mysql::ledger;
@@ -275,7 +276,7 @@ fn foreign_branches_stay_untouched_through_everything() -> anyhow::Result<()> {
 
 /// One of another program, and one of another Concord cluster on the same server.
 fn strangers() -> anyhow::Result<Vec<String>> {
-    let gtrid = Mint::above(Gtrid::MIN).mint();
+    let gtrid = Mint::above(Gtrid::MIN, std::sync::Arc::new(Machine)).mint();
     let other = Xids::new("other").text(BranchId {
         gtrid,
         bqual: Bqual(1),
@@ -323,11 +324,11 @@ async fn forgotten_branches(rig: &mut Rig) -> anyhow::Result<()> {
     for daemon in [COORDINATOR, "p1", "p2"] {
         rig.kill9(daemon)?;
     }
-    let horizon = Gtrid::lowest_at(unix_ms());
+    let horizon = Gtrid::lowest_at(Machine.unix_ms());
     EmbeddedLog::open(&rig.data_dir(), CLUSTER)?.append(&[Record::Horizon(horizon)])?;
     let old = |n: u8| {
         // Of version 7 and of the RFC's variant, as minted an hour ago.
-        let mut gtrid = Gtrid::lowest_at(unix_ms() - 3_600_000);
+        let mut gtrid = Gtrid::lowest_at(Machine.unix_ms() - 3_600_000);
         (gtrid.0[6], gtrid.0[8], gtrid.0[15]) = (0x70, 0x80, n);
         BranchId {
             gtrid,

@@ -17,6 +17,7 @@ use concord_client::local::server::{Server, ServerKind};
 use concord_client::v1;
 use concord_coordinator::log::{DecisionLog, EmbeddedLog};
 use concord_coordinator::mint::Mint;
+use concord_coordinator::surroundings::Machine;
 use concord_core::id::{Bqual, BranchId, Epoch, Gtrid, ParticipantName};
 use concord_core::record::Record;
 use concord_participant::resource::mysql::ledger;
@@ -152,7 +153,7 @@ fn decide(rig: &Rig, transactions: usize) -> anyhow::Result<Vec<Gtrid>> {
             epoch = last;
         }
     })?;
-    let mint = Mint::above(Gtrid::MIN);
+    let mint = Mint::above(Gtrid::MIN, std::sync::Arc::new(Machine));
     let gtrids: Vec<Gtrid> = (0..transactions).map(|_| mint.mint()).collect();
     for some in gtrids.chunks(DECISIONS_BATCH) {
         let records: Vec<Record> = some.iter().map(|gtrid| decision(*gtrid, epoch)).collect();
@@ -348,7 +349,7 @@ async fn stop_and_check_ends(rig: &mut Rig, gtrids: &[Gtrid]) -> anyhow::Result<
 
 /// The same branches again, committed by hand as fast as possible.
 async fn raw_commits(rig: &Rig, plan: &Plan) -> anyhow::Result<Duration> {
-    let mint = Mint::above(Gtrid::MIN);
+    let mint = Mint::above(Gtrid::MIN, std::sync::Arc::new(Machine));
     let gtrids: Vec<Gtrid> = (0..plan.transactions).map(|_| mint.mint()).collect();
     prepare_all(rig, &gtrids).await?;
     let mut clients = Vec::new();

@@ -1,12 +1,16 @@
-//! The thread that owns the log: takes batches, makes each durable, says so.
+//! The thread that owns the log (in a simulation, the task): takes batches, makes each durable,
+//! says so.
 //!
 //! One batch is under way at a time; what comes in meanwhile is the next one. That is group commit.
+
+use std::sync::Arc;
 
 use concord_core::id::Gtrid;
 use concord_core::record::Record;
 use tokio::sync::mpsc;
 
 use crate::log::{DecisionLog, LogError, LogStats};
+use crate::surroundings::Surroundings;
 
 /// Records that become durable together.
 #[derive(Debug, Default)]
@@ -37,23 +41,35 @@ pub struct Writer {
 
 impl Writer {
     /// Starts the thread. It ends when the writer is dropped, or at the first failure.
-    pub fn start(mut log: impl DecisionLog) -> std::io::Result<Self> {
+    pub fn start(
+        log: impl DecisionLog,
+        surroundings: &Arc<dyn Surroundings>,
+    ) -> std::io::Result<Self> {
         let (batches, mut inbox) = mpsc::unbounded_channel::<Batch>();
         let (outbox, results) = mpsc::unbounded_channel();
-        std::thread::Builder::new()
-            .name("decision-log".to_owned())
-            .spawn(move || {
-                while let Some(batch) = inbox.blocking_recv() {
-                    let result = write(&mut log, &batch);
-                    let failed = result.is_err();
-                    if outbox.send(result).is_err() || failed {
-                        // After a failed write or fsync nothing says what is on the disk: a retried
-                        // fsync proves nothing (the kernel may have dropped the dirty pages and
-                        // cleared the error). The log is not touched again.
+        let mut scribe = Scribe { log, outbox };
+        if surroundings.disk_pause().is_none() {
+            std::thread::Builder::new()
+                .name("decision-log".to_owned())
+                .spawn(move || {
+                    while let Some(batch) = inbox.blocking_recv()
+                        && scribe.write(&batch)
+                    {}
+                })?;
+        } else {
+            let surroundings = Arc::clone(surroundings);
+            let rest = move || tokio::time::sleep(surroundings.disk_pause().unwrap_or_default());
+            tokio::spawn(async move {
+                while let Some(batch) = inbox.recv().await {
+                    rest().await;
+                    let result = scribe.attempt(&batch);
+                    rest().await;
+                    if !scribe.tell(result) {
                         return;
                     }
                 }
-            })?;
+            });
+        }
         Ok(Self { batches, results })
     }
 
@@ -68,14 +84,36 @@ impl Writer {
     }
 }
 
-fn write(log: &mut impl DecisionLog, batch: &Batch) -> Result<Written, LogError> {
-    log.append(&batch.records)?;
-    // After the append: the ends of these transactions may be in this very batch.
-    if let Some((gtrids, horizon)) = &batch.forget {
-        log.forget(gtrids, *horizon)?;
+/// Who writes, and tells the driver.
+struct Scribe<L> {
+    log: L,
+    outbox: mpsc::UnboundedSender<Result<Written, LogError>>,
+}
+
+impl<L: DecisionLog> Scribe<L> {
+    /// False: nothing more may be written.
+    fn write(&mut self, batch: &Batch) -> bool {
+        let result = self.attempt(batch);
+        self.tell(result)
     }
-    Ok(Written {
-        upto: batch.upto,
-        stats: log.stats(),
-    })
+
+    fn attempt(&mut self, batch: &Batch) -> Result<Written, LogError> {
+        self.log.append(&batch.records)?;
+        // After the append: the ends of these transactions may be in this very batch.
+        if let Some((gtrids, horizon)) = &batch.forget {
+            self.log.forget(gtrids, *horizon)?;
+        }
+        Ok(Written {
+            upto: batch.upto,
+            stats: self.log.stats(),
+        })
+    }
+
+    /// After a failed write or fsync nothing says what is on the disk: a retried fsync proves
+    /// nothing (the kernel may have dropped the dirty pages and cleared the error). The log is not
+    /// touched again.
+    fn tell(&self, result: Result<Written, LogError>) -> bool {
+        let failed = result.is_err();
+        self.outbox.send(result).is_ok() && !failed
+    }
 }

@@ -30,8 +30,8 @@ use crate::driver::Ordered;
 use crate::engine::Engine;
 use crate::handle::Handle;
 use crate::history::History;
-use crate::mint::unix_ms;
 use crate::participants::{Peer, reason_of};
+use crate::surroundings::Surroundings;
 
 /// Time for one question to one participant.
 pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -47,6 +47,8 @@ pub struct Facts {
     pub epoch: Epoch,
     /// The configuration in force.
     pub settings: Vec<v1::Setting>,
+    /// The machine.
+    pub surroundings: Arc<dyn Surroundings>,
     /// Where accounts and products live.
     pub placement: Placement,
 }
@@ -71,6 +73,7 @@ impl AdminGateway {
         facts: Facts,
         accepting: Arc<AtomicBool>,
     ) -> Self {
+        let start_ms = facts.surroundings.unix_ms();
         let facts = Arc::new(facts);
         Self {
             handle,
@@ -78,7 +81,7 @@ impl AdminGateway {
             counters,
             facts,
             accepting,
-            start_ms: unix_ms(),
+            start_ms,
         }
     }
 
@@ -346,7 +349,7 @@ impl AdminService for AdminGateway {
                 tick.tick().await;
                 let numbers = this.handle.numbers().await.ok()?;
                 let shown = v1::WatchMetricsResponse {
-                    time: Some(timestamp(unix_ms())),
+                    time: Some(timestamp(this.facts.surroundings.unix_ms())),
                     counters: Some(this.counters.snapshot()),
                     active: numbers.active,
                     committing: numbers.committing,

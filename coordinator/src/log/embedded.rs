@@ -129,8 +129,8 @@ impl EmbeddedLog {
         Self::open_with_journal(Arc::from(disk), path, cluster, JOURNAL_PAGES)
     }
 
-    /// The same, with a journal of so many pages when it is created.
-    fn open_with_journal(
+    /// The same, with a journal of so many pages when it is created: fewer are folded more often.
+    pub fn open_with_journal(
         disk: Arc<dyn StorageBackend>,
         path: &Path,
         cluster: &str,

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CONNECT_TIMEOUT, Peer, reason_of};
 use crate::driver::{Call, Outbound};
+use crate::surroundings::Surroundings;
 
 /// First wait before connecting again.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -35,6 +36,8 @@ pub struct Expected {
     pub cluster: Arc<str>,
     /// The coordinator's epoch.
     pub epoch: Epoch,
+    /// The machine that it runs on.
+    pub surroundings: Arc<dyn Surroundings>,
 }
 
 /// Numbers links, so that news of an old one is not taken for news of its successor.
@@ -47,20 +50,27 @@ pub async fn run_link(
     driver: mpsc::Sender<Call>,
     stop: CancellationToken,
 ) {
-    let backoff = ExponentialBuilder::default()
-        .with_min_delay(BACKOFF_MIN)
-        .with_max_delay(BACKOFF_MAX)
-        .with_jitter()
-        .without_max_times();
-    let mut delays = backoff.build();
+    let backoff = || {
+        let chance = expected.surroundings.random().to_le_bytes();
+        let (seed, _) = chance.split_first_chunk().unwrap_or((&[0; 8], &[]));
+        ExponentialBuilder::default()
+            .with_min_delay(BACKOFF_MIN)
+            .with_max_delay(BACKOFF_MAX)
+            .with_jitter()
+            .with_jitter_seed(u64::from_le_bytes(*seed))
+            .without_max_times()
+            .build()
+    };
+    let mut delays = backoff();
     loop {
         let mut was_up = false;
         let ended = tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             ended = one_link(&peer, &expected, &driver, &mut was_up) => ended,
         };
         if was_up {
-            delays = backoff.build();
+            delays = backoff();
             tracing::warn!(participant = %peer.name, reason = %ended, "link lost");
         } else {
             tracing::debug!(participant = %peer.name, reason = %ended, "link not established");
@@ -72,6 +82,7 @@ pub async fn run_link(
         });
         let delay = delays.next().unwrap_or(BACKOFF_MAX);
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = sleep(delay) => {}
         }
@@ -209,15 +220,8 @@ impl Pump {
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                count = commands.recv_many(&mut batch, LINK_BATCH_MAX) => {
-                    if count == 0 {
-                        return Reason::new(code::SHUTTING_DOWN, "the driver let the link go");
-                    }
-                    let commands = batch.drain(..).map(|out| self.number(out)).collect();
-                    if frames.send(v1::LinkRequest { commands }).is_err() {
-                        return Reason::new(code::PARTICIPANT_DOWN, "the link's stream has ended");
-                    }
-                }
+                biased;
+                _ = look.tick() => self.look(),
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => {
                         for raw in frame.replies {
@@ -232,7 +236,15 @@ impl Pump {
                     }
                     Err(status) => return reason_of(&self.peer.name, &status),
                 },
-                _ = look.tick() => self.look(),
+                count = commands.recv_many(&mut batch, LINK_BATCH_MAX) => {
+                    if count == 0 {
+                        return Reason::new(code::SHUTTING_DOWN, "the driver let the link go");
+                    }
+                    let commands = batch.drain(..).map(|out| self.number(out)).collect();
+                    if frames.send(v1::LinkRequest { commands }).is_err() {
+                        return Reason::new(code::PARTICIPANT_DOWN, "the link's stream has ended");
+                    }
+                }
             }
         }
     }

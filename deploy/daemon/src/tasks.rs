@@ -37,6 +37,7 @@ impl Tasks {
     pub async fn join(mut self, bound: Duration) -> anyhow::Result<()> {
         let mut result = Ok(());
         tokio::select! {
+            biased;
             () = self.stop.cancelled() => {}
             Some(ended) = self.set.join_next() => {
                 outcome(ended)?;

@@ -116,6 +116,7 @@ pub(super) async fn append<R: ResourceManager>(rm: Arc<R>, records: Vec<Particip
         // A server that is reachable and refuses all the same is asked again after the pause.
         let away = !health.borrow_and_update().reachable;
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause) => {}
             Ok(_) = health.wait_for(|health| health.reachable), if away => {}
         }
