@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use concord_daemon::crash::{CrashPoint, reach};
 use concord_daemon::{Loaded, Tasks, serve};
 use concord_proto::transport::restate;
 use concord_proto::v1;
@@ -189,6 +190,7 @@ impl App {
         IO::ConnectInfo: Clone + Send + Sync + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
     {
+        reach(CrashPoint::CoordinatorServeBefore);
         let stop = CancellationToken::new();
         let mut tasks = Tasks::new(stop.clone());
         let driver_stop = stop.clone();

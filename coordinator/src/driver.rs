@@ -19,6 +19,7 @@ use concord_core::id::{BranchId, Epoch, Gtrid, ParticipantName};
 use concord_core::message::Decision;
 use concord_core::reason::{Reason, code};
 use concord_core::record::Record;
+use concord_daemon::crash::{CrashPoint, reach};
 use futures::StreamExt;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -213,7 +214,9 @@ impl Driver {
                     self.writing = false;
                     self.durable = written.upto;
                     self.log_bytes = written.stats.bytes;
+                    reach(CrashPoint::CoordinatorReleaseBefore);
                     self.release_durable();
+                    reach(CrashPoint::CoordinatorReleaseAfter);
                 }
                 count = self.calls.recv_many(&mut calls, DRAIN_MAX) => {
                     if count == 0 {
@@ -363,6 +366,7 @@ impl Driver {
                 branch,
                 answer,
             } => {
+                reach(CrashPoint::CoordinatorInquiryReceived);
                 let token = self.token();
                 self.inquiries.insert(token, answer);
                 self.input(Input::Inquire {
@@ -375,6 +379,7 @@ impl Driver {
                 mut resolve,
                 answer,
             } => {
+                reach(CrashPoint::CoordinatorOrderReceived);
                 resolve.token = self.token();
                 self.orders.insert(resolve.token, answer);
                 self.input(Input::Resolve(resolve))
@@ -403,8 +408,12 @@ impl Driver {
                 results,
                 failed_statement,
             } => {
+                let (received, taken) = calls::points(&message);
+                reach(received);
                 self.keep_results(&from, &message, results, failed_statement);
-                self.input(Input::Received { from, message })
+                self.input(Input::Received { from, message })?;
+                reach(taken);
+                Ok(())
             }
             Call::Numbers { answer } => {
                 // A caller that left needs no answer.
@@ -448,7 +457,10 @@ impl Driver {
             })?;
         }
         let _ = answer.send(Ok(()));
-        self.input(Input::LinkUp { participant })
+        reach(CrashPoint::CoordinatorResendBefore);
+        self.input(Input::LinkUp { participant })?;
+        reach(CrashPoint::CoordinatorResendAfter);
+        Ok(())
     }
 
     fn link_down(

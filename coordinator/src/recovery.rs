@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use concord_core::coordinator::{ApplyError, Coordinator};
 use concord_core::id::{Epoch, Gtrid, ParticipantName};
 use concord_core::record::Record;
+use concord_daemon::crash::{CrashPoint, reach};
 use thiserror::Error;
 
 use crate::driver::Recovered;
@@ -52,6 +53,7 @@ pub fn start(
     let mut machine = Coordinator::new();
     let mut incarnations = BTreeMap::new();
     let mut placement = None;
+    reach(CrashPoint::CoordinatorReplayBefore);
     let records = log.replay()?;
     let is_new = records.is_empty();
     for record in records {
@@ -90,7 +92,9 @@ pub fn start(
     if let Some(missing) = holders.into_iter().find(|name| !known(name)) {
         return Err(RecoveryError::ParticipantMissing(missing.clone()));
     }
+    reach(CrashPoint::CoordinatorEpochBeforeForce);
     log.append(&first)?;
+    reach(CrashPoint::CoordinatorEpochAfterForce);
     let unfinished = machine.live();
     let recovered = Recovered {
         machine,

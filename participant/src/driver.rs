@@ -13,6 +13,7 @@ mod call;
 mod event;
 mod gate;
 mod handle;
+mod load;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use concord_core::id::{BranchId, Epoch, Gtrid};
 use concord_core::message::{Decision, Finish, Vote};
 use concord_core::participant::{Command, Effect, Input, Participant, State, Token};
 use concord_core::reason::{Reason, code};
+use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::convert::link::{Finished, Voted};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Interval, MissedTickBehavior};
@@ -48,8 +50,6 @@ const BATCH_EVENTS: usize = 1_024;
 /// Orders that wait for an answer. Each may hold a call to the server, and a coordinator that
 /// repeats itself must not fill the memory.
 pub const WAITING_MAX: usize = 65_536;
-/// First and longest pause between attempts to read the ledger at start, in ms.
-const LOAD_PAUSE_MS: u64 = 500;
 
 /// How the driver is to behave.
 #[derive(Clone, Copy, Debug)]
@@ -141,6 +141,7 @@ impl<R: ResourceManager> Driver<R> {
             self.prune.send_replace(durable.forget_below);
             // The machine begins nothing before it has seen what a former life left prepared.
             self.found(listed);
+            reach(CrashPoint::ParticipantRecoverTaken);
             self.loaded.send_replace(true);
             stop.run_until_cancelled(self.serve()).await;
         }
@@ -153,7 +154,7 @@ impl<R: ResourceManager> Driver<R> {
     /// Reads what the ledger schema kept. Until that succeeds every order is told that the
     /// participant cannot work; None when it is to stop.
     async fn load(&mut self) -> Option<(Durable, Vec<BranchId>)> {
-        let mut load = std::pin::pin!(load(self.rm.clone()));
+        let mut load = std::pin::pin!(load::load(self.rm.clone()));
         loop {
             tokio::select! {
                 biased;
@@ -252,7 +253,10 @@ impl<R: ResourceManager> Driver<R> {
                 }
             }
             Event::Swept(result) => self.swept(result),
-            Event::Decided(epoch, decisions) => self.decided(epoch, decisions),
+            Event::Decided(epoch, decisions) => {
+                self.decided(epoch, decisions);
+                reach(CrashPoint::ParticipantDecidedTaken);
+            }
             Event::Linked => {
                 let step = self.machine.step(Input::Linked);
                 self.carry_out(step, Payload::None);
@@ -290,6 +294,7 @@ impl<R: ResourceManager> Driver<R> {
         self.next_token += 1;
         self.waiting.insert(token, respond);
         let branch = order.branch();
+        reach(order.point());
         let (input, payload) = order.split(token);
         self.step(branch, input, payload);
     }
@@ -416,7 +421,7 @@ impl<R: ResourceManager> Driver<R> {
 
     fn answer(&mut self, token: Token, answer: Answer) {
         if let Some(respond) = self.waiting.remove(&token) {
-            respond.answer(answer);
+            respond.answer_between(answer);
         }
     }
 
@@ -462,9 +467,11 @@ impl<R: ResourceManager> Driver<R> {
     fn detach(&self, branch: BranchId) {
         let rm = self.rm.clone();
         self.spawn_call(async move {
+            reach(CrashPoint::ParticipantDetachBefore);
             if let Err(reason) = rm.detach(branch).await {
                 tracing::warn!(%branch, %reason, "the branch's other connection is still open");
             }
+            reach(CrashPoint::ParticipantDetachAfter);
         });
     }
 
@@ -481,7 +488,10 @@ impl<R: ResourceManager> Driver<R> {
         }
         let (rm, results) = (self.rm.clone(), self.results.clone());
         self.spawn_call(async move {
-            drop(results.send(Event::Swept(rm.recover().await)).await);
+            reach(CrashPoint::ParticipantSweepBefore);
+            let listed = rm.recover().await;
+            reach(CrashPoint::ParticipantSweepAfter);
+            drop(results.send(Event::Swept(listed)).await);
         });
     }
 
@@ -533,36 +543,6 @@ impl<R: ResourceManager> Driver<R> {
                 | State::Committing(_)
                 | State::Aborting(_) => false,
             })
-    }
-}
-
-async fn load<R: ResourceManager>(rm: Arc<R>) -> (Durable, Vec<BranchId>) {
-    let mut health = rm.health();
-    let mut before = None;
-    loop {
-        let read = async { Ok::<_, Reason>((rm.load().await?, rm.recover().await?.ours)) };
-        match read.await {
-            Ok((durable, listed)) => {
-                for damage in &durable.damage {
-                    tracing::error!(
-                        id = damage.id, gtrid = %damage.gtrid, bqual = damage.bqual,
-                        "heuristic damage that nobody has acknowledged yet"
-                    );
-                }
-                return (durable, listed);
-            }
-            Err(reason) if before.as_ref() == Some(&reason.code) => {}
-            Err(reason) => {
-                tracing::warn!(%reason, "the ledger cannot be read yet; trying until it can");
-                before = Some(reason.code);
-            }
-        }
-        let pause = tokio::time::sleep(Duration::from_millis(LOAD_PAUSE_MS));
-        tokio::select! {
-            biased;
-            () = pause => {}
-            Ok(()) = health.changed() => {}
-        }
     }
 }
 

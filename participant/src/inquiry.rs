@@ -9,6 +9,7 @@ use std::time::Duration;
 use concord_core::id::{BranchId, ParticipantName};
 use concord_core::limits::INQUIRY_BRANCHES_MAX;
 use concord_core::reason::{Reason, code};
+use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::convert::outcome::{self, Answer, Inquiry};
 use concord_proto::v1::outcome_service_client::OutcomeServiceClient;
 use tokio::sync::watch;
@@ -34,12 +35,14 @@ pub async fn run(
     while let Some(Ok(())) = stop.run_until_cancelled(wanted.changed()).await {
         let branches = wanted.borrow_and_update().clone();
         for some in branches.chunks(INQUIRY_BRANCHES_MAX) {
+            reach(CrashPoint::ParticipantInquiryBefore);
             let asked = ask(&mut client, &name, some);
             let Some(answer) = stop.run_until_cancelled(asked).await else {
                 return;
             };
             match answer {
                 Ok(answer) => {
+                    reach(CrashPoint::ParticipantInquiryAfter);
                     answered = true;
                     let decisions = some.iter().copied().zip(answer.decisions).collect();
                     handle.decided(answer.epoch, decisions).await;

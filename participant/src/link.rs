@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use concord_core::id::Epoch;
 use concord_core::limits::LINK_BATCH_MAX;
 use concord_core::reason::{Reason, code};
+use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::convert::link::{Reply, link_reply};
 use concord_proto::convert::participant::{Command, link};
 use concord_proto::{status, v1};
@@ -113,6 +114,7 @@ struct Reader {
 impl Reader {
     async fn run(mut self, mut frames: Streaming<v1::LinkRequest>) -> Result<(), Status> {
         self.handle.linked().await;
+        reach(CrashPoint::ParticipantLinkAccepted);
         let stop = self.links.stop.clone();
         let result = loop {
             let replaced = self.replaced.clone();
@@ -140,6 +142,7 @@ impl Reader {
 
     /// Hands a frame's orders over; false when the driver has ended.
     async fn frame(&mut self, frame: v1::LinkRequest) -> Result<bool, Status> {
+        reach(CrashPoint::ParticipantFrameReceived);
         let commands = link(frame)?;
         let mut requests = Vec::with_capacity(commands.len());
         for (seq, command) in commands {
@@ -229,6 +232,7 @@ impl Outbox {
             }
             replies.extend(self.rest.pop_front());
         }
+        reach(CrashPoint::ParticipantFrameSent);
         Some(v1::LinkResponse { replies })
     }
 }

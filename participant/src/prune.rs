@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use concord_core::id::Gtrid;
+use concord_daemon::crash::{CrashPoint, reach};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -40,7 +41,10 @@ async fn prune<R: ResourceManager>(rm: &R, below: Gtrid) -> u64 {
     let requests_below = Gtrid::lowest_at(below.unix_ms().saturating_sub(REQUESTS_KEPT_MS));
     let mut deleted = 0;
     loop {
-        match rm.prune(below, requests_below).await {
+        reach(CrashPoint::ParticipantPruneBefore);
+        let pruned = rm.prune(below, requests_below).await;
+        reach(CrashPoint::ParticipantPruneAfter);
+        match pruned {
             Ok(0) => return deleted,
             Ok(rows) => deleted += rows,
             Err(reason) => {

@@ -11,6 +11,7 @@
 mod bad_input;
 mod bank;
 mod conformance;
+mod crash_points;
 mod foreign;
 mod heuristic;
 mod inventory;

@@ -7,6 +7,7 @@ use concord_core::id::{BranchId, Gtrid, ParticipantName, RequestId};
 use concord_core::message::{Decision, FromParticipant, Outcome};
 use concord_core::reason::Reason;
 use concord_core::transaction::Ack;
+use concord_daemon::crash::CrashPoint;
 use concord_proto::model::Isolation;
 use concord_proto::v1;
 use tokio::sync::{mpsc, oneshot};
@@ -183,4 +184,18 @@ pub struct Numbers {
     pub remembered: u64,
     /// Size of the log in bytes.
     pub log_bytes: u64,
+}
+
+/// Where an answer of a participant comes in, and is taken.
+pub(super) fn points(message: &FromParticipant) -> (CrashPoint, CrashPoint) {
+    match message {
+        FromParticipant::Begun { .. } | FromParticipant::Voted { .. } => (
+            CrashPoint::CoordinatorVoteReceived,
+            CrashPoint::CoordinatorVoteTaken,
+        ),
+        FromParticipant::Finished { .. } | FromParticipant::Stale { .. } => (
+            CrashPoint::CoordinatorAckReceived,
+            CrashPoint::CoordinatorAckTaken,
+        ),
+    }
 }

@@ -8,6 +8,7 @@ use concord_core::id::{Gtrid, ParticipantName};
 use concord_core::message::{Finish, FromParticipant, Vote};
 use concord_core::reason::{Reason, code};
 use concord_core::transaction::Ack;
+use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::convert::work::statement_size;
 use concord_proto::model::{Isolation, Work};
 use concord_proto::v1;
@@ -115,6 +116,7 @@ impl Driver {
         tx: OneShot,
         answer: oneshot::Sender<Told>,
     ) -> Result<(), DriverError> {
+        reach(CrashPoint::CoordinatorRunReceived);
         let statements = tx.branches.iter().flat_map(|branch| &branch.statements);
         let bytes = statements.map(statement_size).sum();
         let unknown = tx
@@ -166,6 +168,7 @@ impl Driver {
         timeout: Duration,
         answer: oneshot::Sender<Result<(), Reason>>,
     ) -> Result<(), DriverError> {
+        reach(CrashPoint::CoordinatorBeginReceived);
         if let Some(reason) = self.limit_reached(0) {
             let _ = answer.send(Err(reason));
             return Ok(());
@@ -218,6 +221,7 @@ impl Driver {
         ack: Ack,
         answer: oneshot::Sender<Told>,
     ) -> Result<(), DriverError> {
+        reach(CrashPoint::CoordinatorAskReceived);
         let refusal = match self.contexts.get_mut(&gtrid) {
             None => not_running(gtrid),
             Some(context) if context.executing => busy(gtrid),
@@ -236,6 +240,7 @@ impl Driver {
         reason: Reason,
         answer: oneshot::Sender<Told>,
     ) -> Result<(), DriverError> {
+        reach(CrashPoint::CoordinatorRollbackReceived);
         let Some(context) = self.contexts.get_mut(&gtrid) else {
             let _ = answer.send(Told::Refused(not_running(gtrid)));
             return Ok(());
@@ -245,6 +250,7 @@ impl Driver {
     }
 
     pub(super) fn expired(&mut self, gtrid: Gtrid) -> Result<(), DriverError> {
+        reach(CrashPoint::CoordinatorDeadlinePassed);
         self.input(Input::Deadline { gtrid })?;
         // Nobody waits for an interactive transaction that was never committed.
         if self

@@ -5,6 +5,7 @@ use concord_core::id::{Gtrid, ParticipantName};
 use concord_core::message::{Outcome, ToParticipant};
 use concord_core::reason::Reason;
 use concord_core::transaction::TransactionState;
+use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::convert::link::{abort_request, commit_request, prepare_request};
 use concord_proto::v1::link_command::Command;
 
@@ -35,6 +36,7 @@ impl Driver {
                 let Some(context) = self.contexts.get_mut(&branch.gtrid) else {
                     return;
                 };
+                reach(CrashPoint::CoordinatorBranchEnlisted);
                 let (isolation, deadline) = (context.isolation, context.deadline);
                 if let Some(answer) = context.enlisting.take() {
                     let _ = answer.send(Ok(Enlisted {
@@ -46,9 +48,11 @@ impl Driver {
                 }
             }
             Effect::Reply { gtrid, outcome } => {
+                reach(CrashPoint::CoordinatorReplyBeforeSend);
                 if let Some(context) = self.close(gtrid) {
                     context.tell(gtrid, &outcome);
                 }
+                reach(CrashPoint::CoordinatorReplyAfterSend);
             }
             Effect::Join { gtrid, first } => self.join(gtrid, first),
             Effect::Replay {
@@ -58,6 +62,7 @@ impl Driver {
             } => self.replay(gtrid, first, &outcome),
             Effect::Rejected { gtrid, reason } => self.rejected(gtrid, reason),
             Effect::Answer { token, decision } => {
+                reach(CrashPoint::CoordinatorInquiryAnswered);
                 if let Some(answer) = self.inquiries.remove(&token) {
                     let _ = answer.send(decision);
                 }
@@ -68,6 +73,7 @@ impl Driver {
                 }
             }
             Effect::Order { resolve, heuristic } => {
+                reach(CrashPoint::CoordinatorOrderReleased);
                 if let Some(answer) = self.orders.remove(&resolve.token) {
                     let _ = answer.send(Ordered::Go { resolve, heuristic });
                 }
@@ -99,6 +105,7 @@ impl Driver {
                 for link in self.links.values() {
                     let _ = link.sender.send(Outbound::ForgetBelow(horizon));
                 }
+                reach(CrashPoint::CoordinatorForgetTold);
                 match &mut self.forget {
                     Some((former, below)) => {
                         former.extend(gtrids);
@@ -115,7 +122,7 @@ impl Driver {
     }
 
     fn send(&mut self, to: &ParticipantName, message: &ToParticipant) {
-        let command = match *message {
+        let (command, before, after) = match *message {
             ToParticipant::Prepare {
                 branch,
                 epoch,
@@ -123,21 +130,39 @@ impl Driver {
                 ..
             } => {
                 let payload = if work { self.branch_work(branch) } else { None };
-                Command::Prepare(prepare_request(branch, epoch, payload))
+                (
+                    Command::Prepare(prepare_request(branch, epoch, payload)),
+                    CrashPoint::CoordinatorPrepareBeforeSend,
+                    CrashPoint::CoordinatorPrepareAfterSend,
+                )
             }
             ToParticipant::Commit {
                 branch,
                 epoch,
-                one_phase,
+                one_phase: true,
                 work,
             } => {
                 let payload = if work { self.branch_work(branch) } else { None };
-                Command::Commit(commit_request(branch, epoch, one_phase, payload))
+                (
+                    Command::Commit(commit_request(branch, epoch, true, payload)),
+                    CrashPoint::CoordinatorOnePhaseBeforeSend,
+                    CrashPoint::CoordinatorOnePhaseAfterSend,
+                )
             }
-            ToParticipant::Abort { branch, epoch } => Command::Abort(abort_request(branch, epoch)),
+            ToParticipant::Commit { branch, epoch, .. } => (
+                Command::Commit(commit_request(branch, epoch, false, None)),
+                CrashPoint::CoordinatorCommitBeforeSend,
+                CrashPoint::CoordinatorCommitAfterSend,
+            ),
+            ToParticipant::Abort { branch, epoch } => (
+                Command::Abort(abort_request(branch, epoch)),
+                CrashPoint::CoordinatorAbortBeforeSend,
+                CrashPoint::CoordinatorAbortAfterSend,
+            ),
             // The call that enlisted the branch begins it, and waits for the answer.
             ToParticipant::Begin { .. } => return,
         };
+        reach(before);
         // A link that is down loses it; the machine sends it again when the link is up.
         if let Some(link) = self.links.get(to) {
             let _ = link.sender.send(Outbound::Command {
@@ -145,6 +170,7 @@ impl Driver {
                 command,
             });
         }
+        reach(after);
     }
 
     fn join(&mut self, gtrid: Gtrid, first: Gtrid) {

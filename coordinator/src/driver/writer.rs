@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use concord_core::id::Gtrid;
 use concord_core::record::Record;
+use concord_daemon::crash::{CrashPoint, reach};
 use tokio::sync::mpsc;
 
 use crate::log::{DecisionLog, LogError, LogStats};
@@ -98,10 +99,18 @@ impl<L: DecisionLog> Scribe<L> {
     }
 
     fn attempt(&mut self, batch: &Batch) -> Result<Written, LogError> {
+        for record in &batch.records {
+            reach_around(record, false);
+        }
         self.log.append(&batch.records)?;
+        for record in &batch.records {
+            reach_around(record, true);
+        }
         // After the append: the ends of these transactions may be in this very batch.
         if let Some((gtrids, horizon)) = &batch.forget {
+            reach(CrashPoint::CoordinatorForgetBefore);
             self.log.forget(gtrids, *horizon)?;
+            reach(CrashPoint::CoordinatorForgetAfter);
         }
         Ok(Written {
             upto: batch.upto,
@@ -116,4 +125,37 @@ impl<L: DecisionLog> Scribe<L> {
         let failed = result.is_err();
         self.outbox.send(result).is_ok() && !failed
     }
+}
+
+/// Before a record is written, and when it is.
+fn reach_around(record: &Record, written: bool) {
+    let (before, after) = match record {
+        Record::Decision { .. } => (
+            CrashPoint::CoordinatorDecisionBeforeForce,
+            CrashPoint::CoordinatorDecisionAfterForce,
+        ),
+        Record::OnePhase { .. } => (
+            CrashPoint::CoordinatorDelegationBeforeForce,
+            CrashPoint::CoordinatorDelegationAfterForce,
+        ),
+        Record::Refused { .. } => (
+            CrashPoint::CoordinatorRefusalBeforeForce,
+            CrashPoint::CoordinatorRefusalAfterForce,
+        ),
+        Record::Heuristic { .. } => (
+            CrashPoint::CoordinatorHeuristicBeforeForce,
+            CrashPoint::CoordinatorHeuristicAfterForce,
+        ),
+        Record::End { .. } => (
+            CrashPoint::CoordinatorEndBeforeWrite,
+            CrashPoint::CoordinatorEndAfterWrite,
+        ),
+        Record::Horizon(_) => (
+            CrashPoint::CoordinatorHorizonBeforeForce,
+            CrashPoint::CoordinatorHorizonAfterForce,
+        ),
+        // The first is written at the start only, and the others carry no promise.
+        Record::Epoch(_) | Record::Placement(_) | Record::Incarnation { .. } => return,
+    };
+    reach(if written { after } else { before });
 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use concord_core::id::{Bqual, Epoch, Gtrid};
 use concord_core::record::Record;
+use concord_daemon::crash::{CrashPoint, reach};
 use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, StorageBackend, TableDefinition};
 
 use self::files::Directory;
@@ -157,6 +158,7 @@ impl EmbeddedLog {
             ));
         }
         let found = check::examine(&path, &disk, cluster)?;
+        reach(CrashPoint::LogOpenExamined);
         let mut database = builder()
             .create_with_backend(Frame::new(Arc::clone(&disk), head.redb_start()))
             .map_err(|error| failed("open", error))?;
@@ -222,6 +224,7 @@ impl EmbeddedLog {
         self.marks
             .write(self.journal.position())
             .map_err(|error| failed("write", error))?;
+        reach(CrashPoint::LogJournalMarked);
         self.pending_decisions += decisions;
         self.epoch = batch.epoch.unwrap_or(self.epoch);
         self.horizon = batch.horizon.or(self.horizon);
@@ -232,6 +235,7 @@ impl EmbeddedLog {
     /// One commit of redb: what is pending, then the batch, then what was to be forgotten. The
     /// journal begins again.
     fn fold(&mut self, batch: Pending) -> Result<(), LogError> {
+        reach(CrashPoint::LogFoldBefore);
         let forgotten = std::mem::take(&mut self.forgotten);
         let next_horizon = self.next_horizon.take();
         let mut fold = Fold {
@@ -249,15 +253,18 @@ impl EmbeddedLog {
             &forgotten,
             next_horizon,
         )?;
+        reach(CrashPoint::LogFoldBeforeCommit);
         transaction
             .commit()
             .map_err(|error| failed("commit", error))?;
+        reach(CrashPoint::LogFoldAfterCommit);
         // From here on redb has it all. Before, and in a crash, the frames still count: they are
         // of the commit before.
         self.journal.restart(fold.sums.commit);
         self.marks
             .write(self.journal.position())
             .map_err(|error| failed("write", error))?;
+        reach(CrashPoint::LogFoldMarked);
         (self.sums, self.decisions) = (fold.sums, fold.decisions);
         self.pending = Pending::default();
         self.pending_decisions = 0;
@@ -518,9 +525,11 @@ fn compact(
         used
     };
     if bytes / COMPACT_RATIO > used {
+        reach(CrashPoint::LogCompactBefore);
         database
             .compact()
             .map_err(|error| failed("compact", error))?;
+        reach(CrashPoint::LogCompactAfter);
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use concord_core::id::{BranchId, Epoch};
 use concord_core::limits::LINK_BATCH_MAX;
 use concord_core::message::{Finish, FromParticipant, Vote};
 use concord_core::reason::{Reason, code};
+use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::convert::link::{Reply, reply};
 use concord_proto::v1;
 use concord_proto::v1::link_command::Command;
@@ -224,6 +225,7 @@ impl Pump {
                 _ = look.tick() => self.look(),
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => {
+                        reach(CrashPoint::CoordinatorFrameReceived);
                         for raw in frame.replies {
                             let (seq, reply) = reply(raw);
                             if let Err(reason) = self.answered(seq, reply).await {
@@ -244,6 +246,7 @@ impl Pump {
                     if frames.send(v1::LinkRequest { commands }).is_err() {
                         return Reason::new(code::PARTICIPANT_DOWN, "the link's stream has ended");
                     }
+                    reach(CrashPoint::CoordinatorFrameSent);
                 }
             }
         }

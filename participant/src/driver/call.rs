@@ -10,6 +10,7 @@ use concord_core::id::BranchId;
 use concord_core::participant as core;
 use concord_core::participant::{Input, Token};
 use concord_core::reason::{Reason, code};
+use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::model::{Isolation, Statement, Work};
 use futures::FutureExt;
 
@@ -34,6 +35,48 @@ pub(super) enum Call {
 }
 
 impl Call {
+    /// Before the server is asked, and when it has answered.
+    fn points(&self) -> (CrashPoint, CrashPoint) {
+        match self {
+            Self::Begin { .. } => (
+                CrashPoint::ParticipantBeginBefore,
+                CrashPoint::ParticipantBeginAfter,
+            ),
+            Self::Statement(..) => (
+                CrashPoint::ParticipantStatementBefore,
+                CrashPoint::ParticipantStatementAfter,
+            ),
+            Self::Prepare(_) => (
+                CrashPoint::ParticipantPrepareBefore,
+                CrashPoint::ParticipantPrepareAfter,
+            ),
+            Self::CommitOnePhase(_) => (
+                CrashPoint::ParticipantOnePhaseBefore,
+                CrashPoint::ParticipantOnePhaseAfter,
+            ),
+            Self::Commit => (
+                CrashPoint::ParticipantCommitBefore,
+                CrashPoint::ParticipantCommitAfter,
+            ),
+            Self::Rollback => (
+                CrashPoint::ParticipantRollbackBefore,
+                CrashPoint::ParticipantRollbackAfter,
+            ),
+            Self::ReadLedger => (
+                CrashPoint::ParticipantLedgerBefore,
+                CrashPoint::ParticipantLedgerAfter,
+            ),
+            Self::Tombstone => (
+                CrashPoint::ParticipantTombstoneBefore,
+                CrashPoint::ParticipantTombstoneAfter,
+            ),
+            Self::List => (
+                CrashPoint::ParticipantListBefore,
+                CrashPoint::ParticipantListAfter,
+            ),
+        }
+    }
+
     /// Whether it belongs to the end of a branch rather than to its work.
     pub(super) fn finishes(&self) -> bool {
         match self {
@@ -54,7 +97,10 @@ pub(super) async fn run<R: ResourceManager>(
     call: Call,
 ) -> (Input, Payload) {
     let broken = Broken::of(&call);
+    let (before, after) = call.points();
+    reach(before);
     let done = AssertUnwindSafe(ask(rm, branch, call)).catch_unwind().await;
+    reach(after);
     done.unwrap_or_else(|_| {
         tracing::error!(%branch, "a call to the server panicked: please report it");
         broken.result(branch)

@@ -10,6 +10,7 @@ use concord_core::message::{Decision, Finish, FromParticipant, ToParticipant};
 use concord_core::participant::{Input, Token};
 use concord_core::reason::Reason;
 use concord_core::transaction::BranchState;
+use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::convert::link::{Finished, Voted};
 use concord_proto::convert::participant::{Abort, Begin, Commit, Execute, Prepare};
 use concord_proto::model::{Isolation, Statement, Work};
@@ -53,6 +54,18 @@ impl Order {
             Self::Prepare(order) => order.epoch,
             Self::Commit(order) => order.epoch,
             Self::Abort(order) => order.epoch,
+        }
+    }
+
+    /// Where it comes in.
+    pub(super) fn point(&self) -> CrashPoint {
+        match self {
+            Self::Begin(_) => CrashPoint::ParticipantBeginReceived,
+            Self::Execute(_) => CrashPoint::ParticipantStatementReceived,
+            Self::Prepare(_) => CrashPoint::ParticipantPrepareReceived,
+            Self::Commit(order) if order.one_phase => CrashPoint::ParticipantOnePhaseReceived,
+            Self::Commit(_) => CrashPoint::ParticipantCommitReceived,
+            Self::Abort(_) => CrashPoint::ParticipantAbortReceived,
         }
     }
 
@@ -212,6 +225,30 @@ impl Responder {
             Self::Link { seq, abort, room } => {
                 room.send(LinkAnswer { seq, abort, answer });
             }
+        }
+    }
+
+    /// The same, with the places before and after a vote or a branch's end.
+    pub(super) fn answer_between(self, answer: Answer) {
+        let points = match &answer {
+            Answer::Voted(_) => Some((
+                CrashPoint::ParticipantVoteBeforeSend,
+                CrashPoint::ParticipantVoteAfterSend,
+            )),
+            Answer::Finished(_) => Some((
+                CrashPoint::ParticipantAckBeforeSend,
+                CrashPoint::ParticipantAckAfterSend,
+            )),
+            Answer::Begun | Answer::Executed(_) | Answer::Refused(_) | Answer::Unavailable(_) => {
+                None
+            }
+        };
+        if let Some((before, _)) = points {
+            reach(before);
+        }
+        self.answer(answer);
+        if let Some((_, after)) = points {
+            reach(after);
         }
     }
 }

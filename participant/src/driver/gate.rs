@@ -12,6 +12,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use concord_core::participant::{Effect, ParticipantStep};
 use concord_core::record::ParticipantRecord;
+use concord_daemon::crash::{CrashPoint, reach};
 
 use super::event::Payload;
 use crate::resource::ResourceManager;
@@ -102,7 +103,13 @@ pub(super) async fn append<R: ResourceManager>(rm: Arc<R>, records: Vec<Particip
         .build();
     let mut before = None;
     loop {
+        for record in &records {
+            reach(points(record).0);
+        }
         let Err(reason) = rm.append(&records).await else {
+            for record in &records {
+                reach(points(record).1);
+            }
             return;
         };
         if before.as_ref() != Some(&reason.code) {
@@ -120,5 +127,23 @@ pub(super) async fn append<R: ResourceManager>(rm: Arc<R>, records: Vec<Particip
             () = tokio::time::sleep(pause) => {}
             Ok(_) = health.wait_for(|health| health.reachable), if away => {}
         }
+    }
+}
+
+/// Before a record is written, and when it is durable.
+fn points(record: &ParticipantRecord) -> (CrashPoint, CrashPoint) {
+    match record {
+        ParticipantRecord::Epoch(_) => (
+            CrashPoint::ParticipantEpochBeforeWrite,
+            CrashPoint::ParticipantEpochAfterWrite,
+        ),
+        ParticipantRecord::Damage { .. } => (
+            CrashPoint::ParticipantDamageBeforeWrite,
+            CrashPoint::ParticipantDamageAfterWrite,
+        ),
+        ParticipantRecord::ForgetBelow(_) => (
+            CrashPoint::ParticipantHorizonBeforeWrite,
+            CrashPoint::ParticipantHorizonAfterWrite,
+        ),
     }
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use concord_daemon::crash::{CrashPoint, reach};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use redb::StorageBackend;
 use redb::backends::FileBackend;
@@ -79,6 +80,7 @@ impl Directory {
             writeln!(lock, "{}", std::process::id())
         };
         note(&mut lock).map_err(failed("write the lock file", &lock_path))?;
+        reach(CrashPoint::LogLockTaken);
         Ok(Self {
             path: path.to_owned(),
             _lock: lock,
@@ -120,9 +122,12 @@ impl Directory {
 
     /// Makes the file that was created the log's: under its name, durably.
     pub fn publish_file(&self) -> Result<(), LogError> {
+        reach(CrashPoint::LogCreatePublishBefore);
         let path = self.path.join(NEW_FILE);
         fs::rename(&path, self.path.join(FILE)).map_err(failed("rename", &path))?;
-        sync_directory(&self.path)
+        sync_directory(&self.path)?;
+        reach(CrashPoint::LogCreatePublishAfter);
+        Ok(())
     }
 }
 

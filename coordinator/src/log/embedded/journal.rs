@@ -25,6 +25,7 @@
 use std::io;
 use std::sync::Arc;
 
+use concord_daemon::crash::{CrashPoint, reach};
 use redb::StorageBackend;
 
 use super::frame::{BLOCK_BYTES, Head, Mark};
@@ -93,9 +94,12 @@ impl Journal {
     /// disk holds, and nothing may be written any more.
     pub fn append(&mut self, payload: &[u8]) -> io::Result<()> {
         let frame = encode(self.salt, self.position, payload);
+        reach(CrashPoint::LogJournalBeforeWrite);
         self.disk
             .write(BLOCK_BYTES * (self.next_page + 1), &frame)?;
+        reach(CrashPoint::LogJournalBeforeSync);
         self.disk.sync_data()?;
+        reach(CrashPoint::LogJournalAfterSync);
         self.next_page += pages_of(payload.len());
         self.position.frames += 1;
         Ok(())

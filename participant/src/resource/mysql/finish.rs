@@ -2,6 +2,7 @@
 
 use concord_core::id::{BranchId, Gtrid};
 use concord_core::reason::{Reason, code};
+use concord_daemon::crash::{CrashPoint, reach};
 use tokio::time::Instant as Deadline;
 
 use super::branches::State;
@@ -11,6 +12,35 @@ use super::preflight::Flavor;
 use super::xa::unhex;
 use super::{MySql, ledger};
 use crate::resource::{Finished, LedgerEntry, Recovered};
+
+/// What ends a branch.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Finish {
+    Commit,
+    Rollback,
+}
+
+impl Finish {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Commit => "XA COMMIT",
+            Self::Rollback => "XA ROLLBACK",
+        }
+    }
+
+    fn points(self) -> (CrashPoint, CrashPoint) {
+        match self {
+            Self::Commit => (
+                CrashPoint::ServerCommitBeforeSend,
+                CrashPoint::ServerCommitAnswered,
+            ),
+            Self::Rollback => (
+                CrashPoint::ServerRollbackBeforeSend,
+                CrashPoint::ServerRollbackAnswered,
+            ),
+        }
+    }
+}
 
 impl MySql {
     /// Longest wait of one verb, from now.
@@ -27,12 +57,12 @@ impl MySql {
             ));
         };
         let Some(mut held) = held else {
-            return self.finish_elsewhere("XA COMMIT", branch).await;
+            return self.finish_elsewhere(Finish::Commit, branch).await;
         };
         match held.state() {
             State::Prepared(conn) => {
                 let (finished, conn) = self
-                    .finish_pinned("XA COMMIT", branch, conn, deadline)
+                    .finish_pinned(Finish::Commit, branch, conn, deadline)
                     .await;
                 if let Some(conn) = conn {
                     held.keep(State::Prepared(conn));
@@ -47,7 +77,7 @@ impl MySql {
                 reason,
                 rolled_back,
             } => Finished::NotDone(held.keep_failed(reason, rolled_back)),
-            State::Empty => self.finish_elsewhere("XA COMMIT", branch).await,
+            State::Empty => self.finish_elsewhere(Finish::Commit, branch).await,
         }
     }
 
@@ -61,7 +91,7 @@ impl MySql {
             ));
         };
         let Some(mut held) = held else {
-            return self.finish_elsewhere("XA ROLLBACK", branch).await;
+            return self.finish_elsewhere(Finish::Rollback, branch).await;
         };
         match held.state() {
             State::Active { mut conn, .. } => {
@@ -70,11 +100,11 @@ impl MySql {
                     return Finished::Done;
                 }
                 conn.kill();
-                self.finish_elsewhere("XA ROLLBACK", branch).await
+                self.finish_elsewhere(Finish::Rollback, branch).await
             }
             State::Prepared(conn) => {
                 let (finished, conn) = self
-                    .finish_pinned("XA ROLLBACK", branch, conn, deadline)
+                    .finish_pinned(Finish::Rollback, branch, conn, deadline)
                     .await;
                 if let Some(conn) = conn {
                     held.keep(State::Prepared(conn));
@@ -85,7 +115,7 @@ impl MySql {
                 rolled_back: true, ..
             } => Finished::Done,
             State::Failed { .. } | State::Empty => {
-                self.finish_elsewhere("XA ROLLBACK", branch).await
+                self.finish_elsewhere(Finish::Rollback, branch).await
             }
         }
     }
@@ -102,13 +132,12 @@ impl MySql {
     /// was, so that the next attempt finds it.
     async fn finish_pinned(
         &self,
-        verb: &str,
+        verb: Finish,
         branch: BranchId,
         mut conn: Conn,
         deadline: Deadline,
     ) -> (Finished, Option<Conn>) {
-        let text = format!("{verb} {}", self.xids.text(branch));
-        let Err(failure) = conn.execute(text, deadline, verb).await else {
+        let Err(failure) = self.send_verb(verb, branch, &mut conn, deadline).await else {
             conn.release();
             return (Finished::Done, None);
         };
@@ -128,7 +157,7 @@ impl MySql {
         }
     }
 
-    async fn finish_elsewhere(&self, verb: &str, branch: BranchId) -> Finished {
+    async fn finish_elsewhere(&self, verb: Finish, branch: BranchId) -> Finished {
         let first = self.finish_once(verb, branch).await;
         let Finished::Unknown(reason) = first else {
             return first;
@@ -141,15 +170,14 @@ impl MySql {
         }
     }
 
-    async fn finish_once(&self, verb: &str, branch: BranchId) -> Finished {
+    async fn finish_once(&self, verb: Finish, branch: BranchId) -> Finished {
         let deadline = self.finish_deadline();
         let mut conn = match self.pool.acquire_by(Class::Finish, deadline).await {
             Ok(conn) => conn,
             Err(reason) => return Finished::NotDone(reason),
         };
-        let text = format!("{verb} {}", self.xids.text(branch));
-        match conn.execute(text, deadline, verb).await {
-            Ok(_) => {
+        match self.send_verb(verb, branch, &mut conn, deadline).await {
+            Ok(()) => {
                 conn.release();
                 Finished::Done
             }
@@ -161,10 +189,26 @@ impl MySql {
         }
     }
 
+    /// The verb itself.
+    async fn send_verb(
+        &self,
+        verb: Finish,
+        branch: BranchId,
+        conn: &mut Conn,
+        deadline: Deadline,
+    ) -> Result<(), Failure> {
+        let (before, after) = verb.points();
+        let text = format!("{} {}", verb.text(), self.xids.text(branch));
+        reach(before);
+        let sent = conn.execute(text, deadline, verb.text()).await;
+        reach(after);
+        sent.map(|_| ())
+    }
+
     /// One verb on any connection.
     pub(super) async fn verb_elsewhere(
         &self,
-        verb: &str,
+        verb: Finish,
         branch: BranchId,
         deadline: Deadline,
     ) -> Result<(), Failure> {
@@ -173,8 +217,7 @@ impl MySql {
             .acquire_by(Class::Finish, deadline)
             .await
             .map_err(Failure::Broken)?;
-        conn.execute(format!("{verb} {}", self.xids.text(branch)), deadline, verb)
-            .await?;
+        self.send_verb(verb, branch, &mut conn, deadline).await?;
         conn.release();
         Ok(())
     }

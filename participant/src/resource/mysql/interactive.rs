@@ -170,7 +170,7 @@ impl MySql {
         let mut script = Script::default();
         script.guard(&facts);
         script.verb(Step::End, &format!("XA END {xid}"));
-        script.verb(Step::Finish, &format!("XA PREPARE {xid}"));
+        script.verb(Step::Prepare, &format!("XA PREPARE {xid}"));
         let outcome = script.run(&mut conn, deadline).await;
         match outcome.end {
             End::Fine => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use concord_core::id::BranchId;
 use concord_core::reason::{Reason, code};
+use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::model::{Expect, Isolation, Statement};
 use concord_proto::v1;
 use sqlx::mysql::MySqlQueryResult;
@@ -35,8 +36,27 @@ pub enum Step {
     Guard,
     /// `XA END`.
     End,
-    /// `XA PREPARE`, `XA COMMIT … ONE PHASE` or `COMMIT`.
+    /// `XA PREPARE`.
+    Prepare,
+    /// `XA COMMIT … ONE PHASE`.
+    CommitOnePhase,
+    /// `COMMIT`, of a transaction that only read.
     Finish,
+}
+
+impl Step {
+    /// The place where its answer comes in. The server has gone on meanwhile, and the rest of the
+    /// text is done or not.
+    fn point(self) -> Option<CrashPoint> {
+        Some(match self {
+            Self::Start => CrashPoint::ServerStartAnswered,
+            Self::Ledger => CrashPoint::ServerLedgerAnswered,
+            Self::End => CrashPoint::ServerEndAnswered,
+            Self::Prepare => CrashPoint::ServerPrepareAnswered,
+            Self::CommitOnePhase => CrashPoint::ServerOnePhaseAnswered,
+            Self::Isolation | Self::Statement(_) | Self::Guard | Self::Finish => return None,
+        })
+    }
 }
 
 /// A text in the making.
@@ -111,6 +131,7 @@ impl Script {
             objection: None,
         };
         let text = self.text;
+        reach(CrashPoint::ServerWorkBeforeSend);
         let ran = conn
             .run(text, deadline, "the branch's work", |item| {
                 reader.take(item);
@@ -171,8 +192,14 @@ impl Reader {
                 let index = *index;
                 self.at += 1;
                 self.statement_done(index, &done);
+                reach(CrashPoint::ServerStatementAnswered);
             }
-            (Item::Done(_), _) => self.at += 1,
+            (Item::Done(_), step) => {
+                if let Some(point) = step.and_then(|step| step.point()) {
+                    reach(point);
+                }
+                self.at += 1;
+            }
         }
     }
 

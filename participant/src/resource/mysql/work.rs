@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use concord_core::id::{BranchId, RequestId};
 use concord_core::reason::{Reason, code};
+use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::model::{Isolation, Statement, Work};
 use concord_proto::v1;
 use tokio::time::Instant as Deadline;
 
 use super::branches::{Held, State};
 use super::error::{self, Failure};
+use super::finish::Finish;
 use super::pool::{Class, Conn};
 use super::preflight::Facts;
 use super::script::{End, Outcome, Script, Step, judge_all};
@@ -110,7 +112,7 @@ impl MySql {
         };
         let xid = self.xids.text(branch);
         script.verb(Step::End, &format!("XA END {xid}"));
-        script.verb(Step::Finish, &format!("XA PREPARE {xid}"));
+        script.verb(Step::Prepare, &format!("XA PREPARE {xid}"));
         let outcome = script.run(&mut conn, deadline).await;
         match outcome.end {
             End::Fine => {
@@ -179,7 +181,7 @@ impl MySql {
         let xid = self.xids.text(branch);
         let mut script = Script::default();
         script.verb(Step::End, &format!("XA END {xid}"));
-        script.verb(Step::Finish, &format!("XA COMMIT {xid} ONE PHASE"));
+        script.verb(Step::CommitOnePhase, &format!("XA COMMIT {xid} ONE PHASE"));
         let outcome = script.run(&mut conn, deadline).await;
         if let End::Fine = outcome.end {
             conn.release();
@@ -428,6 +430,7 @@ impl MySql {
         deadline: Deadline,
     ) -> bool {
         let xid = self.xids.text(branch);
+        reach(CrashPoint::ServerUndoBeforeSend);
         if !ended {
             // Refused for a deadlock's victim (1614 on MySQL, 1399 on MariaDB), which is fine.
             let ended = conn
@@ -437,9 +440,11 @@ impl MySql {
                 return false;
             }
         }
+        reach(CrashPoint::ServerUndoEnded);
         let rolled_back = conn
             .execute(format!("XA ROLLBACK {xid}"), deadline, "XA ROLLBACK")
             .await;
+        reach(CrashPoint::ServerUndoAnswered);
         match rolled_back {
             Ok(_) => true,
             Err(failure) => matches!(
@@ -452,7 +457,10 @@ impl MySql {
     /// Makes sure, from another connection, that a branch is rolled back and stays so.
     async fn make_sure(&self, branch: BranchId, deadline: Deadline) -> bool {
         while Deadline::now() < deadline {
-            match self.verb_elsewhere("XA ROLLBACK", branch, deadline).await {
+            match self
+                .verb_elsewhere(Finish::Rollback, branch, deadline)
+                .await
+            {
                 Ok(()) => return true,
                 Err(failure) if failure.number() == Some(error::XAER_NOTA) => {}
                 Err(_) => return false,
