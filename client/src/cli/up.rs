@@ -37,6 +37,9 @@ Examples:
   concord up --server mysql --dir /tmp/mine   another server, another folder
   concord up --server /opt/mysql/bin/mysqld
 
+Settings of a daemon in FOLDER/own/NAME.toml (p1.toml, coordinator.toml) take the place of those
+that `concord up` writes.
+
 The data is kept. `concord down` stops a detached cluster, `concord down --wipe` removes it.";
 
 /// Arguments of `concord up`.
@@ -69,6 +72,10 @@ pub struct UpArgs {
     /// The first server's port; the others follow [default: 7421].
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     server_port: Option<u16>,
+    /// Longest pause before a process that ended is started again. By default pauses of one that
+    /// ends again and again grow to 5 s, and in the end to 30 s.
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u64).range(1..))]
+    restart_pause_max_ms: Option<u64>,
     /// Be the supervisor that another `concord up --detach` waits for.
     #[arg(long, hide = true)]
     supervise: bool,
@@ -83,6 +90,7 @@ impl UpArgs {
             gateway_port: self.gateway_port,
             participant_port: self.participant_port,
             server_port: self.server_port,
+            pause_max: self.restart_pause_max_ms.map(Duration::from_millis),
         }
     }
 }
@@ -173,6 +181,9 @@ fn spawn_supervisor(args: &UpArgs, folder: &Path, log: &Path) -> std::io::Result
     // All other wishes were written into the cluster's settings when it was opened.
     if args.no_seed {
         command.arg("--no-seed");
+    }
+    if let Some(pause) = args.restart_pause_max_ms {
+        command.args(["--restart-pause-max-ms", &pause.to_string()]);
     }
     command
         .stdin(Stdio::null())

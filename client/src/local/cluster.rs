@@ -7,6 +7,7 @@
 //!   state.json           what runs now
 //!   up.log               the supervisor's log when it is detached
 //!   config/*.toml        the daemons' configuration, written at every start
+//!   own/*.toml           the user's: settings of a daemon that take the place of ours
 //!   log/*.log            one log per process
 //!   servers/s1…          one private folder per server
 //!   coordinator/         the decision log
@@ -18,6 +19,7 @@ use std::env;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -126,6 +128,8 @@ pub struct Service {
     pub log: PathBuf,
     /// How to start it.
     pub program: Program,
+    /// Longest pause before it is started again, when that is not to be the keeper's own.
+    pub pause_max: Option<Duration>,
 }
 
 /// How a process is started.
@@ -144,6 +148,7 @@ pub struct Cluster {
     settings: Settings,
     binary: ServerBinary,
     daemons: PathBuf,
+    pause_max: Option<Duration>,
     _lock: ClusterLock,
 }
 
@@ -180,6 +185,7 @@ impl Cluster {
             settings,
             binary,
             daemons,
+            pause_max: wishes.pause_max,
             _lock: lock,
         };
         cluster.settings.write(&cluster.folder)?;
@@ -260,6 +266,7 @@ impl Cluster {
             address,
             log,
             program,
+            pause_max: self.pause_max,
         })
     }
 
@@ -285,6 +292,7 @@ impl Cluster {
             address,
             log,
             program,
+            pause_max: self.pause_max,
         })
     }
 
@@ -305,6 +313,7 @@ impl Cluster {
             address,
             log,
             program,
+            pause_max: self.pause_max,
         })
     }
 
@@ -315,7 +324,8 @@ impl Cluster {
         config: &impl Serialize,
     ) -> Result<Program, ClusterError> {
         let file = self.folder.join("config").join(format!("{name}.toml"));
-        config::write(&file, config).map_err(io_error("cannot write", &file))?;
+        let own = self.folder.join("own").join(format!("{name}.toml"));
+        config::write(&file, config, &own).map_err(io_error("cannot write", &file))?;
         Ok(Program::Daemon(Launch {
             program: self.daemons.join(program),
             args: vec!["--config".into(), file.into_os_string()],
@@ -377,6 +387,7 @@ fn is_free(folder: &Path) -> Result<bool, ClusterError> {
         UP_LOG,
         "config",
         "log",
+        "own",
         "servers",
         "coordinator",
         "cluster.json.new",

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use toml::{Table, Value};
 
 use super::server::ACCOUNT;
 use super::state::replace;
@@ -79,13 +80,34 @@ pub struct ParticipantAddress {
     pub address: String,
 }
 
-/// Writes a configuration file as a whole.
-pub fn write(file: &Path, config: &impl Serialize) -> io::Result<()> {
-    let text = toml::to_string(config).map_err(io::Error::other)?;
+/// Writes a configuration file as a whole. Settings of the user's `own` file, if there is one, take
+/// the place of ours.
+pub fn write(file: &Path, config: &impl Serialize, own: &Path) -> io::Result<()> {
+    let mut text = toml::to_string(config).map_err(io::Error::other)?;
+    match fs::read_to_string(own) {
+        Ok(wanted) => {
+            let wanted = wanted.parse().map_err(io::Error::other)?;
+            let mut settings = text.parse().map_err(io::Error::other)?;
+            lay_over(&mut settings, wanted);
+            text = toml::to_string(&settings).map_err(io::Error::other)?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
     replace(
         file,
         &format!("# Written by `concord up` at every start; changes are lost.\n{text}"),
     )
+}
+
+/// Puts every setting of `wanted` into `settings`, table by table.
+fn lay_over(settings: &mut Table, wanted: Table) {
+    for (name, value) in wanted {
+        match (settings.get_mut(&name), value) {
+            (Some(Value::Table(inner)), Value::Table(wanted)) => lay_over(inner, wanted),
+            (_, value) => drop(settings.insert(name, value)),
+        }
+    }
 }
 
 /// Makes a folder for this user alone, unless it is there.
@@ -111,7 +133,8 @@ mod tests {
             "http://127.0.0.1:7400".into(),
             ("/a/server.sock".into(), "/a/password".into()),
         );
-        write(&file, &config).unwrap();
+        let none = folder.path().join("none.toml");
+        write(&file, &config, &none).unwrap();
         let expected = "# Written by `concord up` at every start; changes are lost.\n\
             name = \"p1\"\ncluster = \"local\"\nlisten = \"127.0.0.1:7411\"\n\
             coordinator = \"http://127.0.0.1:7400\"\n\n[server]\nsocket = \"/a/server.sock\"\n\
@@ -127,10 +150,34 @@ mod tests {
                 address: "http://127.0.0.1:7411".into(),
             }],
         };
-        write(&file, &config).unwrap();
+        write(&file, &config, &none).unwrap();
         let expected = "# Written by `concord up` at every start; changes are lost.\n\
             cluster = \"local\"\nlisten = \"127.0.0.1:7400\"\ndata_dir = \"/a/coordinator\"\n\n\
             [[participants]]\nname = \"p1\"\naddress = \"http://127.0.0.1:7411\"\n";
         assert_eq!(fs::read_to_string(&file).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_users_own_settings_take_the_place_of_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, own) = (
+            folder.path().join("p1.toml"),
+            folder.path().join("own.toml"),
+        );
+        fs::write(&own, "sweep_interval_ms = 100\n[server]\nsocket = \"/b\"\n").unwrap();
+        let config = ParticipantConfig::new(
+            "p1",
+            "local",
+            "127.0.0.1:7411".into(),
+            "http://127.0.0.1:7400".into(),
+            ("/a/server.sock".into(), "/a/password".into()),
+        );
+        write(&file, &config, &own).unwrap();
+        let read: Table = fs::read_to_string(&file).unwrap().parse().unwrap();
+        assert_eq!(read["sweep_interval_ms"].as_integer(), Some(100));
+        assert_eq!(read["server"]["socket"].as_str(), Some("/b"));
+        assert_eq!(read["server"]["user"].as_str(), Some("concord"));
+        fs::write(&own, "not toml").unwrap();
+        assert!(write(&file, &config, &own).is_err());
     }
 }

@@ -77,7 +77,7 @@ pub async fn keep(
         let quick = started.elapsed() < Duration::from_secs(QUICK_DEATH_S);
         quick_deaths = if quick { quick_deaths + 1 } else { 0 };
         let failing = quick_deaths >= QUICK_DEATHS_MAX;
-        let pause = pause(quick_deaths);
+        let pause = pause(quick_deaths).min(service.pause_max.unwrap_or(Duration::MAX));
         let word = if failing {
             Readiness::Failing
         } else {
@@ -275,6 +275,7 @@ mod tests {
                 env: Vec::new(),
                 output: log.clone(),
             }),
+            pause_max: None,
         };
         let process = ProcessState {
             name: "x".into(),

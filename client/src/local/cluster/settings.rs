@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,8 @@ pub struct Wishes {
     pub participant_port: Option<u16>,
     /// The first server's port.
     pub server_port: Option<u16>,
+    /// Longest pause before a process that ended is started again, for this run.
+    pub pause_max: Option<Duration>,
 }
 
 /// What a cluster remembers between two starts.
