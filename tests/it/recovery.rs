@@ -5,8 +5,10 @@ use anyhow::{Context, ensure};
 use concord_client::local::process::Child;
 use concord_client::{Outcome, v1};
 use concord_tests::backlog;
-use concord_tests::cluster::servers;
-use concord_tests::rig::{COORDINATOR, Rig, START, on_every_server, refused_with, unlock};
+use concord_tests::cluster::{eventually, servers};
+use concord_tests::rig::{
+    COORDINATOR, DRAINED_IN, PATIENCE, Rig, START, on_every_server, refused_with, unlock,
+};
 use nix::sys::signal::Signal;
 use sqlx::mysql::MySqlConnection;
 use tokio::task::JoinHandle;
@@ -276,4 +278,30 @@ fn a_backlog_of_decided_transactions_is_resolved_after_a_crash() -> anyhow::Resu
         eprintln!("on {} {}: {report:?}", server.kind(), server.version());
     }
     Ok(())
+}
+
+/// Branches in doubt wait for it, whatever the interval at which healthy servers are looked at.
+#[test]
+fn a_server_that_is_back_is_found_at_once() -> anyhow::Result<()> {
+    on_every_server(2, async |rig| {
+        rig.kill9("p1")?;
+        rig.configure("p1", |own| {
+            let behind = own["server"].as_table_mut().expect("a table");
+            behind.insert("check_interval_ms".into(), 3_600_000.into());
+        });
+        rig.up().await?;
+        rig.servers[0].kill9();
+        // The vote is what finds out that it is away.
+        refused_with(&rig.plus(1)?.await?)?;
+        eventually("p1 to miss its server", PATIENCE, async || {
+            Ok((!rig.serves(1).await).then_some(()))
+        })
+        .await?;
+        rig.servers[0].restart().await?;
+        eventually("p1 to find its server", DRAINED_IN, async || {
+            Ok(rig.serves(1).await.then_some(()))
+        })
+        .await?;
+        rig.linked().await
+    })
 }

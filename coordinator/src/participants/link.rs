@@ -25,8 +25,9 @@ use crate::surroundings::Surroundings;
 
 /// First wait before connecting again.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// Longest wait: what a participant that is back waits for at most.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Longest wait, without the jitter, which doubles it at most: what a participant that is back, and
+/// its branches in doubt, wait for.
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// Time between two looks at a participant's own status.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 

@@ -51,6 +51,9 @@ pub use self::options::{Address, Options, Secret, Tls};
 
 /// Longest time for a KILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time between two looks at a server that is away, in ms: what its prepared branches wait
+/// for after it is back.
+const AWAY_INTERVAL_MS: u64 = 100;
 
 /// One MySQL or MariaDB server.
 #[derive(Debug)]
@@ -120,16 +123,30 @@ async fn kill_for(pool: Weak<Pool>, mut kills: mpsc::UnboundedReceiver<u64>) {
     }
 }
 
-/// Looks at the server again and again, so that its health is known before somebody needs it.
+/// Looks at the server again and again, so that its health is known before somebody needs it, and
+/// so that one that was away is found as soon as it is back: branches in doubt wait for it.
 async fn keep_watching(this: Weak<MySql>, interval: Duration) {
-    let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(10)));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let Some(mut health) = this.upgrade().map(|this| this.health.subscribe()) else {
+        return;
+    };
     loop {
-        ticks.tick().await;
-        let Some(this) = this.upgrade() else { return };
-        this.pool.close_idle(false);
-        // What was found is in the health.
-        let _ = this.check(true).await;
+        {
+            let Some(this) = this.upgrade() else { return };
+            this.pool.close_idle(false);
+            // What was found is in the health.
+            let _ = this.check(true).await;
+        }
+        let reachable = health.borrow_and_update().reachable;
+        let pause = if reachable {
+            interval
+        } else {
+            interval.min(Duration::from_millis(AWAY_INTERVAL_MS))
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            // Somebody else found out that it is away.
+            _ = health.wait_for(|health| !health.reachable), if reachable => {}
+        }
     }
 }
 
