@@ -18,6 +18,7 @@ mod inventory;
 mod model;
 mod participant;
 mod payments;
+mod proxy;
 mod recovery;
 mod transactions;
 mod unsafe_server;

@@ -3,7 +3,7 @@
 //! Each has its own folder and ports, so that clusters can stand side by side, and is wiped when
 //! dropped.
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ pub struct Cluster {
     folder: tempfile::TempDir,
     gateway_port: u16,
     servers: u16,
+    kept: bool,
     /// Which server it runs on.
     pub server: ServerBinary,
 }
@@ -61,19 +62,27 @@ impl Cluster {
 
     /// The same with further arguments of `concord up`.
     pub fn start_with(server: &ServerBinary, servers: u16, more: &[&str]) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("concord-it-").tempdir()?;
-        let gateway_port = free_ports(1 + 2 * servers)?;
-        let cluster = Self {
-            folder,
-            gateway_port,
-            servers,
-            server: server.clone(),
-        };
+        let cluster = Self::prepare(server, servers)?;
         cluster.up(more)?;
         Ok(cluster)
     }
 
-    fn up(&self, more: &[&str]) -> anyhow::Result<()> {
+    /// One that is not started yet, so that a proof can lay its own settings into its folder
+    /// before [`Cluster::up`].
+    pub fn prepare(server: &ServerBinary, servers: u16) -> anyhow::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("concord-it-").tempdir()?;
+        let gateway_port = free_ports(1 + 2 * servers)?;
+        Ok(Self {
+            folder,
+            gateway_port,
+            servers,
+            kept: false,
+            server: server.clone(),
+        })
+    }
+
+    /// Starts it, with further arguments of `concord up`.
+    pub fn up(&self, more: &[&str]) -> anyhow::Result<()> {
         let participant_port = self.gateway_port + 1;
         let server_port = participant_port + self.servers;
         let output = self
@@ -106,6 +115,28 @@ impl Cluster {
     /// Its folder, the `.concord` of a user.
     pub fn dir(&self) -> PathBuf {
         self.folder.path().join("concord")
+    }
+
+    /// Its folder will outlive it: somebody wants to read its logs. Where that is.
+    pub fn keep(&mut self) -> PathBuf {
+        self.kept = true;
+        self.folder.disable_cleanup(true);
+        self.folder.path().to_owned()
+    }
+
+    /// Where the proof keeps files of its own.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Where the n-th participant listens, from 1.
+    pub fn participant_address(&self, n: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.gateway_port + n))
+    }
+
+    /// Where the gateway listens.
+    pub fn gateway_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.gateway_port))
     }
 
     /// Where the gateway listens.
@@ -212,7 +243,12 @@ impl Drop for Cluster {
                 }
             }
         }
-        match self.concord(&["down", "--wipe"]).output() {
+        let down: &[&str] = if self.kept {
+            &["down"]
+        } else {
+            &["down", "--wipe"]
+        };
+        match self.concord(down).output() {
             Ok(output) if output.status.success() => {}
             Ok(output) => eprintln!("concord down failed:\n{}", text(&output)),
             Err(error) => eprintln!("concord down failed: {error}"),

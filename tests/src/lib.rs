@@ -8,4 +8,5 @@ pub mod cluster;
 pub mod in_flight;
 pub mod model;
 pub mod payments;
+pub mod proxy;
 pub mod rig;
