@@ -10,3 +10,4 @@ pub mod model;
 pub mod payments;
 pub mod proxy;
 pub mod rig;
+pub mod soak;
