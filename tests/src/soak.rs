@@ -40,6 +40,8 @@ const PEACE: Duration = Duration::from_millis(1_500);
 const IN_DOUBT_MAX_MS: u64 = 10_000;
 /// And of a hundred, one longer than this.
 const IN_DOUBT_P99_MS: u64 = 2_000;
+/// A branch that is in doubt for longer is told, so that somebody can look why.
+const SLOW: Duration = Duration::from_millis(500);
 /// Unknown outcomes of a round whose transaction is asked for afterwards.
 const ASKED_MAX: usize = 200;
 /// Violations of one check that are told.
@@ -197,7 +199,7 @@ impl Soak {
         let mut still = drained.after_up.clone();
         eprintln!(
             "round {}: {} commits, {} kills of daemons, {} of servers, {} of clients; up after \
-             {:.1?}, {} branches in doubt then, the last for {} ms",
+             {:.1?}, {} branches in doubt then, the last for {} ms; all over after {:.1?}",
             self.report.rounds,
             self.report.commits,
             self.chaos.daemon_kills(),
@@ -206,7 +208,11 @@ impl Soak {
             drained.up_after,
             still.len(),
             drain::percentile(&mut still, 1.0),
+            drained.settled_after,
         );
+        if let Some((took, n, branch)) = drained.slowest.filter(|slow| slow.0 > SLOW) {
+            eprintln!("the slowest was {branch} on server {n}: {took:.1?}");
+        }
     }
 
     /// What the whole run comes to.

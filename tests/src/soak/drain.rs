@@ -10,13 +10,14 @@ use anyhow::{bail, ensure};
 use concord_client::local::process::ProcessId;
 use concord_client::local::server::ServerKind;
 use concord_client::local::state::{ClusterState, Readiness};
+use concord_client::v1::TransactionState as State;
 use concord_core::id::BranchId;
 use concord_participant::resource::mysql::xa::Xids;
 use sqlx::mysql::MySqlConnection;
 
 use super::stage::{FOREIGN_XID, SERVERS, Stage, names};
 use crate::cluster::eventually;
-use crate::rig::{self, Listed};
+use crate::rig::{self, DRAINED_IN, Listed};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
@@ -28,6 +29,16 @@ const UP_TIMEOUT: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_millis(300);
 /// Far more than may be needed; what takes as long will not come.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(40);
+/// States of a transaction that is not over.
+const OPEN: [State; 5] = [
+    State::Active,
+    State::Preparing,
+    State::Prepared,
+    State::Committing,
+    State::Aborting,
+];
+/// Open transactions that a failure shows.
+const SHOWN_MAX: usize = 5;
 /// The name in every xid of a cluster of `concord up`.
 const CLUSTER: &str = "local";
 
@@ -40,6 +51,10 @@ pub struct Drained {
     pub after_up: Vec<Duration>,
     /// Branches that were in doubt when the last fault ended: how long they still were.
     pub after_faults: Vec<Duration>,
+    /// The one that was in doubt for longest after everything was up, and its server.
+    pub slowest: Option<(Duration, usize, BranchId)>,
+    /// From the time when everything was up until the coordinator had no open transaction.
+    pub settled_after: Duration,
 }
 
 /// Branches of one server.
@@ -88,7 +103,21 @@ pub async fn watch(stage: &mut Stage) -> anyhow::Result<Drained> {
         }
     }
     stage.clients_ended().await?;
+    settled(stage).await?;
+    drained.settled_after = up.map_or(Duration::ZERO, |up| up.elapsed());
     Ok(drained)
+}
+
+/// Waits until the coordinator has no transaction that is not over: of one that is on a single
+/// server no branch is ever listed there as prepared.
+async fn settled(stage: &Stage) -> anyhow::Result<()> {
+    let client = stage.client()?;
+    eventually("every transaction over", DRAINED_IN, async || {
+        let open = client.list_transactions(&OPEN, false, SHOWN_MAX).await?;
+        ensure!(open.is_empty(), "still open: {open:?}");
+        Ok(Some(()))
+    })
+    .await
 }
 
 /// Waits until every process serves.
@@ -145,6 +174,7 @@ async fn look(
         }
         if let Some(up) = up.filter(|up| *since <= *up) {
             drained.after_up.push(now - up);
+            drained.slowest = drained.slowest.max(Some((now - up, n, *branch)));
         }
         false
     });

@@ -51,6 +51,7 @@ pub struct Report {
     in_doubt: Vec<Duration>,
     after_faults: Vec<Duration>,
     up_after: Vec<Duration>,
+    settled_after: Vec<Duration>,
     /// What must not be.
     pub violations: Vec<String>,
 }
@@ -78,6 +79,7 @@ impl Report {
             in_doubt: Vec::new(),
             after_faults: Vec::new(),
             up_after: Vec::new(),
+            settled_after: Vec::new(),
             violations: Vec::new(),
         }
     }
@@ -86,6 +88,7 @@ impl Report {
         self.in_doubt.extend(drained.after_up);
         self.after_faults.extend(drained.after_faults);
         self.up_after.push(drained.up_after);
+        self.settled_after.push(drained.settled_after);
     }
 
     /// Branches that were in doubt for too long.
@@ -162,6 +165,7 @@ impl Report {
             "overlaps": self.overlaps,
             "in_doubt_ms": times(&self.in_doubt),
             "in_doubt_after_last_fault_ms": times(&self.after_faults),
+            "settled_after_up_ms": times(&self.settled_after),
             "up_after_ms": times(&self.up_after),
             "violations": self.violations.len(),
             "violation": self.violations,

@@ -25,8 +25,9 @@ use super::options::Options;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// First pause after a failed connect; doubled up to the next one, with jitter.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
-/// Longest pause: how much later than the server a participant may be back.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Longest pause, without the jitter, which doubles it at most: how much later than the server a
+/// participant may be back, while branches in doubt hold their locks.
+const BACKOFF_MAX: Duration = Duration::from_millis(200);
 /// An idle connection is closed after this time.
 const IDLE_MAX: Duration = Duration::from_secs(300);
 
