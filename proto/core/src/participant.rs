@@ -25,6 +25,7 @@
 //! | Aborting | `XAER_NOTA`, or unknown result | `Tombstone` | Aborting |
 //! | Aborting | tombstone stands | Aborted | unknown |
 //! | Aborting | ledger row of the branch | Committed | unknown |
+//! | Aborting, after a Prepare | the same | Committed; damage, recorded | unknown |
 //! | any | a lower epoch | Stale | same |
 //! | Aborting on its own | ledger row of the branch | `Inquire` at the next sweep | Prepared |
 //! | one phase | committed | Committed | unknown |
@@ -263,6 +264,9 @@ pub struct Entry {
     /// Whether its preparation was seen here, rather than found or presumed: only then may a
     /// repeated Prepare be answered with a vote COMMIT.
     witnessed: bool,
+    /// Whether it was asked to prepare, or found prepared: an Abort of it is then an order, and
+    /// never the question whether its commit in one phase has won.
+    two_phase: bool,
     /// Whether the coordinator's answer to an inquiry ordered the rollback.
     ordered: bool,
     /// Whether the last sweep's list was without it.
@@ -288,6 +292,7 @@ impl Entry {
             finishing: Vec::new(),
             abort_wanted: false,
             witnessed: false,
+            two_phase: false,
             ordered: false,
             unlisted: false,
             unclear: false,

@@ -123,12 +123,15 @@ impl Participant {
                 let Some(entry) = self.branches.get_mut(&branch) else {
                     return;
                 };
-                if !entry.finishing.is_empty() {
-                    // One phase: it won. Two phases: the coordinator knows that it is damage.
-                    self.end_committed(branch, out);
-                } else if entry.ordered {
+                let asked = !entry.finishing.is_empty();
+                if entry.ordered || (asked && entry.two_phase) {
+                    // The coordinator may not wait for the answer, and the answer may be lost.
                     let text = "the branch was to be rolled back and is committed";
-                    self.damaged(branch, Reason::new(code::HEURISTIC_COMMIT, text), out);
+                    let reason = Reason::new(code::HEURISTIC_COMMIT, text);
+                    self.damaged(branch, reason, &Finish::Committed, out);
+                } else if asked {
+                    // One phase: it won. Else the coordinator knows that it is damage.
+                    self.end_committed(branch, out);
                 } else {
                     // The rollback was this participant's own idea. A doubled Prepare after the
                     // commit looks like this, and somebody's commit by hand too: the coordinator

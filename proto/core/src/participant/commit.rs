@@ -90,7 +90,7 @@ impl Participant {
             (Ok(LedgerEntry::Tombstone), _) => {
                 let text = "the branch was to be committed, and its ledger holds the tombstone of \
                             an abort";
-                self.damaged(branch, Reason::new(code::HEURISTIC_ROLLBACK, text), out);
+                self.rolled_back_elsewhere(branch, text, out);
             }
             (Ok(LedgerEntry::Absent), Stage::Ledger) => {
                 entry.state = State::Committing(Stage::List);
@@ -106,7 +106,7 @@ impl Participant {
                 let text = "the branch was to be committed; the server has it neither prepared \
                             nor in the ledger: somebody rolled it back by hand, or the data is \
                             older than the transaction (a restored backup, a failed-over replica)";
-                self.damaged(branch, Reason::new(code::HEURISTIC_ROLLBACK, text), out);
+                self.rolled_back_elsewhere(branch, text, out);
             }
             (Err(reason), _) => self.commit_later(branch, reason, out),
         }
@@ -153,8 +153,20 @@ impl Participant {
         }
     }
 
+    fn rolled_back_elsewhere(&mut self, branch: BranchId, text: &str, out: &mut Out) {
+        let reason = Reason::new(code::HEURISTIC_ROLLBACK, text);
+        let finish = Finish::Damaged(reason.clone());
+        self.damaged(branch, reason, &finish, out);
+    }
+
     /// Records a heuristic outcome, and tells it: never hidden, never "success".
-    pub(super) fn damaged(&mut self, branch: BranchId, reason: Reason, out: &mut Out) {
+    pub(super) fn damaged(
+        &mut self,
+        branch: BranchId,
+        reason: Reason,
+        finish: &Finish,
+        out: &mut Out,
+    ) {
         let Some(entry) = self.branches.remove(&branch) else {
             return;
         };
@@ -163,10 +175,7 @@ impl Participant {
             bqual: branch.bqual,
             reason: reason.clone(),
         });
-        out.release.push(Effect::Damaged {
-            branch,
-            reason: reason.clone(),
-        });
-        out.finish(branch, entry.finishing, &Finish::Damaged(reason));
+        out.release.push(Effect::Damaged { branch, reason });
+        out.finish(branch, entry.finishing, finish);
     }
 }

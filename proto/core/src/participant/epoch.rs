@@ -69,6 +69,7 @@ impl Participant {
         }
         let mut inquire = Vec::new();
         for (branch, entry) in &mut self.branches {
+            entry.two_phase |= listed.contains(branch);
             if entry.state == State::Prepared {
                 entry.unlisted = !listed.contains(branch);
                 entry.sweeps = entry.sweeps.saturating_add(1);

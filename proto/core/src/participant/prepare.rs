@@ -147,6 +147,7 @@ impl Participant {
                 return out.vote(branch, to, &Vote::Abort(recovering()));
             }
             let mut entry = Entry::new(State::Working { one_phase: false }, epoch);
+            entry.two_phase = true;
             entry.asking = to;
             self.branches.insert(branch, entry);
             return out.run(branch, Command::Prepare { work, may_leave });
@@ -154,6 +155,7 @@ impl Participant {
         entry.epoch = entry.epoch.max(epoch);
         match &entry.state {
             State::Active if !work => {
+                entry.two_phase = true;
                 entry.asking = to;
                 entry.state = State::Working { one_phase: false };
                 out.run(branch, Command::Prepare { work, may_leave });
@@ -200,8 +202,10 @@ impl Participant {
         }
         let asking = std::mem::take(&mut entry.asking);
         match result {
+            // The vote is given when it has come true: it counts as an acknowledgement, after
+            // which nobody asks for the branch any more.
             Prepared::Prepared if entry.abort_wanted => {
-                out.vote(branch, asking, &Vote::Abort(already_aborted(branch)));
+                entry.asking = asking;
                 self.start_abort(branch, out);
             }
             Prepared::Prepared => {

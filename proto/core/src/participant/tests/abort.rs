@@ -100,10 +100,14 @@ fn abort_waits_for_the_work_and_interrupts_it() {
     let mut unknown = machine.clone();
     let done = step(vec![finish(2, Finish::Aborted(None))]);
 
-    let told = machine.step(prepared(Prepared::Prepared));
+    // A vote ABORT counts as an acknowledgement, so it waits until it is true.
+    assert_eq!(
+        machine.step(prepared(Prepared::Prepared)),
+        runs(Command::Rollback)
+    );
+    let told = machine.step(verb(Verb::Done));
     votes_abort(&told, code::ALREADY_ABORTED);
-    assert_eq!(told.release[1..], [run(ONLY, Command::Rollback)]);
-    assert_eq!(machine.step(verb(Verb::Done)), done);
+    assert_eq!(told.release[1..], [finish(2, Finish::Aborted(None))]);
 
     let told = unknown.step(prepared(Prepared::Unknown(why())));
     assert_eq!(
@@ -187,4 +191,23 @@ fn a_rollback_of_ones_own_that_finds_a_commit_asks_whether_that_is_damage() {
         panic!("{told:?}")
     };
     assert_eq!(&*reason.code, code::HEURISTIC_COMMIT, "a commit by hand");
+}
+
+/// The answer may be lost, and the coordinator may not wait for it: found by the model checker.
+#[test]
+fn a_commit_by_hand_that_an_abort_finds_is_on_record_here() {
+    let mut listed = participant();
+    listed.step(Input::Sweep { listed: vec![ONLY] });
+    for mut machine in [with_prepared(), listed] {
+        assert_eq!(machine.step(abort(2)), runs(Command::Rollback));
+        machine.step(verb(Verb::NoSuchBranch));
+        let told = machine.step(ledger(LedgerEntry::Committed));
+        let [ParticipantRecord::Damage { reason, .. }] = told.append.as_slice() else {
+            panic!("{told:?}")
+        };
+        assert_eq!(&*reason.code, code::HEURISTIC_COMMIT);
+        assert_eq!(told.after, 1, "it is durable before it is told");
+        assert_eq!(told.release[1..], [finish(2, Finish::Committed)]);
+        assert_eq!(state(&machine), None);
+    }
 }
