@@ -7,7 +7,10 @@
 //! exist: whatever a timer starts may happen at any moment.
 
 mod action;
+pub mod configs;
+pub mod explore;
 mod facts;
+pub mod reached;
 pub mod server;
 pub mod world;
 
@@ -15,6 +18,7 @@ use std::fmt;
 
 use concord_core::id::{Bqual, ParticipantName};
 use concord_core::invariant::Violation;
+use concord_core::transaction::Ack;
 use stateright::{Model, Property};
 
 pub use action::Action;
@@ -30,6 +34,35 @@ pub struct Plan {
     pub request: Option<&'static str>,
     /// Whether branches that wrote nothing may leave at their vote.
     pub may_leave: bool,
+    /// When the client is answered.
+    pub ack: Ack,
+}
+
+impl Plan {
+    /// A transaction on these participants.
+    pub fn on(branches: &[usize]) -> Self {
+        Self {
+            branches: branches.to_vec(),
+            request: None,
+            may_leave: true,
+            ack: Ack::Applied,
+        }
+    }
+}
+
+/// A fault of a driver, planted to see that the model finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
+pub enum Fault {
+    /// The coordinator's messages leave before the records that they wait for are durable.
+    SentBeforeDurable,
+    /// `XAER_NOTA` is taken for success.
+    NotaIsSuccess,
+    /// Ledger rows are deleted although the horizon is not durable.
+    PrunedTooEarly,
+    /// A participant's report of damage is not kept.
+    DamageNotKept,
+    /// A prepared branch is rolled back when its participant starts.
+    RollbackAtStart,
 }
 
 /// How often each kind of fault or choice may still happen.
@@ -63,6 +96,29 @@ pub struct Budget {
     pub sweeps: u8,
     /// Ended transactions are forgotten.
     pub forgets: u8,
+    /// Somebody finishes a prepared branch by hand.
+    pub interferences: u8,
+}
+
+impl Budget {
+    /// Nothing goes wrong.
+    pub const NONE: Self = Self {
+        coordinator_kills: 0,
+        takeovers: 0,
+        wakes: 0,
+        participant_kills: 0,
+        doubles: 0,
+        cuts: 0,
+        refusals: 0,
+        readers: 0,
+        hitches: 0,
+        deadlines: 0,
+        link_losses: 0,
+        resends: 0,
+        sweeps: 0,
+        forgets: 0,
+        interferences: 0,
+    };
 }
 
 /// What is explored.
@@ -79,6 +135,11 @@ pub struct Config {
     /// From every n-th state all is healed, to see that nothing stays in doubt. Healing a state
     /// takes as long as exploring a few hundred.
     pub heal_every: u64,
+    /// Whether a participant's records take their time to reach its ledger schema: until then what
+    /// waits for them does not leave, and a crash loses them.
+    pub slow_records: bool,
+    /// A fault of the drivers, planted to be found.
+    pub fault: Option<Fault>,
 }
 
 impl Config {
@@ -93,6 +154,8 @@ impl Config {
             plans,
             budget,
             heal_every: 64,
+            slow_records: false,
+            fault: None,
         }
     }
 
@@ -143,7 +206,7 @@ impl Model for Cluster {
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        facts::properties()
+        reached::properties()
     }
 
     fn format_action(&self, action: &Action) -> String {

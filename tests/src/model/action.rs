@@ -2,12 +2,11 @@
 
 use concord_core::coordinator::Input as Ask;
 use concord_core::id::{BranchId, Request, RequestId};
-use concord_core::participant::{Command, Input};
-use concord_core::transaction::Ack;
+use concord_core::participant::{Command, Input, Verb};
 
 use super::server::How;
 use super::world::{Packet, World, for_coordinator, gtrid};
-use super::{Budget, Config};
+use super::{Budget, Config, Fault};
 
 /// Sweeps after which a coordinator has sent again whatever was not acknowledged.
 const RESEND_SWEEPS: usize = 8;
@@ -41,8 +40,12 @@ pub enum Action {
     Wake(Packet),
     /// It wakes up and finds that a transaction's deadline has passed.
     WakeLate(usize),
-    /// A participant is killed, and starts again.
-    KillParticipant(usize),
+    /// A participant is killed, and starts again; whether its records on their way survive.
+    KillParticipant(usize, bool),
+    /// A participant's records reach its ledger schema.
+    Keep(usize),
+    /// Somebody finishes a prepared branch by hand: commits it, or rolls it back.
+    Interfere(usize, BranchId, bool),
     /// The coordinator takes a link for lost.
     LinkDown(usize),
     /// A link is there again.
@@ -138,7 +141,18 @@ fn of_node(world: &World, index: usize, actions: &mut Vec<Action>) {
         actions.push(Action::Detach(index, branch));
     }
     if left.participant_kills > 0 {
-        actions.push(Action::KillParticipant(index));
+        actions.push(Action::KillParticipant(index, false));
+        if !node.pending.is_empty() {
+            actions.push(Action::KillParticipant(index, true));
+        }
+    }
+    if !node.pending.is_empty() {
+        actions.push(Action::Keep(index));
+    }
+    if left.interferences > 0 {
+        for branch in node.server.within_reach() {
+            actions.extend([true, false].map(|commit| Action::Interfere(index, branch, commit)));
+        }
     }
     match world.links[index] {
         true if left.link_losses > 0 => actions.push(Action::LinkDown(index)),
@@ -188,8 +202,11 @@ impl Action {
             Self::Execute(index, branch, command, how) => {
                 let node = &mut world.nodes[index];
                 node.running.remove(&branch);
-                let result = node.server.run(branch, command, how);
-                world.participant(index, result);
+                let mut result = node.server.run(branch, command, how);
+                if config.fault == Some(Fault::NotaIsSuccess) {
+                    nota_is_success(&mut result);
+                }
+                world.participant(config, index, result);
             }
             Self::CarryOutLost(index, lost) => world.nodes[index].server.carry_out_lost(lost),
             Self::Detach(index, branch) => world.nodes[index].server.detach(branch),
@@ -202,7 +219,9 @@ impl Action {
                 }
             }
             Self::WakeLate(plan) => world.wake(config, Ask::Deadline { gtrid: gtrid(plan) }),
-            Self::KillParticipant(index) => world.restart_participant(index),
+            Self::KillParticipant(index, lucky) => world.restart_participant(config, index, lucky),
+            Self::Keep(index) => world.keep(config, index),
+            Self::Interfere(index, branch, commit) => world.interfere(index, branch, commit),
             Self::LinkDown(index) => world.link(config, index, false),
             Self::LinkUp(index) => world.link(config, index, true),
             Self::Deadline(plan) => {
@@ -221,12 +240,8 @@ impl Action {
                 world.nodes[index].swept = true;
                 let listed = world.nodes[index].list.take().unwrap_or_default();
                 for _ in 0..INQUIRY_SWEEPS {
-                    world.participant(
-                        index,
-                        Input::Sweep {
-                            listed: listed.clone(),
-                        },
-                    );
+                    let listed = listed.clone();
+                    world.participant(config, index, Input::Sweep { listed });
                 }
             }
             Self::Forget => {
@@ -242,7 +257,8 @@ impl Action {
             Self::KillCoordinator(_) => &mut left.coordinator_kills,
             Self::TakeOver => &mut left.takeovers,
             Self::Wake(_) | Self::WakeLate(_) => &mut left.wakes,
-            Self::KillParticipant(_) => &mut left.participant_kills,
+            Self::KillParticipant(..) => &mut left.participant_kills,
+            Self::Interfere(..) => &mut left.interferences,
             Self::LinkDown(_) => &mut left.link_losses,
             Self::Deadline(_) => &mut left.deadlines,
             Self::Resend => &mut left.resends,
@@ -277,8 +293,16 @@ fn run(config: &Config, world: &mut World, plan: usize) {
         gtrid: gtrid(plan),
         branches,
         request,
-        ack: Ack::Applied,
+        ack: sent.ack,
         may_leave: sent.may_leave,
     };
     world.coordinator(config, input);
+}
+
+fn nota_is_success(result: &mut Input) {
+    if let Input::Verb { result, .. } = result
+        && *result == Verb::NoSuchBranch
+    {
+        *result = Verb::Done;
+    }
 }

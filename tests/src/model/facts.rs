@@ -1,18 +1,21 @@
-//! What a state shows of each transaction, for the invariants to judge, and what must be reached.
+//! What a state shows of each transaction, for the invariants to judge.
+//!
+//! A branch that somebody has finished by hand is left out of the facts: what was done to it
+//! excuses nothing of the others. In the end it must agree with the outcome, or be on record as
+//! damage.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use concord_core::id::{Bqual, BranchId, Epoch};
+use concord_core::id::{Bqual, BranchId};
 use concord_core::invariant::{
     self, BranchFacts, Facts, Fate, Invariant, Told, Verdict, Violation,
 };
 use concord_core::record::Record;
-use stateright::Property;
 
 use super::action::{self, Action};
 use super::server::How;
-use super::world::{Packet, World, gtrid};
+use super::world::{World, gtrid};
 use super::{Cluster, Config};
 
 /// Rounds after which a cluster without faults must have nothing in doubt: a chain of a deadline,
@@ -39,7 +42,7 @@ impl Cluster {
     }
 }
 
-fn decision(world: &World, plan: usize) -> Option<(usize, &Record)> {
+pub(super) fn decision(world: &World, plan: usize) -> Option<(usize, &Record)> {
     let of_plan = |record: &&Record| match record {
         Record::Decision { .. } | Record::OnePhase { .. } => record.gtrid() == Some(gtrid(plan)),
         _ => false,
@@ -59,7 +62,7 @@ pub fn facts(config: &Config, world: &World, plan: usize) -> Facts {
         Some(_) => true,
         None => false,
     };
-    let branches = config.bquals(plan).map(|(bqual, node)| {
+    let branches = config.bquals(plan).filter_map(|(bqual, node)| {
         let branch = BranchId { gtrid, bqual };
         let server = &world.nodes[node].server;
         let bit = 1 << (bqual.0 - 1);
@@ -75,9 +78,10 @@ pub fn facts(config: &Config, world: &World, plan: usize) -> Facts {
             left: seen.voted_read_only & bit != 0 && !told(bqual),
             told_commit: seen.told_commit & bit != 0,
             told_abort: seen.told_abort & bit != 0,
-            acknowledged: fate == Fate::Committed,
+            acknowledged: seen.acknowledged & bit != 0 && fate == Fate::Committed,
         };
-        (bqual, facts)
+        let interfered = world.interfered.contains(&branch);
+        (!interfered).then_some((bqual, facts))
     });
     let horizon = world.log[..world.durable]
         .iter()
@@ -114,7 +118,8 @@ fn branch_ids(config: &Config, plan: usize) -> impl Iterator<Item = (usize, Bran
 /// How often a plan's work is found in the data: as often as its most executed branch.
 fn effects(config: &Config, world: &World, plan: usize) -> u64 {
     let of = |(node, branch): (usize, BranchId)| world.nodes[node].server.effects(branch);
-    branch_ids(config, plan).map(of).max().unwrap_or(0).into()
+    let ours = branch_ids(config, plan).filter(|(_, branch)| !world.interfered.contains(branch));
+    ours.map(of).max().unwrap_or(0).into()
 }
 
 fn requests(config: &Config, world: &World) -> Verdict {
@@ -164,6 +169,7 @@ fn healed(config: &Config, mut world: World) -> Verdict {
         forgotten |= facts.forgotten;
         if !facts.forgotten {
             invariant::drains(&facts)?;
+            damage_is_told(config, &world, plan)?;
         }
     }
     let live = world.coordinator.transactions().next().map(|tx| tx.gtrid);
@@ -178,11 +184,40 @@ fn healed(config: &Config, mut world: World) -> Verdict {
     Err(Violation { invariant, text })
 }
 
+/// A branch that was finished by hand otherwise than decided breaks atomicity, and that is on
+/// record; one that agrees with the outcome is no damage.
+fn damage_is_told(config: &Config, world: &World, plan: usize) -> Verdict {
+    let decision = decision(world, plan);
+    for (node, branch) in branch_ids(config, plan) {
+        if !world.interfered.contains(&branch) {
+            continue;
+        }
+        let ordered = match decision {
+            Some((_, Record::Decision { branches, .. })) => {
+                branches.iter().any(|(bqual, _)| *bqual == branch.bqual)
+            }
+            _ => false,
+        };
+        let committed = world.nodes[node].server.effects(branch) > 0;
+        let text = match (committed == ordered, world.is_reported(branch)) {
+            (true, false) | (false, true) => continue,
+            (false, false) => "was finished by hand against the outcome, and nobody tells",
+            (true, true) => "is called damaged, and ended as it was decided",
+        };
+        return Err(Violation {
+            invariant: Invariant::Atomicity,
+            text: format!("branch {branch} {text}"),
+        });
+    }
+    Ok(())
+}
+
 fn is_quiet(world: &World) -> bool {
     world.coordinator.live() == 0
         && world.net.is_empty()
         && world.nodes.iter().all(|node| {
             node.running.is_empty()
+                && node.pending.is_empty()
                 && node.machine.branch_count() == 0
                 && node.server.list().is_empty()
         })
@@ -213,7 +248,10 @@ fn heal(config: &Config, world: &mut World) {
         let next = actions.into_iter().find(|action| {
             matches!(
                 action,
-                Action::Flush | Action::Deliver(_) | Action::Execute(_, _, _, How::Well)
+                Action::Flush
+                    | Action::Keep(_)
+                    | Action::Deliver(_)
+                    | Action::Execute(_, _, _, How::Well)
             )
         });
         match next {
@@ -221,121 +259,4 @@ fn heal(config: &Config, world: &mut World) {
             None => return,
         }
     }
-}
-
-fn all(config: &Config, world: &World, plan: usize, is: impl Fn(&BranchFacts) -> bool) -> bool {
-    facts(config, world, plan).branches.values().all(is)
-}
-
-fn any_plan(model: &Cluster, is: impl Fn(&Config, usize) -> bool) -> bool {
-    (0..model.config.plans.len()).any(|plan| is(&model.config, plan))
-}
-
-fn is_two_phase(config: &Config, plan: usize) -> bool {
-    config.plans[plan].branches.len() > 1
-}
-
-fn commits(model: &Cluster, world: &World) -> bool {
-    any_plan(model, |config, plan| {
-        let committed = |branch: &BranchFacts| branch.fate == Fate::Committed;
-        is_two_phase(config, plan)
-            && world.seen[plan].promised
-            && all(config, world, plan, committed)
-    })
-}
-
-fn aborts(model: &Cluster, world: &World) -> bool {
-    any_plan(model, |config, plan| {
-        let aborted = |branch: &BranchFacts| branch.voted_commit && branch.fate == Fate::Open;
-        is_two_phase(config, plan) && world.seen[plan].refused && all(config, world, plan, aborted)
-    })
-}
-
-/// A decision of the first epoch is carried out by a later one, for a daemon of a later life.
-fn recovers(model: &Cluster, world: &World) -> bool {
-    world.coordinator.epoch() > Epoch(1)
-        && world.nodes.iter().any(|node| node.lives > 1)
-        && any_plan(model, |config, plan| {
-            let of_first = |record: &Record| {
-                matches!(
-                    record,
-                    Record::Decision {
-                        epoch: Epoch(1),
-                        ..
-                    }
-                ) && record.gtrid() == Some(gtrid(plan))
-            };
-            let ended = |record: &Record| {
-                matches!(record, Record::End { .. }) && record.gtrid() == Some(gtrid(plan))
-            };
-            is_two_phase(config, plan)
-                && world.log[..world.start].iter().any(of_first)
-                && world.log[world.start..].iter().any(ended)
-        })
-}
-
-fn one_phase_asks(model: &Cluster, world: &World, committed: bool) -> bool {
-    let ended = |plan: usize| {
-        world.log.iter().any(|record| {
-            *record
-                == Record::End {
-                    gtrid: gtrid(plan),
-                    committed,
-                }
-        })
-    };
-    any_plan(model, |config, plan| {
-        !is_two_phase(config, plan) && world.seen[plan].told_abort != 0 && ended(plan)
-    })
-}
-
-fn leaves(model: &Cluster, world: &World) -> bool {
-    any_plan(model, |config, plan| {
-        let facts = facts(config, world, plan);
-        facts.durable && facts.branches.values().any(|branch| branch.left)
-    })
-}
-
-fn repeats(_: &Cluster, world: &World) -> bool {
-    world.seen.iter().any(|seen| seen.repeated)
-}
-
-fn is_fenced(_: &Cluster, world: &World) -> bool {
-    use concord_core::message::FromParticipant as From;
-    world
-        .net
-        .iter()
-        .any(|packet| matches!(packet, Packet::Answer(_, From::Stale { .. })))
-}
-
-/// What the model checker looks at.
-pub(super) fn properties() -> Vec<Property<Cluster>> {
-    vec![
-        Property::always("nothing is wrong", |model: &Cluster, world| {
-            model.wrong(world).is_none()
-        }),
-        Property::always(
-            "no damage is found where nobody interferes",
-            |_, world: &World| {
-                !world
-                    .log
-                    .iter()
-                    .any(|record| matches!(record, Record::Heuristic { .. }))
-            },
-        ),
-        Property::sometimes("a transaction commits", commits),
-        Property::sometimes("a prepared transaction aborts", aborts),
-        Property::sometimes("a decision outlives everybody who made it", recovers),
-        Property::sometimes(
-            "a lost one-phase commit turns out committed",
-            |model, world| one_phase_asks(model, world, true),
-        ),
-        Property::sometimes(
-            "a lost one-phase commit turns out aborted",
-            |model, world| one_phase_asks(model, world, false),
-        ),
-        Property::sometimes("a reader leaves and the others commit", leaves),
-        Property::sometimes("a repeated request is recognised", repeats),
-        Property::sometimes("a late message of a former epoch is refused", is_fenced),
-    ]
 }

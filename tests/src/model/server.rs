@@ -129,6 +129,23 @@ impl Server {
         }
     }
 
+    /// The branches that somebody at a client of the server could finish by hand: those that are
+    /// attached to no connection.
+    pub fn within_reach(&self) -> Vec<BranchId> {
+        let free = self
+            .prepared
+            .iter()
+            .filter(|(_, holder)| **holder == Holder::Nobody);
+        free.map(|(branch, _)| *branch).collect()
+    }
+
+    /// Somebody finishes a prepared branch by hand: `XA COMMIT` or `XA ROLLBACK`.
+    pub fn finish_by_hand(&mut self, branch: BranchId, commit: bool) {
+        if self.prepared.remove(&branch).is_some() && commit {
+            self.commit_now(branch);
+        }
+    }
+
     /// All lost connections end, and what they were told is never done.
     pub fn end_lost(&mut self) {
         self.lost.clear();

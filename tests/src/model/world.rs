@@ -3,16 +3,16 @@
 //! It plays the drivers' part: records are appended, effects wait until the records that they wait
 //! for are durable, messages go into a bag, commands to the servers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use concord_core::coordinator::{Coordinator, Effect as Told, Input as Ask};
 use concord_core::id::{Bqual, BranchId, Epoch, Gtrid};
-use concord_core::message::{Decision, FromParticipant, Outcome, ToParticipant, Vote};
+use concord_core::message::{Decision, Finish, FromParticipant, Outcome, ToParticipant, Vote};
 use concord_core::participant::{Command, Effect, Input, Participant};
 use concord_core::record::{ParticipantRecord, Record};
 
 use super::server::Server;
-use super::{Budget, Config};
+use super::{Budget, Config, Fault};
 
 /// A message on its way. It may stay there for ever: that is how it is lost.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +46,8 @@ pub struct Seen {
     pub told_commit: u8,
     /// Branches that an Abort was sent to.
     pub told_abort: u8,
+    /// Branches whose acknowledgement of the commit was sent.
+    pub acknowledged: u8,
     /// A client was told COMMITTED.
     pub promised: bool,
     /// A client was told ABORTED.
@@ -63,6 +65,14 @@ pub struct Node {
     pub machine: Participant,
     /// What its ledger schema keeps: the highest epoch, and what is forgotten.
     pub kept: (Epoch, Gtrid),
+    /// Branches whose damage it keeps.
+    pub damage: BTreeSet<BranchId>,
+    /// Records on their way to the schema, and how many have arrived in its present life.
+    pub pending: Vec<ParticipantRecord>,
+    /// See above.
+    pub arrived: u64,
+    /// Effects that wait for them.
+    pub waiting: Vec<(u64, Effect)>,
     /// Commands on their way to the server, at most one a branch.
     pub running: BTreeMap<BranchId, Command>,
     /// A list that was read and not yet looked at.
@@ -99,8 +109,14 @@ pub struct World {
     pub net: Vec<Packet>,
     /// By plan.
     pub seen: Vec<Seen>,
+    /// Branches that somebody has finished by hand.
+    pub interfered: BTreeSet<BranchId>,
     /// Faults that may still happen.
     pub left: Budget,
+    /// A decision was lost with the coordinator that had not yet made it durable.
+    pub lost_decision: bool,
+    /// A record was lost with the participant that had not yet made it durable.
+    pub lost_record: bool,
     /// What a machine did that its driver cannot carry out.
     pub broken: Option<String>,
 }
@@ -139,12 +155,33 @@ fn of_token(token: u64) -> (usize, BranchId) {
     (usize::from(node), branch)
 }
 
+impl Node {
+    fn keep_pending(&mut self, config: &Config) {
+        for record in std::mem::take(&mut self.pending) {
+            self.arrived += 1;
+            match record {
+                ParticipantRecord::Epoch(epoch) => self.kept.0 = epoch,
+                ParticipantRecord::ForgetBelow(gtrid) => self.kept.1 = gtrid,
+                ParticipantRecord::Damage { gtrid, bqual, .. } => {
+                    if config.fault != Some(Fault::DamageNotKept) {
+                        self.damage.insert(BranchId { gtrid, bqual });
+                    }
+                }
+            }
+        }
+    }
+}
+
 impl World {
     /// Everything is up, linked, and empty.
     pub fn new(config: &Config) -> Self {
         let nodes = config.servers.iter().map(|flavour| Node {
             machine: Participant::new(Epoch(0), Gtrid::MIN),
             kept: (Epoch(0), Gtrid::MIN),
+            damage: BTreeSet::new(),
+            pending: Vec::new(),
+            arrived: 0,
+            waiting: Vec::new(),
             running: BTreeMap::new(),
             list: None,
             swept: true,
@@ -162,12 +199,15 @@ impl World {
             nodes: nodes.collect(),
             net: Vec::new(),
             seen: vec![Seen::default(); config.plans.len()],
+            interfered: BTreeSet::new(),
             left: config.budget,
+            lost_decision: false,
+            lost_record: false,
             broken: None,
         };
         world.restart_coordinator(0);
         for node in 0..world.nodes.len() {
-            world.participant(node, Input::Sweep { listed: Vec::new() });
+            world.participant(config, node, Input::Sweep { listed: Vec::new() });
             world.link(config, node, true);
         }
         world
@@ -176,7 +216,10 @@ impl World {
     /// The coordinator dies and another one reads the log: its durable part, and of the rest what
     /// happened to reach the disk without anybody having heard of it.
     pub fn restart_coordinator(&mut self, lucky: usize) {
-        self.log.truncate(self.durable + lucky);
+        let lost = self.log.drain(self.durable + lucky..);
+        self.lost_decision |= lost
+            .into_iter()
+            .any(|record| matches!(record, Record::Decision { .. }));
         self.coordinator = Coordinator::new();
         self.waiting.clear();
         self.links.fill(false);
@@ -224,15 +267,43 @@ impl World {
         }
     }
 
-    /// The participant's daemon dies, and another one reads what the server kept.
-    pub fn restart_participant(&mut self, index: usize) {
+    /// The participant's daemon dies, and another one reads what the server kept. Records on their
+    /// way to it are lost, or have just arrived and nobody has heard of it.
+    pub fn restart_participant(&mut self, config: &Config, index: usize, lucky: bool) {
         let node = &mut self.nodes[index];
+        if lucky {
+            node.keep_pending(config);
+        }
+        self.lost_record |= !node.pending.is_empty();
+        node.pending.clear();
+        node.waiting.clear();
+        node.arrived = 0;
         let running = std::mem::take(&mut node.running);
         node.server.lose_connections(running.into_iter());
         node.machine = Participant::new(node.kept.0, node.kept.1);
+        if config.fault == Some(Fault::RollbackAtStart) {
+            for branch in node.server.within_reach() {
+                node.server.finish_by_hand(branch, false);
+            }
+        }
         node.list = None;
         node.swept = false;
         node.lives = node.lives.saturating_add(1);
+    }
+
+    /// Somebody finishes a prepared branch by hand.
+    pub fn interfere(&mut self, index: usize, branch: BranchId, commit: bool) {
+        self.nodes[index].server.finish_by_hand(branch, commit);
+        self.interfered.insert(branch);
+    }
+
+    /// Whether the damage of a branch is on record, at its participant or at the coordinator.
+    pub fn is_reported(&self, branch: BranchId) -> bool {
+        let by_coordinator = self.log.iter().any(|record| {
+            matches!(record, Record::Heuristic { gtrid, bqual, .. }
+                if *gtrid == branch.gtrid && *bqual == branch.bqual)
+        });
+        by_coordinator || self.nodes.iter().any(|node| node.damage.contains(&branch))
     }
 
     /// The coordinator's view of a link changes.
@@ -271,8 +342,11 @@ impl World {
                             Told::Changed { .. } | Told::BranchChanged { .. } | Told::Began { .. }
                         )
                     });
-                    self.waiting
-                        .extend(effects.map(|effect| (step.after, effect)));
+                    let early = config.fault == Some(Fault::PrunedTooEarly);
+                    self.waiting.extend(effects.map(|effect| match effect {
+                        Told::Forgotten { .. } if early => (0, effect),
+                        _ => (step.after, effect),
+                    }));
                 }
                 self.release(config);
             }
@@ -286,7 +360,10 @@ impl World {
     }
 
     fn release(&mut self, config: &Config) {
-        let position = self.position();
+        let position = match config.fault {
+            Some(Fault::SentBeforeDurable) => u64::MAX,
+            _ => self.position(),
+        };
         let epoch = self.coordinator.epoch();
         let waiting = std::mem::take(&mut self.waiting);
         for (after, effect) in waiting {
@@ -351,42 +428,76 @@ impl World {
         }
     }
 
-    /// Gives a participant one input. Its records are durable at once: a crash before that is a
-    /// crash before the input, for nothing of the step has left.
-    pub fn participant(&mut self, index: usize, input: Input) {
+    /// Gives a participant one input.
+    pub fn participant(&mut self, config: &Config, index: usize, input: Input) {
         let step = self.nodes[index].machine.step(input);
         let node = &mut self.nodes[index];
-        for record in step.append {
-            match record {
-                ParticipantRecord::Epoch(epoch) => node.kept.0 = epoch,
-                ParticipantRecord::ForgetBelow(gtrid) => node.kept.1 = gtrid,
-                ParticipantRecord::Damage { .. } => {
+        node.pending.extend(step.append);
+        let effects = step.release.into_iter().map(|effect| (step.after, effect));
+        node.waiting.extend(effects);
+        if config.slow_records {
+            self.release_participant(index);
+        } else {
+            self.keep(config, index);
+        }
+    }
+
+    /// A participant's records reach its ledger schema, and what waited for them leaves.
+    pub fn keep(&mut self, config: &Config, index: usize) {
+        let node = &mut self.nodes[index];
+        for record in &node.pending {
+            if let ParticipantRecord::Damage { gtrid, bqual, .. } = record {
+                let (gtrid, bqual) = (*gtrid, *bqual);
+                let branch = BranchId { gtrid, bqual };
+                if !self.interfered.contains(&branch) {
                     self.broken = Some(format!("false damage: {record:?}"));
                 }
             }
         }
-        for effect in step.release {
-            let node = &mut self.nodes[index];
-            match effect {
-                Effect::Run { branch, command } => {
-                    let former = node.running.insert(branch, command);
-                    let broken = former.map(|_| format!("{branch} runs two commands"));
-                    self.broken = self.broken.take().or(broken);
-                }
-                Effect::Detach { branch } => node.server.detach(branch),
-                Effect::Prune { below } => node.server.prune(below),
-                Effect::Reply { message, .. } => self.answer(index, message),
-                Effect::Inquire { branches } => {
-                    for branch in branches {
-                        self.send(Packet::Inquiry(index, branch));
-                    }
-                }
-                _ => {}
+        node.keep_pending(config);
+        self.release_participant(index);
+    }
+
+    fn release_participant(&mut self, index: usize) {
+        let arrived = self.nodes[index].arrived;
+        for (after, effect) in std::mem::take(&mut self.nodes[index].waiting) {
+            if after <= arrived {
+                self.carry_out(index, effect);
+            } else {
+                self.nodes[index].waiting.push((after, effect));
             }
         }
     }
 
+    fn carry_out(&mut self, index: usize, effect: Effect) {
+        let node = &mut self.nodes[index];
+        match effect {
+            Effect::Run { branch, command } => {
+                let former = node.running.insert(branch, command);
+                let broken = former.map(|_| format!("{branch} runs two commands"));
+                self.broken = self.broken.take().or(broken);
+            }
+            Effect::Detach { branch } => node.server.detach(branch),
+            Effect::Prune { below } => node.server.prune(below),
+            Effect::Reply { message, .. } => self.answer(index, message),
+            Effect::Inquire { branches } => {
+                for branch in branches {
+                    self.send(Packet::Inquiry(index, branch));
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn answer(&mut self, index: usize, message: FromParticipant) {
+        if let FromParticipant::Finished {
+            branch,
+            finish: Finish::Committed,
+            ..
+        } = &message
+        {
+            self.seen[plan(branch.gtrid)].acknowledged |= bit(branch.bqual);
+        }
         if let FromParticipant::Voted { branch, vote, .. } = &message {
             let seen = &mut self.seen[plan(branch.gtrid)];
             match vote {
@@ -411,7 +522,7 @@ impl World {
     pub fn deliver(&mut self, config: &Config, packet: Packet) {
         let input = match packet {
             Packet::Order(node, message) => {
-                return self.participant(node, Input::Message { token: 0, message });
+                return self.participant(config, node, Input::Message { token: 0, message });
             }
             Packet::Verdict(node, branch, epoch, decision) => {
                 let input = Input::Decided {
@@ -419,10 +530,10 @@ impl World {
                     epoch,
                     decision,
                 };
-                return self.participant(node, input);
+                return self.participant(config, node, input);
             }
             Packet::ForgetBelow(node, gtrid) => {
-                return self.participant(node, Input::ForgetBelow { gtrid });
+                return self.participant(config, node, Input::ForgetBelow { gtrid });
             }
             Packet::Answer(..) | Packet::Inquiry(..) => for_coordinator(config, packet),
         };
