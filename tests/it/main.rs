@@ -15,6 +15,7 @@ mod crash_points;
 mod foreign;
 mod heuristic;
 mod inventory;
+mod isolation;
 mod model;
 mod participant;
 mod payments;

@@ -6,6 +6,7 @@ pub mod books;
 pub mod cases;
 pub mod cluster;
 pub mod in_flight;
+pub mod isolation;
 pub mod model;
 pub mod payments;
 pub mod proxy;
