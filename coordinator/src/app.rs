@@ -124,12 +124,8 @@ impl App {
             surroundings: surroundings.clone(),
         })?;
         let accepting = Arc::new(AtomicBool::new(true));
-        let handle = Handle::new(
-            calls.clone(),
-            mint,
-            participants.clone(),
-            Arc::clone(&accepting),
-        );
+        let open = Arc::clone(&accepting);
+        let handle = Handle::new(calls.clone(), mint, participants.clone(), open);
         let business = Business::new(handle.clone(), start.placement.clone());
         let facts = Facts {
             cluster: config.cluster.clone(),
@@ -138,19 +134,10 @@ impl App {
             surroundings: surroundings.clone(),
             placement: start.placement,
         };
-        let transactions = TransactionGateway::new(
-            handle.clone(),
-            history.clone(),
-            Arc::clone(&counters),
-            epoch,
-        );
-        let admin = AdminGateway::new(
-            handle.clone(),
-            history,
-            counters,
-            facts,
-            Arc::clone(&accepting),
-        );
+        let (calls_of, known, counted) = (handle.clone(), history.clone(), Arc::clone(&counters));
+        let transactions = TransactionGateway::new(calls_of, known, counted, epoch);
+        let open = Arc::clone(&accepting);
+        let admin = AdminGateway::new(handle.clone(), history, counters, facts, open);
         let routes = routes(
             transactions,
             OutcomeGateway::new(handle.clone(), epoch),

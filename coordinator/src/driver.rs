@@ -14,7 +14,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use concord_core::coordinator::{ApplyError, Coordinator, CoordinatorStep, Effect, Input, Seen};
+use concord_core::coordinator::{
+    ApplyError, Coordinator, CoordinatorStep, Effect, Input, Resolve, Seen,
+};
 use concord_core::id::{BranchId, Epoch, Gtrid, ParticipantName};
 use concord_core::message::Decision;
 use concord_core::reason::{Reason, code};
@@ -95,6 +97,16 @@ struct Link {
     generation: u64,
     sender: mpsc::UnboundedSender<Outbound>,
     since: Instant,
+}
+
+impl Link {
+    fn new(generation: u64, sender: mpsc::UnboundedSender<Outbound>) -> Self {
+        Self {
+            generation,
+            sender,
+            since: Instant::now(),
+        }
+    }
 }
 
 /// The driver's task.
@@ -351,39 +363,16 @@ impl Driver {
                 reason,
                 answer,
             } => self.rollback(gtrid, reason, answer),
-            Call::Look { gtrid, answer } => {
-                let token = self.token();
-                self.looks.insert(token, answer);
-                self.input(Input::Look { gtrid, token })
-            }
+            Call::Look { gtrid, answer } => self.look(answer, |token| Input::Look { gtrid, token }),
             Call::LookUp { request, answer } => {
-                let token = self.token();
-                self.looks.insert(token, answer);
-                self.input(Input::LookUp { request, token })
+                self.look(answer, |token| Input::LookUp { request, token })
             }
             Call::Inquire {
                 from,
                 branch,
                 answer,
-            } => {
-                reach(CrashPoint::CoordinatorInquiryReceived);
-                let token = self.token();
-                self.inquiries.insert(token, answer);
-                self.input(Input::Inquire {
-                    from,
-                    branch,
-                    token,
-                })
-            }
-            Call::Resolve {
-                mut resolve,
-                answer,
-            } => {
-                reach(CrashPoint::CoordinatorOrderReceived);
-                resolve.token = self.token();
-                self.orders.insert(resolve.token, answer);
-                self.input(Input::Resolve(resolve))
-            }
+            } => self.inquire(from, branch, answer),
+            Call::Resolve { resolve, answer } => self.resolve(resolve, answer),
             Call::LinkUp {
                 participant,
                 incarnation,
@@ -391,11 +380,7 @@ impl Driver {
                 sender,
                 answer,
             } => {
-                let link = Link {
-                    generation,
-                    sender,
-                    since: Instant::now(),
-                };
+                let link = Link::new(generation, sender);
                 self.link_up(participant, incarnation, link, answer)
             }
             Call::LinkDown {
@@ -408,11 +393,11 @@ impl Driver {
                 results,
                 failed_statement,
             } => {
-                let (received, taken) = calls::points(&message);
-                reach(received);
+                let points = calls::points(&message);
+                reach(points.0);
                 self.keep_results(&from, &message, results, failed_statement);
                 self.input(Input::Received { from, message })?;
-                reach(taken);
+                reach(points.1);
                 Ok(())
             }
             Call::Numbers { answer } => {
@@ -421,6 +406,43 @@ impl Driver {
                 Ok(())
             }
         }
+    }
+
+    fn resolve(
+        &mut self,
+        resolve: Resolve,
+        answer: oneshot::Sender<Ordered>,
+    ) -> Result<(), DriverError> {
+        reach(CrashPoint::CoordinatorOrderReceived);
+        let token = self.token();
+        self.orders.insert(token, answer);
+        self.input(Input::Resolve(Resolve { token, ..resolve }))
+    }
+
+    fn inquire(
+        &mut self,
+        from: ParticipantName,
+        branch: BranchId,
+        answer: oneshot::Sender<Decision>,
+    ) -> Result<(), DriverError> {
+        reach(CrashPoint::CoordinatorInquiryReceived);
+        let token = self.token();
+        self.inquiries.insert(token, answer);
+        self.input(Input::Inquire {
+            from,
+            branch,
+            token,
+        })
+    }
+
+    fn look(
+        &mut self,
+        answer: oneshot::Sender<Seen>,
+        input: impl FnOnce(u64) -> Input,
+    ) -> Result<(), DriverError> {
+        let token = self.token();
+        self.looks.insert(token, answer);
+        self.input(input(token))
     }
 
     fn link_up(

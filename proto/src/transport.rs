@@ -1,9 +1,9 @@
 //! What the transport refuses before any service sees it, in Concord's words.
 //!
-//! It owns the refusals that a message can meet there: it is missing, its bytes are no such message,
-//! or there are too many of them. The gRPC library calls the first two internal faults and the last
-//! a value out of range; all are the caller's, and callers look for a reason. It refuses to touch any
-//! status that already says why.
+//! It owns the refusals that a message can meet there: it is missing, its bytes are no such
+//! message, or there are too many of them. The gRPC library calls the first two internal faults and
+//! the last a value out of range; all are the caller's, and callers look for a reason. It refuses
+//! to touch any status that already says why.
 
 use concord_core::reason::{Reason, code};
 use tonic::{Code, Status};

@@ -21,5 +21,6 @@ mod participant;
 mod payments;
 mod proxy;
 mod recovery;
+mod style;
 mod transactions;
 mod unsafe_server;

@@ -20,7 +20,8 @@ pub async fn create_tables(cluster: &Cluster) -> anyhow::Result<()> {
     for n in 1..=2 {
         let sql = "CREATE DATABASE work; \
                    CREATE TABLE work.t (id BIGINT PRIMARY KEY, n BIGINT NOT NULL) ENGINE=InnoDB; \
-                   INSERT INTO work.t VALUES (1,0),(2,0),(3,0),(4,0),(5,0),(6,0),(7,0),(8,0),(9,0); \
+                   INSERT INTO work.t VALUES (1,0),(2,0),(3,0),(4,0),(5,0),(6,0),(7,0),(8,0), \
+                   (9,0); \
                    CREATE TABLE work.types (id BIGINT UNSIGNED PRIMARY KEY, small TINYINT, \
                    deci DECIMAL(20,4), doub DOUBLE, word VARCHAR(50) CHARACTER SET utf8mb4, \
                    raw VARBINARY(50), day DATE, clock TIME(3), moment DATETIME(6), nil INT) \

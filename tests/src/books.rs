@@ -55,7 +55,8 @@ impl Books {
                 .push((account, amount));
         }
         let rows = sqlx::query(
-            "SELECT request_id, gtrid FROM concord.ledger WHERE request_id IS NOT NULL AND state = 1",
+            "SELECT request_id, gtrid FROM concord.ledger \
+             WHERE request_id IS NOT NULL AND state = 1",
         )
         .fetch_all(&mut root)
         .await?;

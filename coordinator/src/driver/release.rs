@@ -1,7 +1,7 @@
 //! Effects leave: over links, to waiting callers, into the history.
 
 use concord_core::coordinator::Effect;
-use concord_core::id::{Gtrid, ParticipantName};
+use concord_core::id::{BranchId, Gtrid, ParticipantName};
 use concord_core::message::{Outcome, ToParticipant};
 use concord_core::reason::Reason;
 use concord_core::transaction::TransactionState;
@@ -24,29 +24,8 @@ impl Driver {
     fn release_one(&mut self, effect: Effect) {
         match effect {
             Effect::Send { to, message } => self.send(&to, &message),
-            Effect::Began { gtrid, .. } => {
-                count(&self.counters.begun);
-                let context = self.contexts.get_mut(&gtrid);
-                if let Some(answer) = context.and_then(|context| context.beginning.take()) {
-                    // A caller that left needs no answer; here and below.
-                    let _ = answer.send(Ok(()));
-                }
-            }
-            Effect::Enlisted { branch, new, .. } => {
-                let Some(context) = self.contexts.get_mut(&branch.gtrid) else {
-                    return;
-                };
-                reach(CrashPoint::CoordinatorBranchEnlisted);
-                let (isolation, deadline) = (context.isolation, context.deadline);
-                if let Some(answer) = context.enlisting.take() {
-                    let _ = answer.send(Ok(Enlisted {
-                        branch,
-                        new,
-                        isolation,
-                        deadline,
-                    }));
-                }
-            }
+            Effect::Began { gtrid, .. } => self.began(gtrid),
+            Effect::Enlisted { branch, new, .. } => self.enlisted(branch, new),
             Effect::Reply { gtrid, outcome } => {
                 reach(CrashPoint::CoordinatorReplyBeforeSend);
                 if let Some(context) = self.close(gtrid) {
@@ -101,23 +80,50 @@ impl Driver {
                     tracing::error!(%branch, %participant, reason, "heuristic outcome");
                 }
             }
-            Effect::Forgotten { gtrids, horizon } => {
-                for link in self.links.values() {
-                    let _ = link.sender.send(Outbound::ForgetBelow(horizon));
-                }
-                reach(CrashPoint::CoordinatorForgetTold);
-                match &mut self.forget {
-                    Some((former, below)) => {
-                        former.extend(gtrids);
-                        *below = horizon;
-                    }
-                    none => *none = Some((gtrids, horizon)),
-                }
-            }
+            Effect::Forgotten { gtrids, horizon } => self.forgotten(gtrids, horizon),
             Effect::Superseded { by } => {
                 tracing::error!(own = %self.machine.epoch(), %by, "superseded");
                 self.superseded = true;
             }
+        }
+    }
+
+    fn began(&mut self, gtrid: Gtrid) {
+        count(&self.counters.begun);
+        let context = self.contexts.get_mut(&gtrid);
+        if let Some(answer) = context.and_then(|context| context.beginning.take()) {
+            // A caller that left needs no answer; here and elsewhere.
+            let _ = answer.send(Ok(()));
+        }
+    }
+
+    fn enlisted(&mut self, branch: BranchId, new: bool) {
+        let Some(context) = self.contexts.get_mut(&branch.gtrid) else {
+            return;
+        };
+        reach(CrashPoint::CoordinatorBranchEnlisted);
+        let (isolation, deadline) = (context.isolation, context.deadline);
+        if let Some(answer) = context.enlisting.take() {
+            let _ = answer.send(Ok(Enlisted {
+                branch,
+                new,
+                isolation,
+                deadline,
+            }));
+        }
+    }
+
+    fn forgotten(&mut self, gtrids: Vec<Gtrid>, horizon: Gtrid) {
+        for link in self.links.values() {
+            let _ = link.sender.send(Outbound::ForgetBelow(horizon));
+        }
+        reach(CrashPoint::CoordinatorForgetTold);
+        match &mut self.forget {
+            Some((former, below)) => {
+                former.extend(gtrids);
+                *below = horizon;
+            }
+            none => *none = Some((gtrids, horizon)),
         }
     }
 

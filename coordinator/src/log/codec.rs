@@ -266,20 +266,7 @@ pub fn decode(key: &[u8], sealed: &[u8]) -> Result<Record, Garbage> {
         return Err(Garbage::Illegal("key"));
     }
     let record = match kind {
-        kind::DECISION => {
-            let epoch = Epoch(reader.u64("epoch")?);
-            let request = reader.request()?;
-            let count = reader.u16("count")?;
-            let branches = (0..count)
-                .map(|_| Ok((Bqual(reader.u32("bqual")?), reader.name()?)))
-                .collect::<Result<_, Garbage>>()?;
-            Record::Decision {
-                gtrid,
-                epoch,
-                branches,
-                request,
-            }
-        }
+        kind::DECISION => decision(gtrid, &mut reader)?,
         kind::ONE_PHASE => {
             let epoch = Epoch(reader.u64("epoch")?);
             let request = reader.request()?;
@@ -329,6 +316,21 @@ pub fn decode(key: &[u8], sealed: &[u8]) -> Result<Record, Garbage> {
         _ => return Err(Garbage::Illegal("kind")),
     };
     reader.end(record)
+}
+
+fn decision(gtrid: Gtrid, reader: &mut Reader<'_>) -> Result<Record, Garbage> {
+    let epoch = Epoch(reader.u64("epoch")?);
+    let request = reader.request()?;
+    let count = reader.u16("count")?;
+    let branches = (0..count)
+        .map(|_| Ok((Bqual(reader.u32("bqual")?), reader.name()?)))
+        .collect::<Result<_, Garbage>>()?;
+    Ok(Record::Decision {
+        gtrid,
+        epoch,
+        branches,
+        request,
+    })
 }
 
 /// A record that lives in `meta`: its name and body. None for records of transactions.

@@ -98,28 +98,10 @@ async fn one_link(
     driver: &mpsc::Sender<Call>,
     was_up: &mut bool,
 ) -> Reason {
-    let status = match timeout(
-        CONNECT_TIMEOUT,
-        peer.client().get_status(v1::GetStatusRequest {}),
-    )
-    .await
-    {
-        Err(_) => return late("its status"),
-        Ok(Err(status)) => return reason_of(&peer.name, &status),
-        Ok(Ok(status)) => status.into_inner(),
+    let incarnation = match incarnation(peer, expected).await {
+        Ok(incarnation) => incarnation,
+        Err(reason) => return reason,
     };
-    if let Some(reason) = mismatch(peer, expected, &status) {
-        return reason;
-    }
-    let incarnation = status.incarnation.clone();
-    peer.note(|health| health.status = Some(status));
-    if incarnation.is_empty() {
-        let text = format!(
-            "participant {} has not seen its MySQL server yet",
-            peer.name
-        );
-        return Reason::new(code::SERVER_DOWN, text);
-    }
     let (frames, outbound) = mpsc::unbounded_channel();
     let stream = UnboundedReceiverStream::new(outbound);
     let inbound = match timeout(CONNECT_TIMEOUT, peer.client().link(stream)).await {
@@ -167,6 +149,30 @@ async fn one_link(
         })
         .await;
     reason
+}
+
+/// Whose data is there, when it is a participant that we want to have a link with.
+async fn incarnation(peer: &Arc<Peer>, expected: &Expected) -> Result<String, Reason> {
+    let mut client = peer.client();
+    let asked = client.get_status(v1::GetStatusRequest {});
+    let status = match timeout(CONNECT_TIMEOUT, asked).await {
+        Err(_) => return Err(late("its status")),
+        Ok(Err(status)) => return Err(reason_of(&peer.name, &status)),
+        Ok(Ok(status)) => status.into_inner(),
+    };
+    if let Some(reason) = mismatch(peer, expected, &status) {
+        return Err(reason);
+    }
+    let incarnation = status.incarnation.clone();
+    peer.note(|health| health.status = Some(status));
+    if incarnation.is_empty() {
+        let text = format!(
+            "participant {} has not seen its MySQL server yet",
+            peer.name
+        );
+        return Err(Reason::new(code::SERVER_DOWN, text));
+    }
+    Ok(incarnation)
 }
 
 fn late(what: &str) -> Reason {
@@ -235,7 +241,8 @@ impl Pump {
                         }
                     }
                     Ok(None) => {
-                        return Reason::new(code::PARTICIPANT_DOWN, "the participant closed the link");
+                        let text = "the participant closed the link";
+                        return Reason::new(code::PARTICIPANT_DOWN, text);
                     }
                     Err(status) => return reason_of(&self.peer.name, &status),
                 },

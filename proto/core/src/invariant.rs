@@ -165,8 +165,8 @@ pub fn atomicity(facts: &Facts) -> Verdict {
     }
 }
 
-/// Invariant 2: A client that was told COMMITTED finds every branch committed, or prepared with a durable
-/// decision.
+/// Invariant 2: A client that was told COMMITTED finds every branch committed, or prepared with a
+/// durable decision.
 pub fn promise_kept(facts: &Facts) -> Verdict {
     let kept = |branch: &BranchFacts| match branch.fate {
         Fate::Committed => true,
@@ -193,7 +193,8 @@ pub fn refusal_kept(facts: &Facts) -> Verdict {
     }
 }
 
-/// Invariant 4: No transaction has both a commit and an abort message, whichever coordinators lived.
+/// Invariant 4: No transaction has both a commit and an abort message, whichever coordinators
+/// lived.
 pub fn one_decision(facts: &Facts) -> Verdict {
     let commit = facts.find(|branch| branch.told_commit);
     let abort = facts.find(|branch| branch.told_abort);
@@ -246,8 +247,8 @@ pub fn all_votes(facts: &Facts) -> Verdict {
     }
 }
 
-/// Invariant 8: Once everything is up and connected, no branch stays in doubt. Also a branch that left may
-/// not: a doubled Prepare makes it hold locks like any other.
+/// Invariant 8: Once everything is up and connected, no branch stays in doubt. Also a branch that
+/// left may not: a doubled Prepare makes it hold locks like any other.
 pub fn drains(facts: &Facts) -> Verdict {
     let prepared = |(_, branch): &(&Bqual, &BranchFacts)| branch.fate == Fate::Prepared;
     match facts.branches.iter().find(prepared) {
@@ -259,8 +260,8 @@ pub fn drains(facts: &Facts) -> Verdict {
     }
 }
 
-/// Invariant 9: What is only moved is constant: `before` and `now` hold a total for each name, such as the
-/// balances of a currency, or a product's stock together with what was ordered of it.
+/// Invariant 9: What is only moved is constant: `before` and `now` hold a total for each name, such
+/// as the balances of a currency, or a product's stock together with what was ordered of it.
 pub fn conservation(before: &BTreeMap<String, i128>, now: &BTreeMap<String, i128>) -> Verdict {
     let names = before.keys().chain(now.keys());
     let total = |totals: &BTreeMap<String, i128>, name| totals.get(name).copied().unwrap_or(0);
@@ -289,8 +290,8 @@ pub enum Told {
     Unknown,
 }
 
-/// Invariant 10: A request takes effect at most once: exactly once when its client was told COMMITTED, never
-/// when it was refused. `effects` is how often its work is found in the data.
+/// Invariant 10: A request takes effect at most once: exactly once when its client was told
+/// COMMITTED, never when it was refused. `effects` is how often its work is found in the data.
 pub fn exactly_once(request: &dyn Display, told: Told, effects: u64) -> Verdict {
     let legal = match told {
         Told::Committed => effects == 1,

@@ -84,8 +84,8 @@ impl Failure {
                 format!("it lost against concurrent work; try again (error {number}: {message})")
             }
             code::READ_ONLY_SERVER => format!(
-                "read_only is in force on the server: run SET GLOBAL read_only = OFF on the one that \
-                 shall take writes (error {number}: {message})"
+                "read_only is in force on the server: run SET GLOBAL read_only = OFF on the one \
+                 that shall take writes (error {number}: {message})"
             ),
             _ => format!("the server refused it with error {number}: {message}"),
         };

@@ -16,13 +16,15 @@ fn plain_statements_pass() {
         ("SELECT 1", READ),
         ("select v from t where k = ?", READ),
         (
-            "SELECT COUNT(*), SUM(v) FROM a.t WHERE k IN (?, ?) GROUP BY w HAVING 1 ORDER BY 1 LIMIT ?",
+            "SELECT COUNT(*), SUM(v) FROM a.t WHERE k IN (?, ?) GROUP BY w HAVING 1 \
+             ORDER BY 1 LIMIT ?",
             READ,
         ),
         ("SELECT * FROM t LIMIT ? OFFSET ?", READ),
         ("WITH c AS (SELECT 1 AS n) SELECT n FROM c", READ),
         (
-            "WITH RECURSIVE c AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM c WHERE n < 9) SELECT n FROM c",
+            "WITH RECURSIVE c AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM c WHERE n < 9) \
+             SELECT n FROM c",
             READ,
         ),
         ("(SELECT 1) UNION ALL (SELECT 2)", READ),

@@ -50,6 +50,12 @@ impl Coordinator {
             }
             Some(_) | None => {}
         }
+        self.force(resolve, out)
+    }
+
+    /// Carries out an order that contradicts what is known, or that nothing confirms.
+    fn force(&mut self, resolve: Resolve, out: &mut Out) -> Result<(), ApplyError> {
+        let gtrid = resolve.branch.gtrid;
         let reason = forced(&resolve);
         let record = Record::Heuristic {
             gtrid,

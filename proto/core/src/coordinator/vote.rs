@@ -7,7 +7,7 @@ use crate::id::{BranchId, Epoch, Gtrid, ParticipantName};
 use crate::message::{Outcome, ToParticipant, Vote};
 use crate::reason::{Reason, code};
 use crate::record::Record;
-use crate::transaction::{Ack, BranchState, TransactionState};
+use crate::transaction::{Ack, Branch, BranchState, TransactionState};
 
 impl Coordinator {
     pub(super) fn voted(
@@ -46,27 +46,7 @@ impl Coordinator {
         if !collecting || branch.state != BranchState::Preparing {
             return Ok(());
         }
-        let refusal = match vote {
-            Vote::Commit => {
-                branch.state = BranchState::Prepared;
-                None
-            }
-            Vote::ReadOnly if may_leave => {
-                branch.state = BranchState::ReadOnly;
-                None
-            }
-            Vote::ReadOnly => {
-                branch.state = BranchState::Aborted;
-                let text = "a branch of a SERIALIZABLE transaction left before the others voted";
-                Some(Reason::new(code::UNEXPECTED_ANSWER, text))
-            }
-            Vote::Abort(reason) => {
-                branch.state = BranchState::Aborted;
-                branch.reason = Some(reason.clone());
-                Some(reason)
-            }
-        };
-        if let Some(reason) = refusal {
+        if let Some(reason) = count_vote(branch, vote, may_leave) {
             return self.refused(id.gtrid, reason, out);
         }
         out.release(0, branch_changed(id.gtrid, branch));
@@ -221,6 +201,30 @@ impl Coordinator {
             self.begin_abort(gtrid, lost_link(participant), out)?;
         }
         Ok(())
+    }
+}
+
+/// Takes the first vote of a branch; why it stands in the way of a commit, if it does.
+fn count_vote(branch: &mut Branch, vote: Vote, may_leave: bool) -> Option<Reason> {
+    match vote {
+        Vote::Commit => {
+            branch.state = BranchState::Prepared;
+            None
+        }
+        Vote::ReadOnly if may_leave => {
+            branch.state = BranchState::ReadOnly;
+            None
+        }
+        Vote::ReadOnly => {
+            branch.state = BranchState::Aborted;
+            let text = "a branch of a SERIALIZABLE transaction left before the others voted";
+            Some(Reason::new(code::UNEXPECTED_ANSWER, text))
+        }
+        Vote::Abort(reason) => {
+            branch.state = BranchState::Aborted;
+            branch.reason = Some(reason.clone());
+            Some(reason)
+        }
     }
 }
 
