@@ -77,6 +77,8 @@ pub struct Retention {
     pub seconds: u64,
     /// Number of transactions, at most: bounds the log's size and the coordinator's memory.
     pub max_transactions: usize,
+    /// Time between two looks for what can be forgotten, in ms.
+    pub look_interval_ms: u64,
 }
 
 impl Default for Config {
@@ -110,6 +112,7 @@ impl Default for Retention {
         Self {
             seconds: 3_600,
             max_transactions: 200_000,
+            look_interval_ms: 10_000,
         }
     }
 }
@@ -181,6 +184,7 @@ impl Config {
             max_in_flight_bytes: self.limits.max_in_flight_mib << 20,
             retention: Duration::from_secs(self.retention.seconds),
             max_remembered: self.retention.max_transactions,
+            forget_interval: Duration::from_millis(self.retention.look_interval_ms.max(1)),
         }
     }
 

@@ -42,8 +42,6 @@ use crate::surroundings::Surroundings;
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 /// Records that nobody waits for reach the disk after this long, when nothing else does earlier.
 const LAZY_FLUSH: Duration = Duration::from_millis(500);
-/// Time between two looks for what can be forgotten.
-const FORGET_INTERVAL: Duration = Duration::from_secs(10);
 /// Calls that wait for the driver; beyond it, callers wait.
 const CALLS_MAX: usize = 16_384;
 /// Calls taken before the log gets the next batch.
@@ -80,6 +78,9 @@ pub struct DriverConfig {
     pub retention: Duration,
     /// How many ended transactions are remembered, at most.
     pub max_remembered: usize,
+    /// Time between two looks for what can be forgotten. All participants must have been connected
+    /// for three times as long.
+    pub forget_interval: Duration,
 }
 
 /// What recovery hands to the driver.
@@ -214,7 +215,7 @@ impl Driver {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flush = interval(LAZY_FLUSH);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut forget = interval(FORGET_INTERVAL);
+        let mut forget = interval(self.config.forget_interval);
         forget.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut calls = Vec::with_capacity(DRAIN_MAX);
         loop {
@@ -505,7 +506,7 @@ impl Driver {
     /// for a while: one that was away may still have branches in doubt, and "never heard of it"
     /// must go on meaning "aborted" until it has asked.
     fn forget(&mut self) -> Result<(), DriverError> {
-        let settled = |link: &Link| link.since.elapsed() >= 3 * FORGET_INTERVAL;
+        let settled = |link: &Link| link.since.elapsed() >= 3 * self.config.forget_interval;
         if !self
             .participants
             .iter()
