@@ -65,6 +65,7 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
         inventory::orders_page_newest_first,
         transactions::interactive_commit_and_rollback,
         transactions::a_failed_statement_aborts_all,
+        transactions::a_statement_that_is_refused_at_the_door_aborts_all,
         transactions::one_statement_at_a_time,
         transactions::a_client_that_disappears_leaves_no_lock,
         transactions::isolation_is_a_choice,

@@ -169,6 +169,43 @@ pub async fn a_failed_statement_aborts_all(world: &World) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// A statement that never reached a branch has failed like any other: what was done before it
+/// cannot be committed without it, and holds no lock until the time-out.
+pub async fn a_statement_that_is_refused_at_the_door_aborts_all(
+    world: &World,
+) -> anyhow::Result<()> {
+    let mut client = raw(world).await?;
+    let before = held(world, 1, 3).await?;
+    let nobody = |gtrid: &str| {
+        let mut request = on_p1(gtrid, add(3));
+        if let Some(statement) = &mut request.statement {
+            statement.participant = "p3".into();
+        }
+        request
+    };
+    let empty = |gtrid: &str| v1::ExecuteStatementRequest {
+        gtrid: gtrid.into(),
+        statement: None,
+    };
+    let requests: [&dyn Fn(&str) -> v1::ExecuteStatementRequest; 2] = [&nobody, &empty];
+    for refused in requests {
+        let begun = client.begin(v1::BeginTransactionRequest::default()).await?;
+        let gtrid = begun.into_inner().gtrid;
+        client.execute_statement(on_p1(&gtrid, add(3))).await?;
+        let answer = client.execute_statement(refused(&gtrid)).await;
+        ensure!(answer.is_err(), "{answer:?}");
+        let commit = v1::CommitTransactionRequest { gtrid, ack: 0 };
+        let answer = client.commit(commit).await;
+        ensure!(answer.is_err(), "the rest was committed: {answer:?}");
+        // Its row is free again.
+        let alone = world.client.one_shot().timeout(SOON).on("p1", add(3));
+        ensure!(alone.send().await.is_committed());
+    }
+    let after = held(world, 1, 3).await?;
+    ensure!(after == before + 2, "{before} became {after}");
+    Ok(())
+}
+
 /// A client of the generated code: the library would not let two calls of one transaction run.
 async fn raw(world: &World) -> anyhow::Result<TransactionServiceClient<tonic::transport::Channel>> {
     Ok(TransactionServiceClient::connect(world.cluster.endpoint()).await?)

@@ -168,6 +168,13 @@ fn ungroup(executed: &mut Executed, places: &[(usize, usize)]) -> Vec<v1::Statem
         .collect()
 }
 
+/// Whether the transaction itself was not found. It may have been aborted because something else
+/// was not: an account, a participant.
+fn is_unknown(status: &Status) -> bool {
+    let reason = concord_proto::status::reason_of(status);
+    reason.is_none_or(|reason| &*reason.code == code::TRANSACTION_NOT_FOUND)
+}
+
 #[tonic::async_trait]
 impl TransactionService for TransactionGateway {
     async fn execute(
@@ -223,7 +230,18 @@ impl TransactionService for TransactionGateway {
         &self,
         request: Request<v1::ExecuteStatementRequest>,
     ) -> Result<Response<v1::ExecuteStatementResponse>, Status> {
-        let wanted = self.refused(door::execute_statement(request.into_inner()))?;
+        let request = request.into_inner();
+        let known = text::parse_gtrid(&request.gtrid);
+        let wanted = match self.refused(door::execute_statement(request)) {
+            Ok(wanted) => wanted,
+            Err(refusal) => {
+                if let Some(gtrid) = known {
+                    let reason = Reason::new(code::INVALID_FIELD, refusal.message());
+                    self.handle.statement_done(gtrid, Some(reason)).await;
+                }
+                return Err(refusal);
+            }
+        };
         let this = self.clone();
         // On a task of its own: a client that goes away leaves no statement unaccounted for.
         let running = tokio::spawn(async move {
@@ -231,8 +249,16 @@ impl TransactionService for TransactionGateway {
             let enlisted = match this.handle.enlist(gtrid, participant.clone()).await {
                 Ok(enlisted) => enlisted,
                 Err(reason) => {
-                    if &*reason.code == code::TRANSACTION_NOT_FOUND {
-                        this.ended(gtrid, &reason).await?;
+                    match &*reason.code {
+                        code::TRANSACTION_NOT_FOUND => this.ended(gtrid, &reason).await?,
+                        // It is being ended, or another statement runs: this call changes nothing.
+                        code::WRONG_STATE => {}
+                        // Its client counts it as aborted, and must not be able to commit the rest.
+                        _ => {
+                            this.handle
+                                .statement_done(gtrid, Some(reason.clone()))
+                                .await;
+                        }
                     }
                     return Err(status_of(&reason, Some(gtrid), Some(&participant)));
                 }
@@ -296,7 +322,7 @@ impl TransactionService for TransactionGateway {
                     }
                     // Aborted already: that is what the client wants.
                     Err(status)
-                        if status.code() != tonic::Code::NotFound
+                        if !is_unknown(&status)
                             && gtrid_of(&status).is_some()
                             && status.code() != tonic::Code::Unknown =>
                     {
