@@ -51,6 +51,7 @@ pub struct Rig {
     /// The servers; the one behind participant `p1` is the first.
     pub servers: Vec<Server>,
     settings: BTreeMap<String, Table>,
+    env: Vec<(String, String)>,
     gateway_port: u16,
     folder: tempfile::TempDir,
 }
@@ -99,6 +100,7 @@ impl Rig {
             daemons: BTreeMap::new(),
             servers,
             settings: BTreeMap::new(),
+            env: Vec::new(),
             gateway_port,
             folder,
         };
@@ -165,6 +167,11 @@ impl Rig {
     /// Changes a daemon's settings from its next start on.
     pub fn configure(&mut self, name: &str, change: impl FnOnce(&mut Table)) {
         change(self.settings.entry(name.to_owned()).or_default());
+    }
+
+    /// Sets a variable of every daemon's environment from its next start on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.env.push((name.to_owned(), value.to_owned()));
     }
 
     /// Where the decision log lives.
@@ -267,7 +274,7 @@ impl Rig {
         Ok(Launch {
             program: binaries()?.join(format!("concord-{role}")),
             args: vec!["--config".into(), file.into()],
-            env: Vec::new(),
+            env: self.env.clone(),
             output: self.log_file(name),
         })
     }
@@ -277,6 +284,13 @@ impl Rig {
         self.daemons
             .get(name)
             .is_some_and(|child| child.exit_status().is_none())
+    }
+
+    /// Whether a daemon was started and has ended by itself.
+    pub fn has_ended(&self, name: &str) -> bool {
+        self.daemons
+            .get(name)
+            .is_some_and(|child| child.exit_status().is_some())
     }
 
     fn daemon(&self, name: &str) -> anyhow::Result<&Child> {
