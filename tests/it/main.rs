@@ -19,6 +19,7 @@ mod isolation;
 mod model;
 mod participant;
 mod payments;
+mod planted;
 mod proxy;
 mod recovery;
 mod style;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use concord_core::coordinator::Input;
 use concord_core::id::{Gtrid, ParticipantName};
 use concord_core::message::{Finish, FromParticipant, Vote};
+use concord_core::planted::{self, Bug};
 use concord_core::reason::{Reason, code};
 use concord_core::transaction::Ack;
 use concord_daemon::crash::{CrashPoint, reach};
@@ -128,7 +129,8 @@ impl Driver {
             let _ = answer.send(Told::Refused(reason));
             return Ok(());
         }
-        let may_leave = tx.isolation != Some(Isolation::Serializable);
+        let may_leave = tx.isolation != Some(Isolation::Serializable)
+            || planted::is(Bug::ReadOnlyLeavesSerializable);
         let mut context = self.open(tx.gtrid, tx.isolation, tx.timeout);
         let mut request_id = tx.request.as_ref().map(|request| request.id.clone());
         let mut branches = Vec::with_capacity(tx.branches.len());

@@ -44,6 +44,7 @@ mod preflight;
 mod rows;
 mod script;
 pub mod sql;
+mod unfinished;
 mod work;
 pub mod xa;
 

@@ -32,6 +32,7 @@ pub use apply::ApplyError;
 use crate::id::{Bqual, BranchId, Epoch, Gtrid, ParticipantName, Request, RequestId};
 use crate::limits::BRANCHES_MAX;
 use crate::message::{Decision, FromParticipant, Outcome, ToParticipant};
+use crate::planted::{self, Bug};
 use crate::reason::Reason;
 use crate::record::Record;
 use crate::step::Step;
@@ -403,7 +404,10 @@ impl Coordinator {
     /// The answer to a participant in doubt. It leaves only after the transaction's own records:
     /// a decision that is still on its way to the disk is not a decision.
     fn inquire(&self, from: &ParticipantName, branch: BranchId, token: u64, out: &mut Out) {
-        let (after, decision) = self.decision_for(from, branch);
+        let (mut after, decision) = self.decision_for(from, branch);
+        if planted::is(Bug::InquiryBeforeDurable) {
+            after = 0;
+        }
         out.release(after, Effect::Answer { token, decision });
     }
 

@@ -84,6 +84,7 @@ pub mod invariant;
 pub mod limits;
 pub mod message;
 pub mod participant;
+pub mod planted;
 pub mod reason;
 pub mod record;
 pub mod step;

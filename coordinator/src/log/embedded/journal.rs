@@ -25,6 +25,7 @@
 use std::io;
 use std::sync::Arc;
 
+use concord_core::planted::{self, Bug};
 use concord_daemon::crash::{CrashPoint, reach};
 use redb::StorageBackend;
 
@@ -98,7 +99,10 @@ impl Journal {
         self.disk
             .write(BLOCK_BYTES * (self.next_page + 1), &frame)?;
         reach(CrashPoint::LogJournalBeforeSync);
-        self.disk.sync_data()?;
+        let synced = self.disk.sync_data();
+        if !planted::is(Bug::FsyncErrorIgnored) {
+            synced?;
+        }
         reach(CrashPoint::LogJournalAfterSync);
         self.next_page += pages_of(payload.len());
         self.position.frames += 1;
@@ -214,6 +218,16 @@ pub fn read(
         payloads.push(payload.to_vec());
     }
     let readable = payloads.len() as u64;
+    if planted::is(Bug::RotIsTornTail) {
+        return Ok(payloads);
+    }
+    if planted::is(Bug::TornTailIsRot) && bytes[page * PAGE_BYTES..].starts_with(&MAGIC) {
+        return Err(ReadError::Missing {
+            commit,
+            acknowledged: readable + 1,
+            readable,
+        });
+    }
     for later in page..bytes.len() / PAGE_BYTES {
         if let Some((position, _)) = image.frame(later, commit) {
             return Err(if position.commit > commit {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use concord_core::id::BranchId;
+use concord_core::planted::{self, Bug};
 use concord_core::reason::{Reason, code};
 use concord_proto::model::{Isolation, Statement};
 use concord_proto::v1;
@@ -12,7 +13,7 @@ use super::MySql;
 use super::branches::{Held, State};
 use super::pool::{Class, Conn};
 use super::script::{End, Script, Step, judge_all};
-use super::work::Unfinished;
+use super::unfinished::Unfinished;
 use crate::resource::{OnePhase, Prepared};
 
 fn not_open() -> Reason {
@@ -78,6 +79,11 @@ impl MySql {
             (End::Fine, Some(result)) => {
                 held.keep(State::Active { conn, deadline });
                 Ok(result)
+            }
+            (End::Failed { failure, .. }, _) if planted::is(Bug::FailedStatementForgiven) => {
+                let reason = failure.reason().clone();
+                held.keep(State::Active { conn, deadline });
+                Err(reason)
             }
             _ => {
                 let unfinished = self.undo(branch, None, conn, outcome).await;

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use concord_core::planted::{self, Bug};
 use concord_core::reason::{Reason, code};
 use concord_proto::model::Isolation;
 use tokio::time::Instant as Deadline;
@@ -224,6 +225,9 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
         why: "a crash of the server would lose branches that it acknowledged as prepared",
         mend: "run SET GLOBAL innodb_flush_log_at_trx_commit = 1 and set it in the option file",
     }];
+    if planted::is(Bug::UnsafeServerVotes) {
+        checks.clear();
+    }
     if variables.get("log_bin").is_some_and(|value| is_on(value)) {
         checks.push(Check {
             variable: "sync_binlog",

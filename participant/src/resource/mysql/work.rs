@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use concord_core::id::{BranchId, RequestId};
+use concord_core::planted::{self, Bug};
 use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::model::{Isolation, Statement, Work};
@@ -17,76 +18,13 @@ use super::pool::{Class, Conn};
 use super::preflight::Facts;
 use super::script::{End, Outcome, Script, Step, judge_all};
 use super::sql::{Judged, StatementKind};
+use super::unfinished::Unfinished;
 use super::{MySql, ledger};
 use crate::resource::{LedgerEntry, OnePhase, Prepared};
 
 /// Time to undo a branch after something went wrong in it. Not part of the work's own time: the
 /// undoing begins when that has run out.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A branch that did not come to its end.
-#[derive(Debug)]
-pub(super) struct Unfinished {
-    /// Whether it is certainly rolled back.
-    pub certain: bool,
-    /// Why.
-    pub reason: Reason,
-    /// Results up to the failure.
-    pub results: Vec<v1::StatementResult>,
-    /// The client's statement that failed.
-    pub failed: Option<usize>,
-}
-
-impl Unfinished {
-    pub(super) fn never_began(reason: Reason, failed: Option<usize>) -> Self {
-        Self {
-            certain: true,
-            reason,
-            results: Vec::new(),
-            failed,
-        }
-    }
-}
-
-impl From<Unfinished> for Prepared {
-    fn from(branch: Unfinished) -> Self {
-        let Unfinished {
-            certain,
-            reason,
-            results,
-            failed,
-        } = branch;
-        if certain {
-            Self::NotPrepared {
-                reason,
-                results,
-                failed,
-            }
-        } else {
-            Self::Unknown { reason }
-        }
-    }
-}
-
-impl From<Unfinished> for OnePhase {
-    fn from(branch: Unfinished) -> Self {
-        let Unfinished {
-            certain,
-            reason,
-            results,
-            failed,
-        } = branch;
-        if certain {
-            Self::NotCommitted {
-                reason,
-                results,
-                failed,
-            }
-        } else {
-            Self::Unknown { reason }
-        }
-    }
-}
 
 impl MySql {
     /// Prepares a branch with all its work, in one round trip.
@@ -430,6 +368,9 @@ impl MySql {
         deadline: Deadline,
     ) -> bool {
         let xid = self.xids.text(branch);
+        if planted::is(Bug::ConnectionReusedUncleaned) {
+            return true;
+        }
         reach(CrashPoint::ServerUndoBeforeSend);
         if !ended {
             // Refused for a deadlock's victim (1614 on MySQL, 1399 on MariaDB), which is fine.
@@ -591,7 +532,7 @@ fn reads_only(judged: &[Arc<Judged>]) -> bool {
 /// be held until the whole transaction ends.
 fn may_leave(facts: &Facts, work: &Work, judged: &[Arc<Judged>]) -> bool {
     let serializable = match work.isolation.or(facts.isolation) {
-        Some(Isolation::Serializable) => true,
+        Some(Isolation::Serializable) => !planted::is(Bug::ReadOnlyLeavesSerializable),
         // None is READ UNCOMMITTED, as the server's own default.
         Some(Isolation::ReadCommitted | Isolation::RepeatableRead) | None => false,
     };

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 
 use concord_core::id::{Bqual, BranchId};
 use concord_core::limits::{BRANCHES_MAX, NAME_LEN_MAX};
+use concord_core::planted::{self, Bug};
 use concord_proto::convert::text::gtrid_of_bytes;
 
 /// "Conc" in ASCII. Below 2³¹, which is all that MariaDB takes.
@@ -68,7 +69,11 @@ impl Xids {
         {
             return None;
         }
-        let rest = data.strip_prefix(self.prefix.as_slice())?;
+        let mut rest = data.strip_prefix(self.prefix.as_slice());
+        if planted::is(Bug::ForeignBranchTaken) {
+            rest = data.get(self.prefix.len()..);
+        }
+        let rest = rest?;
         let bqual: [u8; BQUAL_LEN] = rest.get(GTRID_LEN..)?.try_into().ok()?;
         let bqual = u32::from_be_bytes(bqual);
         // What the wire cannot carry is nothing that this cluster prepared. One such branch in an

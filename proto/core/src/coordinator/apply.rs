@@ -5,6 +5,7 @@ use thiserror::Error;
 use super::{Coordinator, Ended, order_bit};
 use crate::id::{Bqual, BranchId, Epoch, Gtrid, ParticipantName, Request, RequestId};
 use crate::message::Outcome;
+use crate::planted::{self, Bug};
 use crate::reason::Reason;
 use crate::record::Record;
 use crate::transaction::{Branch, BranchState, Transaction, TransactionState};
@@ -110,7 +111,10 @@ impl Coordinator {
             }
             for (bqual, _) in branches {
                 match tx.branch_mut(*bqual) {
-                    Some(branch) if branch.state == BranchState::Prepared => {
+                    Some(branch)
+                        if branch.state == BranchState::Prepared
+                            || planted::is(Bug::MissingVoteIsYes) =>
+                    {
                         branch.state = BranchState::Committing;
                     }
                     _ => {

@@ -3,6 +3,7 @@
 use super::{ApplyError, Coordinator, Effect, Out, branch_changed, changed};
 use crate::id::{BranchId, Epoch, Gtrid, ParticipantName};
 use crate::message::{Finish, Outcome, ToParticipant};
+use crate::planted::{self, Bug};
 use crate::reason::{Reason, code};
 use crate::record::Record;
 use crate::transaction::{Branch, BranchState, Transaction, TransactionState};
@@ -35,6 +36,11 @@ impl Coordinator {
         if branch.participant != *from || !awaited {
             return Ok(());
         }
+        let gives_up = planted::is(Bug::RetryGivesUp) && branch.state == BranchState::Committing;
+        let finish = match finish {
+            Finish::Retry(_) if gives_up => Finish::Committed,
+            other => other,
+        };
         if let Finish::Retry(reason) = finish {
             branch.wait = (1 << branch.attempts.min(3)).min(RETRY_SWEEPS_MAX);
             branch.attempts = branch.attempts.saturating_add(1);
@@ -234,7 +240,7 @@ impl Coordinator {
         let Some(tx) = self.transactions.get_mut(&gtrid) else {
             return Ok(());
         };
-        if tx.has_unfinished_branch() {
+        if tx.has_unfinished_branch() && !planted::is(Bug::ForgottenBeforeAcknowledged) {
             return Ok(());
         }
         tx.state = TransactionState::Committed;

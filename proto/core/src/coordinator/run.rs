@@ -5,6 +5,7 @@ use super::{ApplyError, Coordinator, Effect, Out, branch_changed, changed};
 use crate::id::{Bqual, BranchId, Gtrid, ParticipantName, Request};
 use crate::limits::BRANCHES_MAX;
 use crate::message::{Outcome, ToParticipant};
+use crate::planted::{self, Bug};
 use crate::reason::{Reason, code};
 use crate::record::Record;
 use crate::transaction::{Ack, Branch, BranchState, Transaction, TransactionState};
@@ -207,6 +208,7 @@ impl Coordinator {
                         },
                     );
                 }
+                (true, _) if tx.one_phase && planted::is(Bug::UnknownRetriedAsNew) => return false,
                 // A recovered or timed-out one-phase commit: its participant will tell.
                 (true, _) if tx.one_phase => {
                     let outcome = Outcome::Unknown(first);

@@ -5,6 +5,7 @@ use super::run::down;
 use super::{ApplyError, Coordinator, Effect, Out, branch_changed, changed};
 use crate::id::{BranchId, Epoch, Gtrid, ParticipantName};
 use crate::message::{Outcome, ToParticipant, Vote};
+use crate::planted::{self, Bug};
 use crate::reason::{Reason, code};
 use crate::record::Record;
 use crate::transaction::{Ack, Branch, BranchState, TransactionState};
@@ -57,6 +58,7 @@ impl Coordinator {
             .branches
             .iter()
             .all(|b| b.state != BranchState::Preparing)
+            || planted::is(Bug::MissingVoteIsYes)
         {
             return self.all_voted(id.gtrid, out);
         }
@@ -127,7 +129,9 @@ impl Coordinator {
         let branches: Vec<_> = tx
             .branches
             .iter()
-            .filter(|branch| branch.state == BranchState::Prepared)
+            .filter(|branch| {
+                branch.state == BranchState::Prepared || planted::is(Bug::MissingVoteIsYes)
+            })
             .map(|branch| (branch.bqual, branch.participant.clone()))
             .collect();
         tx.state = TransactionState::Prepared;
@@ -159,6 +163,11 @@ impl Coordinator {
         let after = self.record(record, out)?;
         let Some(tx) = self.transactions.get_mut(&gtrid) else {
             return Ok(());
+        };
+        let after = if planted::is(Bug::DecisionBeforeDurable) {
+            0
+        } else {
+            after
         };
         tx.position = after;
         out.release(after, changed(tx));

@@ -4,6 +4,7 @@ use super::epoch::SWEEPS_BEFORE_INQUIRY;
 use super::{Command, Effect, Entry, LedgerEntry, Out, Participant, Stage, State, Token, Verb};
 use crate::id::{BranchId, Epoch};
 use crate::message::{Finish, Vote};
+use crate::planted::{self, Bug};
 use crate::reason::{Reason, code};
 
 impl Participant {
@@ -86,6 +87,9 @@ impl Participant {
         match result {
             Verb::Done if !entry.unclear => self.end_aborted(branch, None, out),
             Verb::NotDone(reason) => self.abort_later(branch, reason, out),
+            Verb::NoSuchBranch if planted::is(Bug::LatePrepareAccepted) => {
+                self.end_aborted(branch, None, out);
+            }
             // Never there, over, or attached elsewhere; and a Prepare may still arrive late. The
             // ledger's unique key is where all of these meet.
             Verb::Done | Verb::NoSuchBranch | Verb::Unknown(_) => {

@@ -4,6 +4,7 @@ use super::prepare::too_old;
 use super::{Command, Effect, Entry, LedgerEntry, Out, Participant, Stage, State, Token, Verb};
 use crate::id::{BranchId, Epoch};
 use crate::message::Finish;
+use crate::planted::{self, Bug};
 use crate::reason::{Reason, code};
 use crate::record::ParticipantRecord;
 
@@ -62,6 +63,9 @@ impl Participant {
         match result {
             Verb::Done => self.end_committed(branch, out),
             Verb::NotDone(reason) => self.commit_later(branch, reason, out),
+            Verb::NoSuchBranch if planted::is(Bug::NotaIsSuccess) => {
+                self.end_committed(branch, out);
+            }
             // NOTA is never success, and a cut connection is neither: the ledger row tells.
             Verb::NoSuchBranch | Verb::Unknown(_) => {
                 entry.state = State::Committing(Stage::Ledger);

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::{Command, Effect, Entry, Out, Participant, Stage, State};
 use crate::id::{BranchId, Epoch, Gtrid};
 use crate::message::Decision;
+use crate::planted::{self, Bug};
 use crate::reason::{Reason, code};
 use crate::record::ParticipantRecord;
 
@@ -16,7 +17,7 @@ impl Participant {
     /// durable, and fences off the coordinators before it.
     pub(super) fn admit(&mut self, epoch: Epoch, out: &mut Out) -> bool {
         if epoch < self.epoch {
-            return false;
+            return planted::is(Bug::StaleEpochAccepted);
         }
         if epoch > self.epoch {
             self.epoch = epoch;
@@ -70,6 +71,13 @@ impl Participant {
         let mut inquire = Vec::new();
         for (branch, entry) in &mut self.branches {
             entry.two_phase |= listed.contains(branch);
+            if planted::is(Bug::SweepRollsBackRunning)
+                && entry.state == (State::Working { one_phase: false })
+                && listed.contains(branch)
+            {
+                entry.state = State::Aborting(Stage::Verb);
+                out.run(*branch, Command::Rollback);
+            }
             if entry.state == State::Prepared {
                 entry.unlisted = !listed.contains(branch);
                 entry.sweeps = entry.sweeps.saturating_add(1);
@@ -153,7 +161,9 @@ impl Participant {
             return;
         }
         self.forget_below = gtrid;
-        out.append.push(ParticipantRecord::ForgetBelow(gtrid));
+        if !planted::is(Bug::HorizonNotKept) {
+            out.append.push(ParticipantRecord::ForgetBelow(gtrid));
+        }
         out.release.push(Effect::Prune { below: gtrid });
     }
 }

@@ -3,6 +3,7 @@
 use super::{Command, Effect, Entry, OnePhase, Out, Participant, Prepared, Stage, State, Token};
 use crate::id::{BranchId, Epoch};
 use crate::message::{Finish, FromParticipant, Vote};
+use crate::planted::{self, Bug};
 use crate::reason::{Reason, code};
 
 impl Participant {
@@ -116,7 +117,8 @@ impl Participant {
         if entry.state != State::Executing {
             return;
         }
-        if let Some(reason) = failed {
+        let forgiven = planted::is(Bug::FailedStatementForgiven);
+        if let Some(reason) = failed.filter(|_| !forgiven) {
             entry.reason = Some(reason);
             entry.failed = true;
             self.start_abort(branch, out);
@@ -163,7 +165,9 @@ impl Participant {
             State::Working { one_phase: false } if !entry.abort_wanted => {
                 entry.asking.push((token, epoch));
             }
-            State::Prepared | State::Committing(_) if entry.witnessed => {
+            State::Prepared | State::Committing(_)
+                if entry.witnessed || planted::is(Bug::FormerLifeVouchedFor) =>
+            {
                 out.vote(branch, to, &Vote::Commit);
             }
             // Nobody here saw it being prepared: the server's list may be older than its end, and
@@ -296,6 +300,9 @@ impl Participant {
         }
         match result {
             OnePhase::Committed => self.end_committed(branch, out),
+            OnePhase::NotCommitted(reason) if planted::is(Bug::OnePhaseWithoutTombstone) => {
+                self.end_aborted(branch, Some(reason), out);
+            }
             // The ledger tells, and its tombstone settles it for ever. That is needed for a clean
             // failure too: a doubled Commit would do the work of a transaction whose client was
             // told that it is aborted, or may have failed because its first copy has committed.
