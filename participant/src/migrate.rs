@@ -9,11 +9,12 @@ use concord_core::limits::SQL_BYTES_MAX;
 use concord_proto::convert::{At, Violations};
 use concord_proto::v1;
 use sqlparser::ast::{
-    AlterTable, AlterTableOperation, CreateIndex, CreateTable, CreateTableOptions, ObjectName,
-    Query, SqlOption, Statement, TableConstraint, Visit, Visitor,
+    AlterTable, AlterTableOperation, ColumnDef, ColumnOption, CreateIndex, CreateTable,
+    CreateTableOptions, ObjectName, Query, SqlOption, Statement, TableConstraint, Visit, Visitor,
 };
 use sqlparser::dialect::MySqlDialect;
-use sqlparser::parser::Parser;
+use sqlparser::parser::{Parser, ParserError};
+use sqlparser::tokenizer::Token;
 
 /// How the name of every schema begins.
 const SCHEMA_PREFIX: &str = "concord_";
@@ -26,8 +27,8 @@ const STATEMENTS_MAX: usize = 64;
 /// Nesting that the parser follows.
 const NESTING_MAX: usize = 40;
 /// Text that servers read in another way than the parser does, depending on their settings: a
-/// comment that is executed, an escape, a string that may be a name. None is needed.
-const REFUSED_TEXT: &[&str] = &["/*", "--", "#", "\\", "\"", ";", "\0"];
+/// comment that is executed, an escape, a string that may be a name, a variable. None is needed.
+const REFUSED_TEXT: &[&str] = &["/*", "--", "#", "\\", "\"", ";", "@", "\0"];
 
 /// One versioned change that passed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,14 +112,16 @@ fn judge(schema: &str, sql: &str) -> Result<(), String> {
     if let Some(text) = REFUSED_TEXT.iter().find(|text| sql.contains(**text)) {
         return Err(format!("must not have {text:?}"));
     }
-    let mut parsed = Parser::new(&MySqlDialect {})
+    let unparsed = |error: ParserError| format!("is not understood: {error}");
+    let mut parser = Parser::new(&MySqlDialect {})
         .with_recursion_limit(NESTING_MAX)
         .try_with_sql(sql)
-        .and_then(|mut parser| parser.parse_statements())
-        .map_err(|error| format!("is not understood: {error}"))?;
-    let (Some(statement), true) = (parsed.pop(), parsed.is_empty()) else {
+        .map_err(unparsed)?;
+    let statement = parser.parse_statement().map_err(unparsed)?;
+    // To the very end: the parser's own loop over statements stops before a word END.
+    if parser.peek_token_ref().token != Token::EOF {
         return Err("must be one statement".to_owned());
-    };
+    }
     match &statement {
         Statement::CreateTable(create) => create_table(create),
         Statement::CreateIndex(create) => create_index(schema, create),
@@ -177,6 +180,7 @@ fn create_table(create: &CreateTable) -> Result<(), String> {
         return Err("must say IF NOT EXISTS: it runs again after a crash".to_owned());
     }
     create.constraints.iter().try_for_each(constraint)?;
+    create.columns.iter().try_for_each(column)?;
     match &create.table_options {
         CreateTableOptions::None => Ok(()),
         CreateTableOptions::Plain(options) => options.iter().try_for_each(table_option),
@@ -192,6 +196,34 @@ fn constraint(constraint: &TableConstraint) -> Result<(), String> {
         | TableConstraint::Index(_) => Ok(()),
         // A foreign key takes locks in tables that no statement of the branch names.
         _ => Err("must have no constraints but keys and checks".to_owned()),
+    }
+}
+
+fn column(column: &ColumnDef) -> Result<(), String> {
+    column
+        .options
+        .iter()
+        .try_for_each(|option| column_option(&option.option))
+}
+
+fn column_option(option: &ColumnOption) -> Result<(), String> {
+    match option {
+        ColumnOption::Null
+        | ColumnOption::NotNull
+        | ColumnOption::Default(_)
+        | ColumnOption::PrimaryKey(_)
+        | ColumnOption::Unique(_)
+        | ColumnOption::Check(_)
+        // AUTO_INCREMENT, for one.
+        | ColumnOption::DialectSpecific(_)
+        | ColumnOption::CharacterSet(_)
+        | ColumnOption::Collation(_)
+        | ColumnOption::Comment(_)
+        | ColumnOption::OnUpdate(_)
+        | ColumnOption::Generated { .. }
+        | ColumnOption::Invisible => Ok(()),
+        // MariaDB from 10.5 and MySQL from 9.0 make a foreign key of a column's REFERENCES.
+        other => Err(format!("must not have the column option {other}")),
     }
 }
 
@@ -233,10 +265,12 @@ fn alter_table(alter: &AlterTable) -> Result<(), String> {
         AlterTableOperation::AddConstraint {
             constraint: added, ..
         } => constraint(added),
-        AlterTableOperation::AddColumn { .. }
-        | AlterTableOperation::DropColumn { .. }
-        | AlterTableOperation::ChangeColumn { .. }
-        | AlterTableOperation::ModifyColumn { .. }
+        AlterTableOperation::AddColumn { column_def, .. } => column(column_def),
+        AlterTableOperation::ChangeColumn { options, .. }
+        | AlterTableOperation::ModifyColumn { options, .. } => {
+            options.iter().try_for_each(column_option)
+        }
+        AlterTableOperation::DropColumn { .. }
         | AlterTableOperation::RenameColumn { .. }
         | AlterTableOperation::AlterColumn { .. }
         | AlterTableOperation::DropConstraint { .. }
@@ -298,6 +332,12 @@ mod tests {
             "CREATE INDEX i ON mysql.user (a)",
             "ALTER TABLE mysql.user ADD COLUMN a INT",
             "ALTER TABLE concord_bank.t RENAME TO mysql.t",
+            "CREATE TABLE IF NOT EXISTS concord_bank.t (a INT REFERENCES mysql.user (a))",
+            "ALTER TABLE concord_bank.t ADD COLUMN a INT REFERENCES m.t (a)",
+            "ALTER TABLE concord_bank.t MODIFY COLUMN a INT REFERENCES m.t (a)",
+            "ALTER TABLE concord_bank.t CHANGE COLUMN a b INT REFERENCES m.t (a)",
+            "CREATE TABLE IF NOT EXISTS concord_bank.t (a INT) END SELECT 1",
+            "CREATE TABLE IF NOT EXISTS concord_bank.t (a VARCH@R(1))",
             "ALTER TABLE concord_bank.t ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES m.t (a)",
         ] {
             refused(sql);

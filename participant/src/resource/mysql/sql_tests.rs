@@ -202,6 +202,14 @@ fn everything_else_is_refused() {
         "`",
         "UPDATE t SET v = 1 RETURNING SLEEP(1)",
         "SELECT 1 FROM t AS OF TIMESTAMP NOW()",
+        "SELECT 1 FROM t JOIN SELECT my_function (k)",
+        "SELECT 1 FROM t f (k)",
+        "SELECT 1 END",
+        "SELECT 1 END, my_function(1) FROM t",
+        "SELECT v END FROM t FOR UPDATE",
+        "SELECT v FROM t END FOR UPDATE",
+        "UPDATE t SET v = 1 END, w = my_function(1)",
+        "(SELECT 1) END anything",
     ] {
         if let Ok(judged) = judge(sql) {
             wrong.push((sql, judged));
