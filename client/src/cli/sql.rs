@@ -28,14 +28,19 @@ fn targeted(text: &str) -> Result<Targeted, String> {
     let (participant, sql) = text.split_once(':').ok_or_else(wrong)?;
     let (participant, sql) = (participant.trim(), sql.trim());
     let sql = sql.strip_suffix(';').unwrap_or(sql).trim_end();
-    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if participant.is_empty() || !participant.chars().all(is_name) || sql.is_empty() {
+    if !is_name(participant) || sql.is_empty() {
         return Err(wrong());
     }
     Ok(Targeted {
         participant: participant.to_owned(),
         statement: Statement::new(sql),
     })
+}
+
+/// Whether it can be the name of a participant.
+fn is_name(text: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !text.is_empty() && text.chars().all(legal)
 }
 
 /// Reads a typed parameter: `null`, `bool:true`, `int:5`, `uint:5`, `double:1.5`, `dec:12.30`,
@@ -329,8 +334,12 @@ fn json_statement(entry: &serde_json::Map<String, Value>) -> Result<Targeted, St
         let value = entry.get(key).and_then(Value::as_str);
         value.ok_or_else(|| format!("\"{key}\" is missing, or no string"))
     };
+    let participant = text("participant")?;
+    if !is_name(participant) {
+        return Err(format!("\"{participant}\" is no name of a participant"));
+    }
     let mut statement = Targeted {
-        participant: text("participant")?.to_owned(),
+        participant: participant.to_owned(),
         statement: Statement::new(text("sql")?),
     };
     match entry.get("params") {
