@@ -27,6 +27,7 @@ use super::{
 };
 use crate::migrate::Plan;
 
+pub mod answers;
 mod branches;
 mod check;
 pub mod error;
@@ -41,7 +42,7 @@ mod migrate;
 pub mod options;
 mod pool;
 mod preflight;
-mod rows;
+pub mod rows;
 mod script;
 pub mod sql;
 mod unfinished;

@@ -5,11 +5,11 @@ use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
 use tokio::time::Instant as Deadline;
 
+use super::answers::{self, Rows, entry, gtrid, number};
 use super::branches::State;
 use super::error::{self, Failure, VerbFailure, verb_failure, verb_reason};
 use super::pool::{Class, Conn};
 use super::preflight::Flavor;
-use super::xa::unhex;
 use super::{MySql, ledger};
 use crate::resource::{Finished, LedgerEntry, Recovered};
 
@@ -312,39 +312,7 @@ impl MySql {
             .rows(text.into(), "XA RECOVER")
             .await
             .map_err(|failure| failure.reason().clone())?;
-        Ok(self.read_recovered(&rows))
-    }
-
-    pub(super) fn read_recovered(&self, rows: &Rows) -> Recovered {
-        let mut recovered = Recovered::default();
-        for row in rows {
-            match self.read_xid(row) {
-                Some(branch) => recovered.ours.push(branch),
-                None => recovered.foreign = recovered.foreign.saturating_add(1),
-            }
-        }
-        recovered.ours.sort_unstable();
-        recovered
-    }
-
-    fn read_xid(&self, row: &[Option<Vec<u8>>]) -> Option<BranchId> {
-        let [format_id, gtrid_length, bqual_length, data] = row else {
-            return None;
-        };
-        let number = |value: &Option<Vec<u8>>| -> Option<i64> {
-            std::str::from_utf8(value.as_deref()?).ok()?.parse().ok()
-        };
-        let (format_id, gtrid_length, bqual_length) = (
-            number(format_id)?,
-            number(gtrid_length)?,
-            number(bqual_length)?,
-        );
-        let data = data.as_deref()?;
-        // MySQL was asked for hexadecimal; MariaDB prints the bytes.
-        let bytes = unhex(data);
-        let bytes = bytes.as_deref().unwrap_or(data);
-        self.xids
-            .parse(format_id, gtrid_length, bqual_length, bytes)
+        Ok(answers::recovered(&self.xids, &rows))
     }
 
     pub(super) async fn detach_branch(&self, branch: BranchId) -> Result<(), Reason> {
@@ -381,21 +349,6 @@ impl MySql {
     }
 }
 
-/// Rows of a housekeeping text.
-pub(super) type Rows = Vec<Vec<Option<Vec<u8>>>>;
-
-/// A column as a number.
-// It is called on cells of rows, which are owned by their row.
-#[allow(clippy::ref_option)]
-pub(super) fn number(value: &Option<Vec<u8>>) -> Option<u64> {
-    std::str::from_utf8(value.as_deref()?).ok()?.parse().ok()
-}
-
-/// A column as a gtrid.
-pub(super) fn gtrid(value: &[u8]) -> Option<Gtrid> {
-    Some(Gtrid(value.try_into().ok()?))
-}
-
 fn is_lock(failure: &Failure) -> bool {
     matches!(
         failure.number(),
@@ -405,22 +358,4 @@ fn is_lock(failure: &Failure) -> bool {
 
 fn attached(message: &str) -> Reason {
     Reason::new(code::BRANCH_ATTACHED, message)
-}
-
-fn entry(rows: &Rows) -> Result<LedgerEntry, Reason> {
-    let Some(row) = rows.first() else {
-        return Ok(LedgerEntry::Absent);
-    };
-    match row
-        .first()
-        .and_then(number)
-        .and_then(|state| u8::try_from(state).ok())
-    {
-        Some(ledger::STATE_BRANCH) => Ok(LedgerEntry::Committed),
-        Some(ledger::STATE_TOMBSTONE) => Ok(LedgerEntry::Tombstone),
-        state => Err(Reason::new(
-            code::UNEXPECTED_ANSWER,
-            format!("a ledger row has the state {state:?}, which this version does not know"),
-        )),
-    }
 }

@@ -3,15 +3,16 @@
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use concord_core::id::{Epoch, Gtrid};
+use concord_core::id::Gtrid;
 use concord_core::reason::{Reason, code};
 use concord_core::record::ParticipantRecord;
 use concord_proto::model::Statement;
 use concord_proto::v1;
 use tokio::time::Instant as Deadline;
 
+use super::answers::{self, keys};
 use super::error::Failure;
-use super::finish::{Rows, gtrid, number};
+
 use super::pool::Class;
 use super::script::{End, Script, Step};
 use super::{MySql, ledger};
@@ -50,17 +51,13 @@ impl MySql {
             .rows(ledger::SELECT_DURABLE.into(), "the epoch")
             .await
             .map_err(refused)?;
-        let row = rows.first().ok_or_else(|| odd("the epoch"))?;
-        let epoch = row
-            .first()
-            .and_then(number)
-            .ok_or_else(|| odd("the epoch"))?;
-        let below = row.get(1).and_then(|value| gtrid(value.as_deref()?));
+        let epoch = answers::epoch(&rows).ok_or_else(|| odd("the epoch"))?;
+        let below = answers::horizon(&rows).ok_or_else(|| odd("the horizon"))?;
         let mut damage = self.read_damage(true, DAMAGE_LOADED_MAX).await?;
         damage.reverse();
         Ok(Durable {
-            epoch: Epoch(epoch),
-            forget_below: below.ok_or_else(|| odd("the horizon"))?,
+            epoch,
+            forget_below: below,
             damage,
         })
     }
@@ -87,7 +84,7 @@ impl MySql {
             .await
             .map_err(refused)?;
         rows.iter()
-            .map(|row| damage(row).ok_or_else(|| odd("a damage report")))
+            .map(|row| answers::damage(row).ok_or_else(|| odd("a damage report")))
             .collect()
     }
 
@@ -176,32 +173,4 @@ impl MySql {
             End::Failed { failure, .. } => Err(failure.reason().clone()),
         }
     }
-}
-
-fn keys(rows: &Rows) -> Option<Vec<(Gtrid, u32)>> {
-    rows.iter()
-        .map(|row| {
-            let bqual = u32::try_from(number(row.get(1)?)?).ok()?;
-            Some((gtrid(row.first()?.as_deref()?)?, bqual))
-        })
-        .collect()
-}
-
-fn damage(row: &[Option<Vec<u8>>]) -> Option<v1::Damage> {
-    let text = |at: usize| Some(String::from_utf8_lossy(row.get(at)?.as_deref()?).into_owned());
-    let found = number(row.get(5)?)?;
-    Some(v1::Damage {
-        id: number(row.first()?)?,
-        gtrid: gtrid(row.get(1)?.as_deref()?)?.to_string(),
-        bqual: u32::try_from(number(row.get(2)?)?).ok()?,
-        reason: Some(v1::Reason {
-            code: text(3)?,
-            message: text(4)?,
-        }),
-        time: Some(prost_types::Timestamp {
-            seconds: i64::try_from(found / 1_000).ok()?,
-            nanos: i32::try_from(found % 1_000).ok()? * 1_000_000,
-        }),
-        acknowledged: number(row.get(6)?)? == 1,
-    })
 }

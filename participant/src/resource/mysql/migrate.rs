@@ -5,9 +5,9 @@ use concord_core::reason::Reason;
 use tokio::time::Instant as Deadline;
 
 use super::MySql;
+use super::answers::number;
 use super::check::CHECK_TIMEOUT;
 use super::error::Failure;
-use super::finish::number;
 use super::pool::{Class, Conn};
 use crate::migrate::Plan;
 

@@ -113,8 +113,8 @@ fn bytes(raw: MySqlValueRef<'_>) -> Result<&[u8], String> {
     <&[u8] as Decode<'_, MySql>>::decode(raw).map_err(|error| error.to_string())
 }
 
-/// Reads one value by the name of its column's type.
-fn decode(type_name: &str, is_text: bool, bytes: &[u8]) -> Result<Kind, String> {
+/// Reads one value by the name of its column's type; `is_text` when its bytes are characters.
+pub fn decode(type_name: &str, is_text: bool, bytes: &[u8]) -> Result<Kind, String> {
     let text = || {
         std::str::from_utf8(bytes)
             .map_err(|_| format!("a {type_name} column returned bytes that are not UTF-8"))
