@@ -101,6 +101,36 @@ pub(super) async fn statements_of_a_branch_see_each_other<H: Harness>(h: &H) -> 
     Ok(())
 }
 
+/// Whatever happened on a connection, the next branch that gets one begins anew: no statement of
+/// the failed one, no isolation level, no open branch is left in it.
+pub(super) async fn a_failed_branch_spoils_no_other<H: Harness>(h: &H) -> Verdict {
+    let rm = h.open().await;
+    let account = seeded(&*rm, "spoiled", 0).await?;
+    let fails = [
+        vec![add(&account, 1_000), insert(&account, 1)],
+        vec![add(&account, 1_000), take(&account, 1_000_000)],
+    ];
+    for round in 0..12 {
+        let mut failing = work(fails[round % fails.len()].clone());
+        failing.isolation = Some(Isolation::Serializable);
+        let id = branch();
+        refusal(rm.prepare(id, Some(&failing)).await)?;
+        ensure!(rm.commit(id).await != Finished::Done, "committed");
+        let single = rm.commit_one_phase(branch(), Some(&failing)).await;
+        ensure!(
+            matches!(single, OnePhase::NotCommitted { .. }),
+            "{single:?}"
+        );
+        done(&*rm, vec![add(&account, 1)]).await?;
+    }
+    ensure!(
+        h.value(&account).await == Some(12),
+        "{:?}",
+        h.value(&account).await
+    );
+    Ok(())
+}
+
 pub(super) async fn a_failed_statement_never_commits_half<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
     let account = seeded(&*rm, "half", 100).await?;

@@ -42,6 +42,41 @@ pub(super) async fn an_interactive_branch_commits<H: Harness>(h: &H) -> Verdict 
     Ok(())
 }
 
+/// Between XA START and XA END the server forgets the branch with its connection. What comes
+/// after must not begin a new one, or half of the work would be prepared.
+pub(super) async fn a_connection_lost_within_a_branch_never_prepares<H: Harness>(h: &H) -> Verdict {
+    let rm = h.open().await;
+    let account = seeded(&*rm, "cut", 100).await?;
+    for goes_on in [false, true] {
+        let id = branch();
+        ok(rm.begin(id, None, Duration::from_secs(20)).await)?;
+        ok(rm.execute(id, &take(&account, 10)).await)?;
+        h.kill_connections().await;
+        if goes_on {
+            let more = rm.execute(id, &add(&account, 1)).await;
+            ensure!(more.is_err(), "it goes on: {more:?}");
+        }
+        let prepared = rm.prepare(id, None).await;
+        ensure!(
+            matches!(
+                prepared,
+                Prepared::NotPrepared { .. } | Prepared::Unknown { .. }
+            ),
+            "{prepared:?}"
+        );
+        let committed = rm.commit(id).await;
+        ensure!(committed != Finished::Done, "committed");
+        certainly_aborted(&*rm, id).await?;
+        ensure!(!ok(rm.recover().await)?.ours.contains(&id), "listed");
+        unlocked(&*rm, &account).await?;
+        ensure!(
+            h.value(&account).await == Some(100),
+            "half of it is committed"
+        );
+    }
+    Ok(())
+}
+
 pub(super) async fn an_interactive_branch_commits_in_one_phase<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
     let account = seeded(&*rm, "open-single", 100).await?;
