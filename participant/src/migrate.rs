@@ -10,7 +10,8 @@ use concord_proto::convert::{At, Violations};
 use concord_proto::v1;
 use sqlparser::ast::{
     AlterTable, AlterTableOperation, ColumnDef, ColumnOption, CreateIndex, CreateTable,
-    CreateTableOptions, ObjectName, Query, SqlOption, Statement, TableConstraint, Visit, Visitor,
+    CreateTableOptions, DataType, Ident, ObjectName, Query, SqlOption, Statement, TableConstraint,
+    Visit, Visitor,
 };
 use sqlparser::dialect::MySqlDialect;
 use sqlparser::parser::{Parser, ParserError};
@@ -29,6 +30,9 @@ const NESTING_MAX: usize = 40;
 /// Text that servers read in another way than the parser does, depending on their settings: a
 /// comment that is executed, an escape, a string that may be a name, a variable. None is needed.
 const REFUSED_TEXT: &[&str] = &["/*", "--", "#", "\\", "\"", ";", "@", "\0"];
+
+/// Words that begin a query, or another table's name, where a column could stand.
+const QUERY_WORDS: &[&str] = &["SELECT", "TABLE", "VALUES", "WITH", "LIKE"];
 
 /// One versioned change that passed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,10 +204,28 @@ fn constraint(constraint: &TableConstraint) -> Result<(), String> {
 }
 
 fn column(column: &ColumnDef) -> Result<(), String> {
+    column_form(&column.name, &column.data_type)?;
     column
         .options
         .iter()
         .try_for_each(|option| column_option(&option.option))
+}
+
+/// What a column is called and holds. To a server the parenthesis of a CREATE TABLE may also hold
+/// a query: `(SELECT LOAD_FILE('a'))`, which the parser takes for a column `SELECT` of a type
+/// called `LOAD_FILE`.
+fn column_form(name: &Ident, data_type: &DataType) -> Result<(), String> {
+    let begins_query = name.quote_style.is_none()
+        && QUERY_WORDS
+            .iter()
+            .any(|word| name.value.eq_ignore_ascii_case(word));
+    if begins_query {
+        return Err(format!("must have {name} in backticks"));
+    }
+    match data_type {
+        DataType::Custom(..) => Err(format!("must not have the type {data_type}")),
+        _ => Ok(()),
+    }
 }
 
 fn column_option(option: &ColumnOption) -> Result<(), String> {
@@ -266,8 +288,19 @@ fn alter_table(alter: &AlterTable) -> Result<(), String> {
             constraint: added, ..
         } => constraint(added),
         AlterTableOperation::AddColumn { column_def, .. } => column(column_def),
-        AlterTableOperation::ChangeColumn { options, .. }
-        | AlterTableOperation::ModifyColumn { options, .. } => {
+        AlterTableOperation::ChangeColumn {
+            new_name: name,
+            data_type,
+            options,
+            ..
+        }
+        | AlterTableOperation::ModifyColumn {
+            col_name: name,
+            data_type,
+            options,
+            ..
+        } => {
+            column_form(name, data_type)?;
             options.iter().try_for_each(column_option)
         }
         AlterTableOperation::DropColumn { .. }
@@ -338,6 +371,12 @@ mod tests {
             "ALTER TABLE concord_bank.t CHANGE COLUMN a b INT REFERENCES m.t (a)",
             "CREATE TABLE IF NOT EXISTS concord_bank.t (a INT) END SELECT 1",
             "CREATE TABLE IF NOT EXISTS concord_bank.t (a VARCH@R(1))",
+            "CREATE TABLE IF NOT EXISTS concord_bank.t (SELECT LOAD_FILE('/etc/passwd'))",
+            "CREATE TABLE IF NOT EXISTS concord_bank.t (SELECT SLEEP(9))",
+            "CREATE TABLE IF NOT EXISTS concord_bank.t (SELECT CHAR(77))",
+            "CREATE TABLE IF NOT EXISTS concord_bank.t (TABLE mysql.user)",
+            "CREATE TABLE IF NOT EXISTS concord_bank.t (LIKE mysql.user)",
+            "ALTER TABLE concord_bank.t ADD COLUMN a mysql.user",
             "ALTER TABLE concord_bank.t ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES m.t (a)",
         ] {
             refused(sql);
