@@ -14,6 +14,8 @@ mod money;
 mod order;
 mod output;
 mod product;
+#[doc(hidden)]
+pub mod reading;
 mod servers;
 mod sql;
 pub mod status;

@@ -13,6 +13,7 @@ mod bank;
 mod conformance;
 mod crash_points;
 mod foreign;
+mod fuzz;
 mod heuristic;
 mod inventory;
 mod isolation;

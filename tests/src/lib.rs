@@ -5,6 +5,7 @@ pub mod backlog;
 pub mod books;
 pub mod cases;
 pub mod cluster;
+pub mod fuzz;
 pub mod in_flight;
 pub mod isolation;
 pub mod model;

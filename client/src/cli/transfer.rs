@@ -8,9 +8,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use self::lines::Lines;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::money::{self, Amount};
 use crate::cli::output::{self, Ctx};
+use crate::cli::reading::{Line, Payment};
 use crate::v1;
 
 #[derive(Debug, Args)]
@@ -43,6 +45,29 @@ pub(crate) struct TransferArgs {
     /// Where failed lines are written [default: PATH.failed.csv].
     #[arg(long, value_name = "PATH", requires = "file")]
     failed: Option<PathBuf>,
+}
+
+/// Every line of a payment file, for [`crate::cli::reading`].
+pub(super) fn read_all(file: &[u8]) -> Result<Vec<Line>, String> {
+    let unread = |error: std::io::Error| error.to_string();
+    let mut lines = Lines::open(file).map_err(unread)??;
+    let mut all = Vec::new();
+    while let Some(line) = lines.next().map_err(unread)? {
+        all.push(Line {
+            number: line.number,
+            end: line.end,
+            payment: line.content.map_err(|(_, why)| why).map(|payment| Payment {
+                request_id: payment.request_id,
+                from: payment.from,
+                to: payment.to,
+                amount: payment.amount,
+                minor: payment.minor,
+                currency: payment.currency,
+                memo: payment.memo,
+            }),
+        });
+    }
+    Ok(all)
 }
 
 const HELP: &str = "\

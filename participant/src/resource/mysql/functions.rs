@@ -272,6 +272,11 @@ const DANGEROUS: &[&str] = &[
     "wait_until_sql_thread_after_gtids",
 ];
 
+/// All that a statement may call.
+pub fn allowed() -> &'static [&'static str] {
+    ALLOWED
+}
+
 /// Whether a statement may call it.
 pub fn is_allowed(name: &str) -> bool {
     ALLOWED

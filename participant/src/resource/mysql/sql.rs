@@ -378,9 +378,11 @@ impl Visitor for Checker {
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<String> {
         match expr {
             Expr::Function(function) => check_function(function),
-            Expr::Lambda(_) | Expr::Prior(_) | Expr::OuterJoin(_) | Expr::Dictionary(_) => {
-                stop("it has an expression that is not allowed")
-            }
+            Expr::Lambda(_)
+            | Expr::Prior(_)
+            | Expr::OuterJoin(_)
+            | Expr::Dictionary(_)
+            | Expr::AtTimeZone { .. } => stop("it has an expression that is not allowed"),
             _ => ControlFlow::Continue(()),
         }
     }

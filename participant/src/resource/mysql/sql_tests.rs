@@ -204,6 +204,7 @@ fn everything_else_is_refused() {
         "SELECT 1 FROM t AS OF TIMESTAMP NOW()",
         "SELECT 1 FROM t JOIN SELECT my_function (k)",
         "SELECT 1 FROM t f (k)",
+        "SELECT v AT TIME ZONE (k) FROM t",
         "SELECT 1 END",
         "SELECT 1 END, my_function(1) FROM t",
         "SELECT v END FROM t FOR UPDATE",
