@@ -26,7 +26,7 @@ pub const ENV_PREFIX: &str = "CONCORD_PARTICIPANT_";
 const BRANCHES_DEFAULT: usize = 4_096;
 /// Time between two sweeps, if nothing else is set, in ms: how long a lost message can delay an
 /// outcome.
-const SWEEP_INTERVAL_DEFAULT_MS: u64 = 2_000;
+const SWEEP_INTERVAL_DEFAULT_MS: u64 = 1_000;
 /// Time for what runs at SIGTERM to end, if nothing else is set, in ms.
 const DRAIN_TIMEOUT_DEFAULT_MS: u64 = 5_000;
 /// Longest of all times that can be set, in ms.

@@ -199,7 +199,7 @@ impl Soak {
         let mut still = drained.after_up.clone();
         eprintln!(
             "round {}: {} commits, {} kills of daemons, {} of servers, {} of clients; up after \
-             {:.1?}, {} branches in doubt then, the last for {} ms; all over after {:.1?}",
+             {:.1?}, {} branches in doubt since, the last for {} ms; all over after {:.1?}",
             self.report.rounds,
             self.report.commits,
             self.chaos.daemon_kills(),
@@ -210,6 +210,10 @@ impl Soak {
             drain::percentile(&mut still, 1.0),
             drained.settled_after,
         );
+        if drained.settled_after > SLOW {
+            let (clients, open) = (drained.clients_after, &drained.open);
+            eprintln!("the last client ended after {clients:.1?}; still open was {open:?}");
+        }
         if let Some((took, n, branch)) = drained.slowest.filter(|slow| slow.0 > SLOW) {
             eprintln!("the slowest was {branch} on server {n}: {took:.1?}");
         }

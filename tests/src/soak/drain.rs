@@ -10,7 +10,7 @@ use anyhow::{bail, ensure};
 use concord_client::local::process::ProcessId;
 use concord_client::local::server::ServerKind;
 use concord_client::local::state::{ClusterState, Readiness};
-use concord_client::v1::TransactionState as State;
+use concord_client::v1::{self, TransactionState as State};
 use concord_core::id::BranchId;
 use concord_participant::resource::mysql::xa::Xids;
 use sqlx::mysql::MySqlConnection;
@@ -47,7 +47,8 @@ const CLUSTER: &str = "local";
 pub struct Drained {
     /// From the end of the last fault until every process served again.
     pub up_after: Duration,
-    /// Branches that were in doubt when everything was up: how long they still were.
+    /// Branches that were in doubt when everything was up, or came to be while the last clients
+    /// ended: how long they still were.
     pub after_up: Vec<Duration>,
     /// Branches that were in doubt when the last fault ended: how long they still were.
     pub after_faults: Vec<Duration>,
@@ -55,6 +56,10 @@ pub struct Drained {
     pub slowest: Option<(Duration, usize, BranchId)>,
     /// From the time when everything was up until the coordinator had no open transaction.
     pub settled_after: Duration,
+    /// From the same time until the last client had ended.
+    pub clients_after: Duration,
+    /// A transaction that was open after that.
+    pub open: Option<v1::Transaction>,
 }
 
 /// Branches of one server.
@@ -85,6 +90,9 @@ pub async fn watch(stage: &mut Stage) -> anyhow::Result<Drained> {
             drained.up_after = now - healed;
         }
         let waited = up.map(|up| now - up);
+        if working {
+            drained.clients_after = waited.unwrap_or_default();
+        }
         let idle = !working && watches.iter().all(|watch| watch.listed.is_empty());
         quiet = if idle { quiet.or(Some(now)) } else { None };
         match (waited, quiet) {
@@ -103,21 +111,24 @@ pub async fn watch(stage: &mut Stage) -> anyhow::Result<Drained> {
         }
     }
     stage.clients_ended().await?;
-    settled(stage).await?;
+    drained.open = settled(stage).await?;
     drained.settled_after = up.map_or(Duration::ZERO, |up| up.elapsed());
     Ok(drained)
 }
 
 /// Waits until the coordinator has no transaction that is not over: of one that is on a single
 /// server no branch is ever listed there as prepared.
-async fn settled(stage: &Stage) -> anyhow::Result<()> {
+async fn settled(stage: &Stage) -> anyhow::Result<Option<v1::Transaction>> {
     let client = stage.client()?;
+    let mut first = None;
     eventually("every transaction over", DRAINED_IN, async || {
         let open = client.list_transactions(&OPEN, false, SHOWN_MAX).await?;
+        first = first.take().or(open.first().cloned());
         ensure!(open.is_empty(), "still open: {open:?}");
         Ok(Some(()))
     })
-    .await
+    .await?;
+    Ok(first)
 }
 
 /// Waits until every process serves.
@@ -172,9 +183,10 @@ async fn look(
         if *since <= healed {
             drained.after_faults.push(now - healed);
         }
-        if let Some(up) = up.filter(|up| *since <= *up) {
-            drained.after_up.push(now - up);
-            drained.slowest = drained.slowest.max(Some((now - up, n, *branch)));
+        if let Some(up) = up {
+            let took = now - up.max(*since);
+            drained.after_up.push(took);
+            drained.slowest = drained.slowest.max(Some((took, n, *branch)));
         }
         false
     });

@@ -205,7 +205,7 @@ impl fmt::Display for Report {
         writeln!(f, "overlapping  {}", self.overlaps)?;
         writeln!(
             f,
-            "in doubt     {} branches when everything was up again: {}",
+            "in doubt     {} branches since everything was up again: {}",
             self.in_doubt.len(),
             line(&self.in_doubt)
         )?;
