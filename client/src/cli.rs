@@ -24,11 +24,14 @@ mod tx;
 pub mod up;
 mod view;
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::retry::RetryPolicy;
 use crate::{Client, ClientBuilder};
@@ -139,14 +142,23 @@ enum Command {
     },
 }
 
+/// Half of the processors: a client waits most of its time, and what it works for runs beside it
+/// more often than not. A single thread hands nothing over to another one.
+fn runtime() -> std::io::Result<Runtime> {
+    let threads = available_parallelism().map_or(1, NonZeroUsize::get) / 2;
+    let mut builder = if threads > 1 {
+        Builder::new_multi_thread()
+    } else {
+        Builder::new_current_thread()
+    };
+    builder.worker_threads(threads.max(1)).enable_all().build()
+}
+
 /// Reads the arguments, runs the command and tells the exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let json = cli.global.json;
-    let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => {
             let failure = Failure::new(Exit::Other, "cannot start").why(error);

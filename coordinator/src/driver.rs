@@ -31,7 +31,7 @@ use tokio_util::time::DelayQueue;
 
 pub use calls::{Call, Ended, Enlisted, Numbers, Ordered, Outbound, Refuser, Told};
 use context::Context;
-use writer::{Batch, Writer};
+use writer::{Batch, Writer, Written};
 
 use crate::counters::Counters;
 use crate::history::History;
@@ -223,13 +223,8 @@ impl Driver {
                 biased;
                 () = stop.cancelled() => break,
                 written = self.writer.written() => {
-                    let written = written.ok_or(DriverError::LogThread)??;
                     self.writing = false;
-                    self.durable = written.upto;
-                    self.log_bytes = written.stats.bytes;
-                    reach(CrashPoint::CoordinatorReleaseBefore);
-                    self.release_durable();
-                    reach(CrashPoint::CoordinatorReleaseAfter);
+                    self.written(&written.ok_or(DriverError::LogThread)??);
                 }
                 count = self.calls.recv_many(&mut calls, DRAIN_MAX) => {
                     if count == 0 {
@@ -315,6 +310,14 @@ impl Driver {
         }
     }
 
+    fn written(&mut self, written: &Written) {
+        self.durable = written.upto;
+        self.log_bytes = written.stats.bytes;
+        reach(CrashPoint::CoordinatorReleaseBefore);
+        self.release_durable();
+        reach(CrashPoint::CoordinatorReleaseAfter);
+    }
+
     /// Gives the writer everything in line.
     fn hand_over(&mut self) -> Result<(), DriverError> {
         let batch = Batch {
@@ -330,6 +333,18 @@ impl Driver {
             .log_records
             .fetch_add(records, std::sync::atomic::Ordering::Relaxed);
         self.pending_forced = false;
+        // With nothing else in flight there is nothing that a slow disk could hold up.
+        let batch = if self.machine.live() <= 1 && batch.forget.is_none() {
+            match self.writer.write_now(batch) {
+                Ok(written) => {
+                    self.written(&written?);
+                    return Ok(());
+                }
+                Err(batch) => batch,
+            }
+        } else {
+            batch
+        };
         self.writing = true;
         if self.writer.write(batch) {
             Ok(())

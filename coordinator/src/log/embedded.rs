@@ -24,7 +24,10 @@ use std::sync::Arc;
 use concord_core::id::{Bqual, Epoch, Gtrid};
 use concord_core::record::Record;
 use concord_daemon::crash::{CrashPoint, reach};
-use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, StorageBackend, TableDefinition};
+use redb::{
+    Builder, Database, ReadOnlyTable, ReadableDatabase, ReadableTable, StorageBackend,
+    TableDefinition,
+};
 
 use self::files::Directory;
 use self::fold::Fold;
@@ -76,6 +79,10 @@ pub struct EmbeddedLog {
     sums: Sums,
     /// In redb.
     decisions: u64,
+    /// The newest transaction in redb.
+    newest: Option<[u8; 16]>,
+    /// Size of the file.
+    bytes: u64,
     forgotten: Vec<Gtrid>,
     next_horizon: Option<Gtrid>,
     poisoned: bool,
@@ -175,11 +182,14 @@ impl EmbeddedLog {
             pending_decisions: 0,
             sums: found.sums,
             decisions: found.decisions,
+            newest: None,
+            bytes: 0,
             forgotten: Vec::new(),
             next_horizon: None,
             poisoned: false,
             _directory: directory,
         };
+        log.measure()?;
         log.settle()?;
         Ok(log)
     }
@@ -270,6 +280,15 @@ impl EmbeddedLog {
         self.pending_decisions = 0;
         self.epoch = batch.epoch.unwrap_or(self.epoch);
         self.horizon = self.horizon.max(batch.horizon).max(next_horizon);
+        self.measure()
+    }
+
+    /// Notes what only a fold changes, so that an append need not look.
+    fn measure(&mut self) -> Result<(), LogError> {
+        let stored = self.stored()?;
+        let last = stored.last().map_err(|error| failed("read", error))?;
+        self.newest = last.and_then(|(key, _)| key.value().first_chunk::<16>().copied());
+        self.bytes = self.disk.len().map_err(|error| failed("measure", error))?;
         Ok(())
     }
 
@@ -317,8 +336,16 @@ impl EmbeddedLog {
     fn new_decisions(&self, batch: &Pending) -> Result<u64, LogError> {
         let mut count = 0;
         let mut stored = None;
+        let pending = self.pending.records.last_key_value();
+        let newest = self.newest.as_ref().map(|gtrid| &gtrid[..]);
+        let newest = newest.max(pending.map(|(key, _)| &key[..16]));
         for key in batch.records.keys() {
             if !begins(key[16]) || self.pending.records.contains_key(key) {
+                continue;
+            }
+            // Most are newer than all others, for their ids begin with the time.
+            if Some(&key[..16]) > newest {
+                count += 1;
                 continue;
             }
             let stored = match &stored {
@@ -391,7 +418,7 @@ impl DecisionLog for EmbeddedLog {
     fn stats(&self) -> LogStats {
         LogStats {
             decisions: self.decisions + self.pending_decisions,
-            bytes: self.disk.len().unwrap_or_default(),
+            bytes: self.bytes,
         }
     }
 }
