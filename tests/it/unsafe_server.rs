@@ -153,6 +153,46 @@ async fn refused(rig: &Rig, trap: &Trap) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What counts is the setting at the vote, and not when the branch began.
+#[test]
+fn a_setting_changed_while_a_branch_waits_for_a_lock_stops_its_vote() -> anyhow::Result<()> {
+    on_every_server(2, async |rig| {
+        // A server does not become read-only before those who write have ended.
+        let sets_at_once = |trap: &Trap| trap.code == "UNSAFE_SERVER";
+        for trap in traps(rig.servers[0].kind())
+            .into_iter()
+            .filter(sets_at_once)
+        {
+            waits_meanwhile(rig, &trap).await.context(trap.set)?;
+        }
+        Ok(())
+    })
+}
+
+async fn waits_meanwhile(rig: &mut Rig, trap: &Trap) -> anyhow::Result<()> {
+    let lock = rig.lock(1, 3).await?;
+    let waiting = rig.plus(3)?;
+    eventually("the branch to wait for the row", PATIENCE, async || {
+        let sql = "SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'";
+        let mut root = rig.root(1).await?;
+        let (_, waits): (String, String) = sqlx::query_as(sql).fetch_one(&mut root).await?;
+        Ok((waits != "0").then_some(()))
+    })
+    .await?;
+    rig.sql(1, trap.set).await?;
+    unlock(lock).await?;
+    let (code, message) = refused_with(&waiting.await?)?;
+    rig.sql(1, trap.mend).await?;
+    ensure!(code == trap.code, "{code}: {message}");
+    ensure!(rig.n(1, 3).await? == START, "a refused branch committed");
+    ensure!(rig.prepared(1).await? == 0, "a refused branch is prepared");
+    eventually("health to be SERVING", PATIENCE, async || {
+        Ok(rig.serves(1).await.then_some(()))
+    })
+    .await?;
+    rig.linked().await
+}
+
 #[test]
 fn an_unsafe_setting_at_start_stops_votes_and_lets_prepared_branches_end() -> anyhow::Result<()> {
     on_every_server(2, async |rig| {
