@@ -34,7 +34,7 @@ use crate::gateway::outcome::OutcomeGateway;
 use crate::gateway::transactions::TransactionGateway;
 use crate::handle::Handle;
 use crate::history::History;
-use crate::log::EmbeddedLog;
+use crate::log::{DecisionLog, EmbeddedLog};
 use crate::mint::Mint;
 use crate::participants::Participants;
 use crate::participants::link::{Expected, run_link};
@@ -60,9 +60,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a coordinator stands on: all that it shares with the world outside.
 #[derive(Debug)]
-pub struct Ground {
+pub struct Ground<L> {
     /// Its log, open.
-    pub log: EmbeddedLog,
+    pub log: L,
     /// The ways to the participants.
     pub participants: Participants,
     /// The machine that it runs on.
@@ -98,7 +98,10 @@ impl App {
     }
 
     /// Recovers from an open log, whatever it, the participants and the machine are.
-    pub async fn on(ground: Ground, loaded: &Loaded<Config>) -> anyhow::Result<Self> {
+    pub async fn on<L: DecisionLog>(
+        ground: Ground<L>,
+        loaded: &Loaded<Config>,
+    ) -> anyhow::Result<Self> {
         let config = &loaded.config;
         let Ground {
             mut log,

@@ -2,7 +2,7 @@
 //!
 //! [`Server`] is what survives: rows, prepared branches, the ledger. [`Memory`] is one
 //! participant's view of it: dropping it closes its connections, as a crash of the participant
-//! does. It understands three statements on tables of a key and a number (see [`shape`]), locks
+//! does. It understands a few statements on tables of a key and a number (see [`shape`]), locks
 //! rows until the outcome, finds deadlocks, and keeps MySQL's or MariaDB's rule about who may
 //! finish a prepared branch. Time is tokio's, so paused time works; there is no randomness.
 
@@ -90,6 +90,11 @@ impl Memory {
             failed: Mutex::default(),
             options,
         })
+    }
+
+    /// The number under which the server knows this participant's process.
+    pub fn process(&self) -> u64 {
+        self.process
     }
 
     fn failures(&self) -> MutexGuard<'_, BTreeMap<BranchId, Reason>> {

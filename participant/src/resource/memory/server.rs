@@ -9,11 +9,14 @@ use concord_proto::v1;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::shape::Row;
+use super::shape::{Cell, Row};
 use crate::resource::{Finished, Health};
 
 mod branches;
 mod records;
+mod view;
+
+pub use view::{Backup, View};
 
 /// What differs between MySQL and MariaDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +98,7 @@ struct Branch {
     prepared: bool,
     deadline: Option<Instant>,
     locks_reads: bool,
-    writes: BTreeMap<Row, i64>,
+    writes: BTreeMap<Row, Cell>,
     ledger: bool,
     request: Option<String>,
     locks: BTreeSet<Lock>,
@@ -115,16 +118,23 @@ struct Entry {
 }
 
 /// Everything.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct State {
     rules: Rules,
+    /// Identity of the data.
+    incarnation: String,
     up: bool,
     unsafe_settings: bool,
     read_only: bool,
     backup: bool,
-    rows: BTreeMap<Row, i64>,
+    rows: BTreeMap<Row, Cell>,
     ledger: BTreeMap<BranchId, Entry>,
     branches: BTreeMap<Xid, Branch>,
+    /// How branches ended that were prepared or committed: what no server remembers, for whoever
+    /// judges a run.
+    past: BTreeMap<BranchId, bool>,
+    /// Processes that were killed: what they still ask for comes from nowhere.
+    dead: BTreeSet<u64>,
     epoch: Epoch,
     forget_below: Gtrid,
     damage: Vec<v1::Damage>,
@@ -144,8 +154,14 @@ pub struct Server {
 impl Server {
     /// A server that is up, safe and empty.
     pub fn start(rules: Rules) -> Arc<Self> {
+        Self::start_as(rules, "memory/1")
+    }
+
+    /// The same, with an identity of its own.
+    pub fn start_as(rules: Rules, incarnation: &str) -> Arc<Self> {
         let state = State {
             rules,
+            incarnation: incarnation.to_owned(),
             up: true,
             unsafe_settings: false,
             read_only: false,
@@ -153,6 +169,8 @@ impl Server {
             rows: BTreeMap::new(),
             ledger: BTreeMap::new(),
             branches: BTreeMap::new(),
+            past: BTreeMap::new(),
+            dead: BTreeSet::new(),
             epoch: Epoch(0),
             forget_below: Gtrid::MIN,
             damage: Vec::new(),
@@ -233,7 +251,7 @@ impl Server {
         self.lock()
             .rows
             .get(&(table.to_owned(), key.to_owned()))
-            .copied()
+            .map(|cell| cell.number)
     }
 
     /// Sum of the committed numbers of a table.
@@ -243,7 +261,7 @@ impl Server {
             .rows
             .iter()
             .filter(|((of, _), _)| of == table)
-            .map(|(_, v)| i128::from(*v))
+            .map(|(_, cell)| i128::from(cell.number))
             .sum()
     }
 
@@ -298,11 +316,12 @@ impl Server {
     pub fn prepare_foreign(&self, name: &str, table: &str, key: &str, amount: i64) {
         self.change(|state| {
             let row = (table.to_owned(), key.to_owned());
-            let value = state.rows.get(&row).copied().unwrap_or_default() + amount;
+            let mut cell = state.rows.get(&row).cloned().unwrap_or_default();
+            cell.number += amount;
             let mut branch = Branch::new(None);
             branch.prepared = true;
             branch.locks.insert(Lock::Row(row.clone()));
-            branch.writes.insert(row, value);
+            branch.writes.insert(row, cell);
             state.branches.insert(Xid::Foreign(name.to_owned()), branch);
         });
     }
@@ -355,7 +374,7 @@ impl State {
         Health {
             reachable: self.up,
             problems: self.problem().into_iter().collect(),
-            incarnation: "memory/1".into(),
+            incarnation: self.incarnation.clone(),
             server_version: "memory".into(),
         }
     }

@@ -3,7 +3,12 @@
 //! * `INSERT INTO t (k, v) VALUES (?, ?)`
 //! * `UPDATE t SET v = v + ? WHERE k = ? [AND v >= ?]`
 //! * `SELECT v FROM t WHERE k = ? [FOR UPDATE]`
+//!
+//! and those of the gateway's bank, whose rows have texts beside the number: an account opened,
+//! debited, credited and read, and an entry in the journal, whose key is the transaction and the
+//! account.
 
+use concord_core::id::Gtrid;
 use concord_core::reason::{Reason, code};
 use concord_proto::model::{Statement, Value};
 
@@ -12,6 +17,23 @@ use crate::resource::mysql::lexer::{Kind, lex};
 /// A row: its table and its key.
 pub type Row = (String, String);
 
+/// What a row holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    /// Its number.
+    pub number: i64,
+    /// What stands beside it.
+    pub texts: Vec<String>,
+}
+
+impl Cell {
+    /// A number and nothing beside it.
+    pub fn of(number: i64) -> Self {
+        let texts = Vec::new();
+        Self { number, texts }
+    }
+}
+
 /// A statement with its values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shape {
@@ -19,8 +41,8 @@ pub enum Shape {
     Insert {
         /// Where.
         row: Row,
-        /// Its number.
-        value: i64,
+        /// What it holds.
+        cell: Cell,
     },
     /// A change of a number.
     Add {
@@ -30,6 +52,10 @@ pub enum Shape {
         amount: i64,
         /// Only if the number is at least this.
         at_least: Option<i64>,
+        /// Only if it is at most this.
+        at_most: Option<i64>,
+        /// Only if the first text beside it is this.
+        text: Option<String>,
     },
     /// A read.
     Select {
@@ -37,6 +63,8 @@ pub enum Shape {
         row: Row,
         /// Whether it locks the row.
         locking: bool,
+        /// Whether the key and the texts are wanted too.
+        account: bool,
     },
 }
 
@@ -62,15 +90,21 @@ impl Shape {
             Value::Int(number) => Some(*number),
             _ => None,
         };
+        let text = |value: &Value| match value {
+            Value::String(text) | Value::DateTime(text) => Some(text.clone()),
+            _ => None,
+        };
         match (pattern.as_str(), statement.params.as_slice()) {
             ("INSERT INTO t ( _ , _ ) VALUES ( ? , ? )", [key, value]) => Some(Self::Insert {
                 row: row(key)?,
-                value: number(value)?,
+                cell: Cell::of(number(value)?),
             }),
             ("UPDATE t SET _ = _ + ? WHERE _ = ?", [amount, key]) => Some(Self::Add {
                 row: row(key)?,
                 amount: number(amount)?,
                 at_least: None,
+                at_most: None,
+                text: None,
             }),
             ("UPDATE t SET _ = _ + ? WHERE _ = ? AND _ >= ?", [amount, key, least]) => {
                 let at_least = Some(number(least)?);
@@ -78,20 +112,67 @@ impl Shape {
                     row: row(key)?,
                     amount: number(amount)?,
                     at_least,
+                    at_most: None,
+                    text: None,
                 })
             }
             ("SELECT _ FROM t WHERE _ = ?", [key]) => Some(Self::Select {
                 row: row(key)?,
                 locking: false,
+                account: false,
             }),
             ("SELECT _ FROM t WHERE _ = ? FOR UPDATE", [key]) => Some(Self::Select {
                 row: row(key)?,
                 locking: true,
+                account: false,
+            }),
+            (OPEN, [key, currency, balance, opened]) => Some(Self::Insert {
+                row: row(key)?,
+                cell: Cell {
+                    number: number(balance)?,
+                    texts: vec![text(currency)?, text(opened)?],
+                },
+            }),
+            (JOURNAL, [Value::Bytes(gtrid), account, counterparty, amount, memo]) => {
+                let gtrid = Gtrid(gtrid.as_slice().try_into().ok()?);
+                Some(Self::Insert {
+                    row: (table.clone(), format!("{gtrid}/{}", text(account)?)),
+                    cell: Cell {
+                        number: number(amount)?,
+                        texts: vec![text(counterparty)?, text(memo)?],
+                    },
+                })
+            }
+            (DEBIT, [amount, key, currency, bound]) => Some(Self::Add {
+                row: row(key)?,
+                amount: -number(amount)?,
+                at_least: Some(number(bound)?),
+                at_most: None,
+                text: Some(text(currency)?),
+            }),
+            (CREDIT, [amount, key, currency, bound]) => Some(Self::Add {
+                row: row(key)?,
+                amount: number(amount)?,
+                at_least: None,
+                at_most: Some(number(bound)?),
+                text: Some(text(currency)?),
+            }),
+            ("SELECT _ , _ , _ , _ FROM t WHERE _ = ?", [key]) => Some(Self::Select {
+                row: row(key)?,
+                locking: false,
+                account: true,
             }),
             _ => None,
         }
     }
 }
+
+/// The bank's statements: an account, its two changes, its journal.
+const OPEN: &str = "INSERT INTO t ( _ , _ , _ , _ ) VALUES ( ? , ? , ? , ? )";
+const DEBIT: &str = "UPDATE t SET _ = _ - ? WHERE _ = ? AND _ = ? AND _ >= ?";
+const CREDIT: &str = "UPDATE t SET _ = _ + ? WHERE _ = ? AND _ = ? AND _ <= ?";
+const JOURNAL: &str = "INSERT INTO t ( _ , _ , _ , _ , _ , _ ) \
+                       VALUES ( ? , ? , ? , ? , ? , _ ( 6 ) )";
 
 /// The table, and the statement with `t` for it and `_` for every other name.
 fn pattern(sql: &str) -> Option<(String, String)> {
@@ -128,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_three_statements_are_understood_and_no_other() {
+    fn the_statements_are_understood_and_no_other() {
         let read = |sql: &str, params: Vec<Value>| {
             Shape::read(&Statement {
                 sql: sql.into(),
@@ -146,7 +227,7 @@ mod tests {
             ),
             Some(Shape::Insert {
                 row: row.clone(),
-                value: 5
+                cell: Cell::of(5)
             }),
         );
         assert_eq!(
@@ -157,12 +238,18 @@ mod tests {
             Some(Shape::Add {
                 row: row.clone(),
                 amount: -5,
-                at_least: Some(5)
+                at_least: Some(5),
+                at_most: None,
+                text: None,
             }),
         );
         assert_eq!(
             read("SELECT v FROM s.t WHERE k = ? FOR UPDATE", vec![key()]),
-            Some(Shape::Select { row, locking: true }),
+            Some(Shape::Select {
+                row,
+                locking: true,
+                account: false
+            }),
         );
         assert_eq!(read("DELETE FROM s.t WHERE k = ?", vec![key()]), None);
         assert_eq!(read("SELECT v FROM s.t WHERE k = ?", vec![]), None);

@@ -6,7 +6,7 @@ use concord_proto::v1;
 use tokio::time::Instant;
 
 use super::{Attached, Branch, Entry, Lock, State, Stop, Xid, broken, down, wrong_state};
-use crate::resource::memory::shape::Shape;
+use crate::resource::memory::shape::{Cell, Row, Shape};
 use crate::resource::{Finished, LedgerEntry};
 
 impl State {
@@ -17,7 +17,7 @@ impl State {
         most: usize,
         branch: BranchId,
     ) -> Option<Result<u64, Stop>> {
-        if !self.up {
+        if !self.up || self.dead.contains(&process) {
             return Some(Err(Stop::refused(down())));
         }
         if self.branches.contains_key(&Xid::Ours(branch)) {
@@ -155,42 +155,55 @@ impl State {
         }
         let (row, locks) = match shape {
             Shape::Insert { row, .. } | Shape::Add { row, .. } => (row, true),
-            Shape::Select { row, locking } => (row, *locking || locks_reads),
+            Shape::Select { row, locking, .. } => (row, *locking || locks_reads),
         };
         if locks && let Err(stop) = self.acquire(branch, &Lock::Row(row.clone()))? {
             return Some(Err(stop));
         }
-        let committed = self.rows.get(row).copied();
+        let committed = self.rows.get(row).cloned();
         let mine = match self.active(branch, connection) {
             Ok(mine) => mine,
             Err(stop) => return Some(Err(stop)),
         };
-        let current = mine.writes.get(row).copied().or(committed);
+        let current = mine.writes.get(row).cloned().or(committed);
         let written = match (shape, current) {
             (Shape::Insert { .. }, Some(_)) => {
                 let reason = Reason::new(code::CONSTRAINT_VIOLATED, "the key exists");
                 return Some(Err(Stop::refused(reason)));
             }
-            (Shape::Insert { value, .. }, None) => Some(*value),
+            (Shape::Insert { cell, .. }, None) => Some(cell.clone()),
             (
                 Shape::Add {
-                    amount, at_least, ..
+                    amount,
+                    at_least,
+                    at_most,
+                    text,
+                    ..
                 },
-                Some(value),
-            ) if at_least.is_none_or(|least| value >= least) => match value.checked_add(*amount) {
-                Some(sum) => Some(sum),
-                None => {
-                    let reason = Reason::new(code::STATEMENT_FAILED, "out of range");
-                    return Some(Err(Stop::refused(reason)));
+                Some(cell),
+            ) if at_least.is_none_or(|least| cell.number >= least)
+                && at_most.is_none_or(|most| cell.number <= most)
+                && text
+                    .as_ref()
+                    .is_none_or(|text| cell.texts.first() == Some(text)) =>
+            {
+                match cell.number.checked_add(*amount) {
+                    Some(number) => Some(Cell { number, ..cell }),
+                    None => {
+                        let reason = Reason::new(code::STATEMENT_FAILED, "out of range");
+                        return Some(Err(Stop::refused(reason)));
+                    }
                 }
-            },
+            }
             (Shape::Add { .. }, _) => None,
-            (Shape::Select { .. }, value) => return Some(Ok(rows(value))),
+            (Shape::Select { row, account, .. }, cell) => {
+                return Some(Ok(rows(row, cell.as_ref(), *account)));
+            }
         };
+        let rows = u64::from(written.is_some());
         if let Some(value) = written {
             mine.writes.insert(row.clone(), value);
         }
-        let rows = u64::from(written.is_some());
         Some(Ok(v1::StatementResult {
             rows,
             ..v1::StatementResult::default()
@@ -199,8 +212,9 @@ impl State {
 
     pub(in crate::resource::memory) fn read(&self, shape: &Shape) -> v1::StatementResult {
         match shape {
-            Shape::Select { row, .. } | Shape::Insert { row, .. } | Shape::Add { row, .. } => {
-                rows(self.rows.get(row).copied())
+            Shape::Select { row, account, .. } => rows(row, self.rows.get(row), *account),
+            Shape::Insert { row, .. } | Shape::Add { row, .. } => {
+                rows(row, self.rows.get(row), false)
             }
         }
     }
@@ -281,7 +295,7 @@ impl State {
         process: u64,
         commit: bool,
     ) -> Option<Finished> {
-        if !self.up {
+        if !self.up || self.dead.contains(&process) {
             return Some(Finished::Unknown(broken()));
         }
         let Some(branch) = self.branches.get(&xid) else {
@@ -310,6 +324,11 @@ impl State {
     fn end(&mut self, xid: &Xid, commit: bool) {
         let ended = self.branches.remove(xid);
         self.touch();
+        if let (Xid::Ours(branch), Some(ended)) = (xid, &ended)
+            && (commit || ended.prepared)
+        {
+            self.past.insert(*branch, commit);
+        }
         if let (Some(ended), true) = (ended, commit) {
             self.rows.extend(ended.writes);
             if let (Xid::Ours(branch), true) = (xid, ended.ledger) {
@@ -384,21 +403,40 @@ impl State {
     }
 }
 
-fn rows(value: Option<i64>) -> v1::StatementResult {
-    let Some(value) = value else {
+fn rows(row: &Row, cell: Option<&Cell>, account: bool) -> v1::StatementResult {
+    use v1::value::Kind;
+    let Some(cell) = cell else {
         return v1::StatementResult::default();
     };
+    let column = |name: &str, r#type: &str| v1::Column {
+        name: name.into(),
+        r#type: r#type.into(),
+    };
+    let number = Kind::Int64(cell.number);
+    let (columns, kinds) = match (account, cell.texts.as_slice()) {
+        (true, [currency, opened]) => (
+            vec![
+                column("id", "VARCHAR"),
+                column("currency", "CHAR"),
+                column("balance", "BIGINT"),
+                column("opened", "DATETIME"),
+            ],
+            vec![
+                Kind::String(row.1.clone()),
+                Kind::String(currency.clone()),
+                number,
+                Kind::Datetime(opened.clone()),
+            ],
+        ),
+        _ => (vec![column("v", "BIGINT")], vec![number]),
+    };
+    let values = kinds.into_iter().map(|kind| v1::Value { kind: Some(kind) });
     v1::StatementResult {
         rows: 1,
         last_insert_id: 0,
-        columns: vec![v1::Column {
-            name: "v".into(),
-            r#type: "BIGINT".into(),
-        }],
+        columns,
         result: vec![v1::Row {
-            values: vec![v1::Value {
-                kind: Some(v1::value::Kind::Int64(value)),
-            }],
+            values: values.collect(),
         }],
     }
 }
