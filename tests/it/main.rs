@@ -23,6 +23,7 @@ mod payments;
 mod planted;
 mod proxy;
 mod recovery;
+mod simulation;
 mod style;
 mod transactions;
 mod unsafe_server;

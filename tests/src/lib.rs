@@ -12,4 +12,5 @@ pub mod model;
 pub mod payments;
 pub mod proxy;
 pub mod rig;
+pub mod sim;
 pub mod soak;

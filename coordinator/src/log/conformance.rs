@@ -16,13 +16,14 @@ use super::{DecisionLog, LogError};
 ///
 /// When the backend breaks the contract.
 pub fn run_all<L: DecisionLog>(make: impl Fn() -> L, reopen: impl Fn(L) -> L) {
-    let cases: [(&str, Case<L>); 9] = [
+    let cases: [(&str, Case<L>); 10] = [
         ("a new log is empty", empty),
         ("records come back in the order of replay", ordered),
         ("the last of its kind counts", replaced),
         ("the epoch never goes down", epochs),
         ("heuristic outcomes add up", heuristics),
         ("what ended is forgotten", forgets),
+        ("what was refused is forgotten", forgets_refusals),
         ("what has not ended is not", refuses),
         ("an empty append is legal", nothing),
         ("a large batch is one commit", large),
@@ -240,6 +241,31 @@ fn forgets<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {
         expected,
         "again, and the horizon does not go back"
     );
+}
+
+/// A branch that was to commit in one phase and refused: the refusal is its end.
+fn forgets_refusals<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {
+    let request = Request {
+        id: RequestId::new("r"),
+        fingerprint: 1,
+    };
+    let handed_over = Record::OnePhase {
+        gtrid: gtrid(1),
+        epoch: Epoch(1),
+        bqual: Bqual(1),
+        participant: name("p1"),
+        request: Some(request.clone()),
+    };
+    let refused = Record::Refused {
+        gtrid: gtrid(1),
+        request,
+        reason: Reason::new("INSUFFICIENT_FUNDS", ""),
+    };
+    log.append(&[handed_over, refused]).expect("append");
+    let mut log = reopen(log);
+    log.forget(&[gtrid(1)], gtrid(2)).expect("forget");
+    log.append(&[]).expect("a refused transaction has ended");
+    assert_eq!(replay(&reopen(log)), [Record::Horizon(gtrid(2))]);
 }
 
 fn refuses<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {

@@ -46,7 +46,8 @@ impl MemoryLog {
         let begins =
             |record: &Record| matches!(record, Record::Decision { .. } | Record::OnePhase { .. });
         let begun = logged(Place::Decision) || logged(Place::OnePhase) || own.clone().any(begins);
-        let ended = logged(Place::End) || own.any(|record| matches!(record, Record::End { .. }));
+        let ends = |record: &Record| matches!(record, Record::End { .. } | Record::Refused { .. });
+        let ended = logged(Place::End) || logged(Place::Refused) || own.any(ends);
         begun && !ended
     }
 

@@ -7,6 +7,7 @@
 //! finish a prepared branch. Time is tokio's, so paused time works; there is no randomness.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -107,13 +108,14 @@ impl Memory {
         limit: Instant,
         mut attempt: impl FnMut(&mut State) -> Option<T>,
     ) -> Option<T> {
-        let mut changes = self.server.changes();
         loop {
+            let mut change = pin!(self.server.changed());
+            // What changes from here on counts.
+            change.as_mut().enable();
             if let Some(done) = self.server.change(&mut attempt) {
                 return Some(done);
             }
-            // The server outlives its participants, so this ends with a change or at the limit.
-            timeout_at(limit, changes.changed()).await.ok()?.ok()?;
+            timeout_at(limit, change).await.ok()?;
         }
     }
 

@@ -84,7 +84,8 @@ impl Fold {
             keys.extend(Key::try_from(key.value()));
         }
         let has = |kind| keys.iter().any(|key| key[16] == kind);
-        if (has(kind::DECISION) || has(kind::ONE_PHASE)) && !has(kind::END) {
+        let ended = has(kind::END) || has(kind::REFUSED);
+        if (has(kind::DECISION) || has(kind::ONE_PHASE)) && !ended {
             return Err(LogError::NotEnded(gtrid));
         }
         for key in keys.iter().filter(|key| key[16] != kind::HEURISTIC) {

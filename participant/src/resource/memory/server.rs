@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use concord_core::id::{BranchId, Epoch, Gtrid};
 use concord_core::reason::{Reason, code};
 use concord_proto::v1;
-use tokio::sync::watch;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::shape::{Cell, Row};
@@ -147,7 +148,7 @@ pub struct State {
 #[derive(Debug)]
 pub struct Server {
     state: Mutex<State>,
-    version: watch::Sender<u64>,
+    changed: Notify,
     health: watch::Sender<Health>,
 }
 
@@ -181,7 +182,7 @@ impl Server {
         let health = watch::Sender::new(state.health());
         Arc::new(Self {
             state: Mutex::new(state),
-            version: watch::Sender::new(0),
+            changed: Notify::new(),
             health,
         })
     }
@@ -199,7 +200,7 @@ impl Server {
             (result, before, state.next, state.health())
         };
         if before != after {
-            self.version.send_modify(|version| *version = after);
+            self.changed.notify_waiters();
         }
         self.health.send_if_modified(|current| {
             let changed = *current != health;
@@ -217,9 +218,10 @@ impl Server {
         self.change(|state| if state.up { change(state) } else { Err(down()) })
     }
 
-    /// Every change from now on.
-    pub fn changes(&self) -> watch::Receiver<u64> {
-        self.version.subscribe()
+    /// The next change. Those who wait go on in the order in which they came, so that a simulation
+    /// is the same each time; a watch channel would not promise that.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// Whether it is up.

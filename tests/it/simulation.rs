@@ -1,0 +1,59 @@
+//! The simulation: first that it is deterministic, then some seeds.
+//!
+//! It runs as a process of its own, which is how it is used: see `tests/src/bin/sim.rs`.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Runs `sim`, which must find nothing wrong; what it counted.
+fn sim(args: &[&str]) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_sim"))
+        .args(args)
+        .arg("--json")
+        .output()
+        .expect("sim starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{args:?}: {}\n{stderr}",
+        output.status
+    );
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let last = stdout.lines().last().expect("a line");
+    serde_json::from_str(last).expect("JSON on the last line")
+}
+
+#[test]
+fn simulation_the_same_seed_gives_the_same_events() {
+    let told = sim(&["--check-determinism", "--seeds", "60", "--from", "1"]);
+    assert_eq!(told["seeds"], 60);
+    assert_eq!(told["violations"], 0);
+}
+
+#[test]
+fn simulation_smoke_seeds() {
+    let told = sim(&["--seeds", "400", "--from", "1000"]);
+    assert_eq!(told["violations"], 0);
+    let committed = told["committed"].as_u64().expect("a count");
+    assert!(committed > 2_000, "{told}");
+    let faults = told["faults"].as_object().expect("counts");
+    assert!(faults.len() > 20, "kinds of faults are missing: {told}");
+}
+
+#[test]
+fn simulation_a_process_dies_at_a_crash_point_and_at_another() {
+    let told = sim(&[
+        "--crash-at",
+        "coordinator.decision.after-force",
+        "--then",
+        "participant.commit.after",
+        "--seeds",
+        "12",
+    ]);
+    assert_eq!(told["violations"], 0);
+    assert!(
+        told["pairs_reached"].as_u64().expect("a count") > 0,
+        "{told}"
+    );
+}
