@@ -29,6 +29,11 @@ use super::chance::Chance;
 use super::judge::Judge;
 use super::trace::Trace;
 
+mod statements;
+
+pub use statements::participant;
+use statements::{add, effect, read};
+
 /// Rows of the generic tables on each server.
 pub const ROWS: usize = 3;
 /// What each row of `sim.money` holds at first, and each account.
@@ -559,62 +564,4 @@ impl Client {
             tokio::time::sleep(pause).await;
         }
     }
-}
-
-/// Name of the participant before a server.
-pub fn participant(server: usize) -> String {
-    format!("p{}", server + 1)
-}
-
-fn targeted(
-    server: usize,
-    sql: String,
-    params: Vec<Kind>,
-    expect: Option<&str>,
-) -> v1::TargetedStatement {
-    let params = params
-        .into_iter()
-        .map(|kind| v1::Value { kind: Some(kind) });
-    let statement = v1::Statement {
-        sql,
-        params: params.collect(),
-        expect: expect.map(|reason| v1::ExpectRows {
-            min: Some(1),
-            max: Some(1),
-            reason: reason.to_owned(),
-        }),
-    };
-    v1::TargetedStatement {
-        participant: participant(server),
-        statement: Some(statement),
-    }
-}
-
-/// Counts that a label took effect.
-fn effect(label: &str, server: usize) -> v1::TargetedStatement {
-    add(server, EFFECTS, label, 1, None)
-}
-
-fn add(
-    server: usize,
-    table: &str,
-    key: &str,
-    amount: i64,
-    at_least: Option<i64>,
-) -> v1::TargetedStatement {
-    let sql = format!("UPDATE {table} SET v = v + ? WHERE k = ?");
-    let params = vec![Kind::Int64(amount), Kind::String(key.to_owned())];
-    match at_least {
-        None => targeted(server, sql, params, Some("NO_SUCH_ROW")),
-        Some(least) => {
-            let params = params.into_iter().chain([Kind::Int64(least)]).collect();
-            targeted(server, sql + " AND v >= ?", params, Some("TOO_LITTLE"))
-        }
-    }
-}
-
-fn read(server: usize, key: &str, locking: bool) -> v1::TargetedStatement {
-    let tail = if locking { " FOR UPDATE" } else { "" };
-    let sql = format!("SELECT v FROM {MONEY_TABLE} WHERE k = ?{tail}");
-    targeted(server, sql, vec![Kind::String(key.to_owned())], None)
 }
