@@ -108,8 +108,8 @@ impl App {
             participants,
             surroundings,
         } = ground;
-        let now_ms = surroundings.unix_ms();
-        let start = recovery::start(&mut log, &participants.names(), now_ms)?;
+        let names = participants.names();
+        let start = recovery::start(&mut log, &names, surroundings.unix_ms())?;
         let epoch = start.recovered.machine.epoch();
         tracing::info!(%epoch, unfinished = start.unfinished, "recovered from the decision log");
         let counters = Arc::new(Counters::default());
@@ -122,7 +122,7 @@ impl App {
             config: config.driver(),
             history: history.clone(),
             counters: Arc::clone(&counters),
-            participants: participants.names(),
+            participants: names,
             accepted: config.accepted(),
             surroundings: surroundings.clone(),
         })?;
@@ -154,20 +154,16 @@ impl App {
             epoch,
             surroundings,
         };
-        let links = participants
-            .all()
-            .iter()
-            .map(|peer| (Arc::clone(peer), expected.clone()))
-            .collect();
-        let drain_timeout = Duration::from_secs(config.drain_timeout_s);
+        let peers = participants.all().iter();
+        let links = peers.map(|peer| (Arc::clone(peer), expected.clone()));
         Ok(Self {
             driver,
             handle,
             routes,
-            links,
+            links: links.collect(),
             calls,
             accepting,
-            drain_timeout,
+            drain_timeout: Duration::from_secs(config.drain_timeout_s),
         })
     }
 

@@ -48,9 +48,9 @@ pub trait DecisionLog: Send + 'static {
     /// own records; until then a crash may bring the records back, which costs a repetition and
     /// never an outcome.
     ///
-    /// Every transaction must have ended by then, by its `End` or its `Refused`: otherwise that append returns
-    /// [`LogError::NotEnded`] and does nothing at all, and what was to be forgotten is kept. A
-    /// transaction that is not in the log is forgotten already.
+    /// Every transaction must have ended by then, by its `End` or its `Refused`: otherwise that
+    /// append returns [`LogError::NotEnded`] and does nothing at all, and what was to be forgotten
+    /// is kept. A transaction that is not in the log is forgotten already.
     fn forget(&mut self, gtrids: &[Gtrid], horizon: Gtrid) -> Result<(), LogError>;
 
     /// Shows every record: `Epoch` first, then `Placement`, `Incarnation`s by name, `Horizon`, then

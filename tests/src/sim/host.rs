@@ -24,8 +24,6 @@ struct Process {
 #[derive(Debug, Default)]
 pub struct Host {
     process: Option<Process>,
-    /// The world's time up to which it has run.
-    ran_us: u64,
     paused: bool,
     jumps: bool,
 }
@@ -51,17 +49,12 @@ impl Host {
             began,
             began_us: now_us,
         });
-        (self.ran_us, self.paused, self.jumps) = (now_us, false, false);
+        (self.paused, self.jumps) = (false, false);
     }
 
     /// Whether there is a process.
     pub fn is_running(&self) -> bool {
         self.process.is_some()
-    }
-
-    /// How far it is behind the world.
-    pub fn lag_us(&self, now_us: u64) -> u64 {
-        now_us.saturating_sub(self.ran_us)
     }
 
     /// Stops or continues it, as SIGSTOP and SIGCONT do.
@@ -92,7 +85,6 @@ impl Host {
             }
             tokio::time::sleep_until(until).await;
         });
-        self.ran_us = now_us;
         if !process.main.as_ref().is_some_and(JoinHandle::is_finished) {
             return None;
         }

@@ -95,7 +95,6 @@ struct NodeState {
     listening: bool,
     backlog: VecDeque<u64>,
     acceptor: Option<Waker>,
-    due: bool,
 }
 
 #[derive(Debug)]
@@ -162,7 +161,6 @@ impl Net {
             let life = state.number();
             state.nodes[node].life = Some(life);
             state.nodes[node].up = true;
-            state.nodes[node].due = true;
             life
         });
         let net = self.clone();
@@ -235,26 +233,6 @@ impl Net {
     /// Delivers what is due.
     pub fn deliver(&self) {
         self.change(State::deliver);
-    }
-
-    /// When the next segment is due, if one is on its way.
-    pub fn next_due_us(&self) -> Option<u64> {
-        let state = self.lock();
-        let due = |conn: &Conn| {
-            let front = |end: usize| {
-                let (at, _) = conn.pipes[end].in_flight.front()?;
-                let (from, to) = (conn.ends[1 - end], conn.ends[end]);
-                let held_up = state.cuts.contains_key(&(from, to)) || !state.nodes[to].up;
-                (!held_up).then_some(*at)
-            };
-            [0, 1].into_iter().filter_map(front).min()
-        };
-        state.conns.values().filter_map(due).min()
-    }
-
-    /// Whether something arrived at a node since the last time that this was asked.
-    pub fn take_due(&self, node: Node) -> bool {
-        std::mem::take(&mut self.lock().nodes[node].due)
     }
 
     /// Connections that were reset by anything.
@@ -348,7 +326,6 @@ impl State {
             let answer = if self.nodes[to].listening {
                 conn.held[1] = true;
                 self.nodes[to].backlog.push_back(id);
-                self.nodes[to].due = true;
                 self.wakers.extend(self.nodes[to].acceptor.take());
                 Segment::SynAck
             } else {
@@ -364,7 +341,6 @@ impl State {
             }
             return true;
         }
-        self.nodes[to].due = true;
         match segment {
             Segment::SynAck => conn.opening = Opening::Open,
             Segment::Refused => conn.opening = Opening::Refused,

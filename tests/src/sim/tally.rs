@@ -198,7 +198,8 @@ impl Tally {
         }
         let (p50, p99, max) = self.doubt();
         println!(
-            "in doubt after everything healed: {} branches, p50 {p50} ms, p99 {p99} ms, max {max} ms",
+            "in doubt after everything healed: {} branches, p50 {p50} ms, p99 {p99} ms, \
+             max {max} ms",
             self.in_doubt.len()
         );
         println!("violations: {}", self.violations);

@@ -86,14 +86,6 @@ impl Shape {
             Value::Int(key) => Some((table.clone(), key.to_string())),
             _ => None,
         };
-        let number = |value: &Value| match value {
-            Value::Int(number) => Some(*number),
-            _ => None,
-        };
-        let text = |value: &Value| match value {
-            Value::String(text) | Value::DateTime(text) => Some(text.clone()),
-            _ => None,
-        };
         match (pattern.as_str(), statement.params.as_slice()) {
             ("INSERT INTO t ( _ , _ ) VALUES ( ? , ? )", [key, value]) => Some(Self::Insert {
                 row: row(key)?,
@@ -126,6 +118,13 @@ impl Shape {
                 locking: true,
                 account: false,
             }),
+            (pattern, params) => Self::of_the_bank(&table, pattern, params),
+        }
+    }
+
+    fn of_the_bank(table: &str, pattern: &str, params: &[Value]) -> Option<Self> {
+        let row = |key: &Value| Some((table.to_owned(), text(key)?));
+        match (pattern, params) {
             (OPEN, [key, currency, balance, opened]) => Some(Self::Insert {
                 row: row(key)?,
                 cell: Cell {
@@ -136,7 +135,7 @@ impl Shape {
             (JOURNAL, [Value::Bytes(gtrid), account, counterparty, amount, memo]) => {
                 let gtrid = Gtrid(gtrid.as_slice().try_into().ok()?);
                 Some(Self::Insert {
-                    row: (table.clone(), format!("{gtrid}/{}", text(account)?)),
+                    row: (table.to_owned(), format!("{gtrid}/{}", text(account)?)),
                     cell: Cell {
                         number: number(amount)?,
                         texts: vec![text(counterparty)?, text(memo)?],
@@ -164,6 +163,20 @@ impl Shape {
             }),
             _ => None,
         }
+    }
+}
+
+fn number(value: &Value) -> Option<i64> {
+    match value {
+        Value::Int(number) => Some(*number),
+        _ => None,
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) | Value::DateTime(text) => Some(text.clone()),
+        _ => None,
     }
 }
 
