@@ -25,8 +25,7 @@ fn check(config: Config) {
     };
     let explored = explore(config, manner);
     println!("{explored}");
-    let wrong = explored.wrong.map(|wrong| wrong.to_string());
-    let wrong = wrong.unwrap_or_default();
+    let wrong = explored.wrong.unwrap_or_default();
     assert!(wrong.is_empty(), "{wrong}");
     assert!(explored.states > 20, "hardly anything happens");
 }
