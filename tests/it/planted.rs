@@ -47,8 +47,8 @@ fn catch(bug: Bug) -> Catch {
             "RefusalKept",
         ),
         Bug::InquiryBeforeDurable => (
-            "planted::models::an_inquiry_and_a_killed_coordinator",
-            "Atomicity",
+            "planted::checks::an_inquiry_is_answered_when_the_decision_is_durable",
+            "before its decision is durable",
         ),
         Bug::HorizonNotKept => (
             "planted::checks::a_horizon_is_durable_before_rows_are_deleted",

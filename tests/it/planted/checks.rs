@@ -7,10 +7,12 @@ use anyhow::{bail, ensure};
 use concord_client::{Outcome, v1};
 use concord_coordinator::log::{DecisionLog, EmbeddedLog, LogError, MemoryLog};
 use concord_coordinator::recovery;
+use concord_core::coordinator::{self, Coordinator};
 use concord_core::id::{Bqual, BranchId, Epoch, Gtrid, ParticipantName};
-use concord_core::message::{FromParticipant, ToParticipant, Vote};
+use concord_core::message::{Decision, FromParticipant, ToParticipant, Vote};
 use concord_core::participant::{Effect, Input, Participant};
 use concord_core::record::{ParticipantRecord, Record};
+use concord_core::transaction::Ack;
 use concord_participant::resource::mysql::xa::{FORMAT_ID, Xids};
 use concord_tests::rig::{Rig, on_every_server, run, unlock};
 
@@ -52,6 +54,55 @@ fn a_sweep_leaves_alone_what_is_being_prepared() {
         !step.release.iter().any(runs),
         "a branch runs two commands: {step:?}"
     );
+}
+
+/// Whatever leads to an inquiry while the decision is on its way to the disk: if a crash then loses
+/// the decision, the branch that was answered has committed alone.
+#[test]
+fn an_inquiry_is_answered_when_the_decision_is_durable() -> anyhow::Result<()> {
+    let names = ["p1", "p2"].map(ParticipantName::new);
+    let mut machine = Coordinator::new();
+    machine.apply(&Record::Epoch(Epoch(1)))?;
+    for participant in names.clone() {
+        machine.step(coordinator::Input::LinkUp { participant })?;
+    }
+    machine.step(coordinator::Input::Run {
+        gtrid: gtrid(1),
+        branches: names.to_vec(),
+        request: None,
+        ack: Ack::Applied,
+        may_leave: false,
+    })?;
+    for (from, n) in names.clone().into_iter().zip(1..) {
+        let branch = BranchId {
+            gtrid: gtrid(1),
+            bqual: Bqual(n),
+        };
+        let (epoch, vote) = (Epoch(1), Vote::Commit);
+        let message = FromParticipant::Voted {
+            branch,
+            epoch,
+            vote,
+        };
+        machine.step(coordinator::Input::Received { from, message })?;
+    }
+    let [from, _] = names;
+    let steps = machine.step(coordinator::Input::Inquire {
+        from,
+        branch: branch(1),
+        token: 7,
+    })?;
+    let commit = coordinator::Effect::Answer {
+        token: 7,
+        decision: Decision::Commit,
+    };
+    ensure!(steps.iter().any(|step| step.release == [commit.clone()]));
+    let early = steps.iter().any(|step| step.after == 0);
+    ensure!(
+        !early,
+        "it is answered before its decision is durable: {steps:?}"
+    );
+    Ok(())
 }
 
 #[test]

@@ -78,13 +78,3 @@ fn one_phase_refused_and_doubled() {
     };
     check(single(vec![Plan::on(&[0])], budget));
 }
-
-#[test]
-fn an_inquiry_and_a_killed_coordinator() {
-    let budget = Budget {
-        coordinator_kills: 1,
-        sweeps: 1,
-        ..Budget::NONE
-    };
-    check(both(Flavour::MySql, budget));
-}

@@ -74,7 +74,8 @@ pub fn migration(data: &[u8]) {
     for (index, token) in tokens.iter().enumerate() {
         let next = tokens.get(index + 2);
         let names_table = (token.is("TABLE") && index == 1)
-            || (token.is("EXISTS") && index == 4)
+            // Of an index it is the index's own name.
+            || (token.is("EXISTS") && index == 4 && tokens[1].is("TABLE"))
             // After a column; elsewhere it is a name, which servers refuse.
             || (token.is("REFERENCES")
                 && !matches!(tokens[index.saturating_sub(1)], Token::Symbol('(' | ','))
@@ -294,7 +295,8 @@ const BEFORE_PARENTHESIS: &[&str] = &[
     "IN", "INDEX", "INNER", "INTERSECT", "INTO", "IS", "JOIN", "KEY", "LATERAL", "LIKE", "LIMIT",
     "NOT", "OF", "OFFSET", "ON", "OR", "OVER", "PARTITION", "REGEXP", "RLIKE", "ROW", "SELECT",
     "SET", "SOME", "STRAIGHT_JOIN", "THEN", "UNION", "UPDATE", "USING", "WHEN", "WHERE", "XOR",
-    "JSON_TABLE", "MATCH", "AGAINST", "GROUPING", "SEPARATOR", "MEMBER",
+    "JSON_TABLE", "MATCH", "AGAINST", "GROUPING", "SEPARATOR", "MEMBER", "HIGH_PRIORITY",
+    "SQL_BIG_RESULT", "SQL_BUFFER_RESULT", "SQL_CALC_FOUND_ROWS", "SQL_SMALL_RESULT",
     // Types in a CAST or a CONVERT, and of JSON_TABLE.
     "CHAR", "CHARACTER", "NCHAR", "VARCHAR", "VARBINARY", "DECIMAL", "NUMERIC", "FLOAT", "DOUBLE",
     "REAL", "TIME", "DATETIME", "TIMESTAMP", "YEAR", "BIT", "INT", "INTEGER", "BIGINT", "SMALLINT",
