@@ -6,7 +6,7 @@
 use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use concord_core::id::{Gtrid, ParticipantName, Request};
 use concord_core::limits::TIMEOUT_DEFAULT_MS;
@@ -15,6 +15,7 @@ use concord_proto::convert::{AccountId, Currency, ProductId};
 use concord_proto::model::Statement;
 use concord_proto::v1;
 use futures::future::{try_join, try_join_all};
+use tokio::time::Instant;
 
 use super::bank::read_account;
 use super::inventory::read_product;
@@ -296,8 +297,7 @@ impl<E: Engine> Business<E> {
 
     /// Waits until no other transaction of this gateway is at these rows.
     async fn turn(&self, rows: Vec<RowKey>, terms: &Terms) -> Result<Held, Reason> {
-        let deadline = terms.deadline.into();
-        tokio::time::timeout_at(deadline, self.0.turns.take(rows))
+        tokio::time::timeout_at(terms.deadline, self.0.turns.take(rows))
             .await
             .map_err(|_| {
                 let message = "transactions before this one still work on the same accounts or \
