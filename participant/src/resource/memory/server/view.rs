@@ -85,6 +85,9 @@ impl Server {
             let (past, dead) = (state.past.clone(), state.dead.clone());
             *state = backup.0.clone();
             state.up = false;
+            // What a running server is set to is not in its files.
+            (state.backup, state.read_only, state.unsafe_settings) = (false, false, false);
+            state.cuts.clear();
             incarnation.clone_into(&mut state.incarnation);
             (state.next, state.kills) = (next, kills);
             (state.past, state.dead) = (past, dead);
