@@ -56,6 +56,7 @@ impl Watch {
         self.audit(&records);
         Ok(WatchedLog {
             log,
+            fresh: true,
             watch: self.clone(),
         })
     }
@@ -143,6 +144,24 @@ impl Watch {
         }
     }
 
+    /// Every coordinator has an epoch of its own, and that is the first that it writes down.
+    fn check_epoch(&self, records: &[Record], first: bool) {
+        let before = self.lock().epoch;
+        let raised = |record: &Record| matches!(record, Record::Epoch(_));
+        if first && !records.iter().any(raised) {
+            let text = format!("a coordinator begins without an epoch, after epoch {before}");
+            self.judge.broken(None, text);
+        }
+        for record in records {
+            if let Record::Epoch(epoch) = record
+                && *epoch <= before
+            {
+                let text = format!("a coordinator starts as epoch {epoch}, after epoch {before}");
+                self.judge.broken(None, text);
+            }
+        }
+    }
+
     /// Appends, and times that it was opened.
     pub fn counts(&self) -> (u64, u64) {
         let promised = self.lock();
@@ -164,6 +183,8 @@ fn kind(record: &Record) -> Option<&'static str> {
 #[derive(Debug)]
 pub struct WatchedLog {
     log: EmbeddedLog,
+    /// Nothing was appended yet.
+    fresh: bool,
     watch: Watch,
 }
 
@@ -185,6 +206,8 @@ impl DecisionLog for WatchedLog {
                 .note("log", gtrid, format_args!("{short}: durable {done}"));
         }
         if done {
+            let first = std::mem::take(&mut self.fresh);
+            self.watch.check_epoch(records, first);
             for record in records {
                 self.watch.learn(record);
             }

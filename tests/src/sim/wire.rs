@@ -49,8 +49,10 @@ struct State {
     mischief: Mischief,
     old: VecDeque<v1::LinkCommand>,
     /// The way into the current link.
-    current: Option<mpsc::UnboundedSender<v1::LinkRequest>>,
+    current: Option<Link>,
     own_seq: u64,
+    /// The highest epoch that the participant has given an answer to.
+    highest: u64,
     doubled: u64,
     delayed: u64,
     stale: u64,
@@ -76,6 +78,7 @@ impl LinkProxy {
             old: VecDeque::new(),
             current: None,
             own_seq: OWN_SEQ,
+            highest: 0,
             doubled: 0,
             delayed: 0,
             stale: 0,
@@ -102,7 +105,7 @@ impl LinkProxy {
     /// Brings some old messages back on the link that is up; tells how many.
     pub fn bring_back(&self, count: usize) -> usize {
         let mut state = self.lock();
-        let Some(current) = state.current.clone() else {
+        let Some(link) = state.current.clone() else {
             return 0;
         };
         let mut commands = Vec::new();
@@ -112,10 +115,14 @@ impl LinkProxy {
             let mut command = state.old[index].clone();
             state.own_seq += 1;
             command.seq = state.own_seq;
+            if let Some(order) = describe(&command) {
+                link.asked()
+                    .insert(command.seq, Asked::of(&order, state.highest));
+            }
             commands.push(command);
         }
         let count = commands.len();
-        if count == 0 || current.send(v1::LinkRequest { commands }).is_err() {
+        if count == 0 || link.outbound.send(v1::LinkRequest { commands }).is_err() {
             return 0;
         }
         state.stale += count as u64;
@@ -143,13 +150,18 @@ impl LinkProxy {
     }
 
     fn see_command(&self, command: &v1::LinkCommand) {
-        let Some((branch, what)) = describe(command) else {
+        let Some(Order {
+            branch,
+            what,
+            epoch,
+        }) = describe(command)
+        else {
             return;
         };
         self.trace.note(
             &self.name,
             Some(branch.gtrid),
-            format_args!("-> {what} {branch}"),
+            format_args!("-> {what} (epoch {epoch}) {branch}"),
         );
         self.judge
             .learn_branch(branch, Some(self.place), |facts| match &command.command {
@@ -157,6 +169,25 @@ impl LinkProxy {
                 Some(Command::Abort(_)) => facts.told_abort = true,
                 _ => {}
             });
+    }
+
+    /// A participant that has answered a coordinator refuses every one before it.
+    fn check_fence(&self, asked: Asked, reply: &v1::LinkReply) {
+        let refused = matches!(
+            reply.reply,
+            Some(Reply::Refused(_) | Reply::Unavailable(_)) | None
+        );
+        if refused {
+            return;
+        }
+        let restored = self.judge.is_restored(self.place);
+        if asked.epoch < asked.highest && !restored {
+            let (branch, epoch, highest) = (asked.branch, asked.epoch, asked.highest);
+            let text = format!("epoch {epoch} got in about {branch} after epoch {highest}");
+            self.judge.broken(Some(branch.gtrid), text);
+        }
+        let mut state = self.lock();
+        state.highest = state.highest.max(asked.epoch);
     }
 
     fn see_answer(&self, branch: BranchId, first: bool, reply: &v1::LinkReply) {
@@ -191,12 +222,14 @@ impl LinkProxy {
         let mut at_once = Vec::new();
         for command in frame.commands {
             self.see_command(&command);
-            if let Some((branch, what)) = describe(&command) {
+            if let Some(order) = describe(&command) {
                 if link.forbidden {
+                    let (what, branch) = (order.what, order.branch);
                     let text = format!("{what} {branch} to replaced data that nobody accepted");
                     self.judge.broken(Some(branch.gtrid), text);
                 }
-                link.asked().insert(command.seq, branch);
+                let highest = self.lock().highest;
+                link.asked().insert(command.seq, Asked::of(&order, highest));
             }
             let (late, twice) = {
                 let mut state = self.lock();
@@ -235,10 +268,11 @@ impl LinkProxy {
     ) {
         let mut at_once = Vec::new();
         for reply in frame.replies {
-            let branch = link.asked().get(&reply.seq).copied();
+            let asked = link.asked().get(&reply.seq).copied();
             let first = link.answered(reply.seq);
-            if let Some(branch) = branch {
-                self.see_answer(branch, first, &reply);
+            if let Some(asked) = asked {
+                self.check_fence(asked, &reply);
+                self.see_answer(asked.branch, first, &reply);
             }
             let late = {
                 let mut state = self.lock();
@@ -273,7 +307,33 @@ fn is_over(finish: v1::Finish) -> bool {
     }
 }
 
-fn describe(command: &v1::LinkCommand) -> Option<(BranchId, String)> {
+/// A command, in short.
+struct Order {
+    branch: BranchId,
+    what: &'static str,
+    epoch: u64,
+}
+
+/// A command that was passed on.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    branch: BranchId,
+    epoch: u64,
+    /// The participant had answered this epoch before.
+    highest: u64,
+}
+
+impl Asked {
+    fn of(order: &Order, highest: u64) -> Self {
+        Self {
+            branch: order.branch,
+            epoch: order.epoch,
+            highest,
+        }
+    }
+}
+
+fn describe(command: &v1::LinkCommand) -> Option<Order> {
     let (branch, what) = match command.command.as_ref()? {
         Command::Prepare(prepare) => (prepare.branch.as_ref()?, "prepare"),
         Command::Commit(commit) if commit.one_phase => {
@@ -287,21 +347,25 @@ fn describe(command: &v1::LinkCommand) -> Option<(BranchId, String)> {
         gtrid: Gtrid(branch.gtrid.as_slice().try_into().ok()?),
         bqual: Bqual(branch.bqual),
     };
-    Some((id, format!("{what} (epoch {})", branch.epoch)))
+    Some(Order {
+        branch: id,
+        what,
+        epoch: branch.epoch,
+    })
 }
 
 /// One life of a link.
 #[derive(Clone, Debug)]
 struct Link {
     outbound: mpsc::UnboundedSender<v1::LinkRequest>,
-    asked: Arc<Mutex<BTreeMap<u64, BranchId>>>,
+    asked: Arc<Mutex<BTreeMap<u64, Asked>>>,
     answered: Arc<Mutex<BTreeSet<u64>>>,
     /// The data behind it was replaced before it came up, and nobody had accepted that.
     forbidden: bool,
 }
 
 impl Link {
-    fn asked(&self) -> MutexGuard<'_, BTreeMap<u64, BranchId>> {
+    fn asked(&self) -> MutexGuard<'_, BTreeMap<u64, Asked>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -372,12 +436,12 @@ impl LinkProxy {
         let mut inbound = self.client()?.link(stream).await?.into_inner();
         let (answers, back) = mpsc::unbounded_channel();
         let link = Link {
-            outbound: outbound.clone(),
+            outbound,
             asked: Arc::default(),
             answered: Arc::default(),
             forbidden: self.judge.is_unaccepted(self.place),
         };
-        self.lock().current = Some(outbound);
+        self.lock().current = Some(link.clone());
         self.trace.note(&self.name, None, format_args!("link up"));
         let this = self.clone();
         tokio::spawn(async move {
