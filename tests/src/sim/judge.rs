@@ -37,6 +37,9 @@ struct Known {
     restored: BTreeSet<usize>,
     /// Those of them whose data no operator has accepted yet.
     unaccepted: BTreeSet<usize>,
+    /// Servers whose data the log knows. A coordinator that dies before it wrote that down has
+    /// decided nothing with that data either: both are written in one batch.
+    met: BTreeSet<usize>,
 }
 
 /// Gathers and judges. Clones are the same judge.
@@ -136,7 +139,9 @@ impl Judge {
     pub fn restored(&self, place: usize) {
         let mut known = self.lock();
         known.restored.insert(place);
-        known.unaccepted.insert(place);
+        if known.met.contains(&place) {
+            known.unaccepted.insert(place);
+        }
         let hurt: Vec<Gtrid> = known
             .places
             .iter()
@@ -148,6 +153,11 @@ impl Judge {
                 facts.interfered = true;
             }
         }
+    }
+
+    /// The log knows the data of a server.
+    pub fn met(&self, place: usize) {
+        self.lock().met.insert(place);
     }
 
     /// An operator accepted the data.

@@ -108,6 +108,11 @@ impl Watch {
         if let Record::Epoch(epoch) = record {
             promised.epoch = promised.epoch.max(*epoch);
         }
+        if let Record::Incarnation { participant, .. } = record
+            && let Some(place) = self.places.get(participant)
+        {
+            self.judge.met(*place);
+        }
         let (Some(kind), Some(gtrid)) = (kind(record), record.gtrid()) else {
             return;
         };
