@@ -32,6 +32,7 @@ pub mod host;
 pub mod judge;
 pub mod log;
 pub mod net;
+pub mod operator;
 pub mod oracle;
 pub mod plan;
 pub mod rm;

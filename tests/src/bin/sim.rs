@@ -65,6 +65,9 @@ struct Args {
     /// With --pairs: every so many-th pair only.
     #[arg(long, default_value_t = 1)]
     every: usize,
+    /// With --every: from this pair on.
+    #[arg(long, default_value_t = 0, requires = "every")]
+    offset: usize,
 }
 
 /// `name` or `name:3`.
@@ -130,7 +133,8 @@ fn pairs(args: &Args) -> Vec<Job> {
         .iter()
         .flat_map(|one| all.iter().map(move |other| (*one, *other)));
     let mut jobs = Vec::new();
-    for (number, (one, other)) in pairs.enumerate().step_by(args.every.max(1)) {
+    let pairs = pairs.enumerate().skip(args.offset);
+    for (number, (one, other)) in pairs.step_by(args.every.max(1)) {
         for round in 0..args.seeds_per_pair {
             // Different worlds for each pair, the same ones each time.
             let seed = args.from + number as u64 * args.seeds_per_pair + round;
@@ -161,12 +165,16 @@ fn told(args: &Args, jobs: &[Job], tally: &Tally) -> bool {
     // With planted bugs or a single point a run need not show everything.
     let usual = !args.pairs && args.crash_at.is_none() && tally.failed.is_empty();
     let missing = if usual { tally.missing() } else { Vec::new() };
+    let pairs = if args.pairs {
+        jobs.len() as u64 / args.seeds_per_pair.max(1)
+    } else {
+        0
+    };
     if !args.json {
         tally.tell();
         if args.pairs {
-            let wanted = jobs.len() as u64 / args.seeds_per_pair.max(1);
             println!(
-                "pairs of crash points: {} of {wanted} were both reached",
+                "pairs of crash points: {} of {pairs} were both reached",
                 tally.reached(2)
             );
         }
@@ -185,7 +193,9 @@ fn told(args: &Args, jobs: &[Job], tally: &Tally) -> bool {
         eprintln!("failed: {command}");
     }
     if args.json {
-        println!("{}", tally.json());
+        let mut told = tally.json();
+        told["pairs"] = pairs.into();
+        println!("{told}");
     }
     let reached = args.crash_at.is_none() || tally.reached(1) + tally.reached(2) > 0;
     if !reached {

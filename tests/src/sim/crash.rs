@@ -11,6 +11,8 @@ use std::rc::Rc;
 
 use concord_daemon::crash::{CrashPoint, Hook, set_hook};
 
+use super::plan::WHEN_FORGETTING;
+
 /// What is to happen at which point, and what has happened.
 #[derive(Debug)]
 pub struct Docket {
@@ -50,9 +52,14 @@ impl Docket {
         self.hit.borrow().clone()
     }
 
-    /// Takes the points away that were not reached.
-    pub fn disarm(&self) {
-        self.armed.borrow_mut().clear();
+    /// Everything heals: takes the points away that were not reached, unless the next one is only
+    /// reached when all is quiet.
+    pub fn heal(&self) {
+        let mut armed = self.armed.borrow_mut();
+        let later = |(point, _): &(CrashPoint, u64)| WHEN_FORGETTING.contains(point);
+        if !armed.front().is_some_and(later) {
+            armed.clear();
+        }
     }
 
     /// A point is reached; the host that dies of it.

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::operator::Order;
 use super::plan::{Fault, Planned, Target};
 use super::wire::Mischief;
 use super::world::{COORDINATOR, World};
@@ -13,6 +14,9 @@ const RESTART_US: std::ops::Range<u64> = 50_000..1_500_000;
 const ACCEPT_US: std::ops::Range<u64> = 1_000_000..4_000_000;
 /// Time between two backups of every server.
 const BACKUP_US: u64 = 1_500_000;
+/// How often an operator looks for a branch in doubt, and how long it takes in between.
+const LOOKS: u32 = 200;
+const LOOK_US: u64 = 4_000;
 
 /// Something that is to happen.
 #[derive(Clone, Debug)]
@@ -41,6 +45,8 @@ pub enum Action {
     Accept(usize, String),
     /// A backup of every server is taken.
     BackUp,
+    /// An operator looks for a branch in doubt at a server, for so many times.
+    Order(usize, bool, u32),
 }
 
 impl World {
@@ -116,6 +122,7 @@ impl World {
                     self.later(BACKUP_US, Action::BackUp);
                 }
             }
+            Action::Order(server, commit, looks) => self.order(server, commit, looks),
         }
     }
 
@@ -171,7 +178,8 @@ impl World {
             | Fault::Slow { .. }
             | Fault::Mischief(_)
             | Fault::Stale(_)
-            | Fault::ClientGone => self.disturb(&planned.fault, for_us),
+            | Fault::ClientGone
+            | Fault::Order { .. } => self.disturb(&planned.fault, for_us),
             Fault::WritesFail | Fault::SyncsFail | Fault::DiskFull | Fault::Torn { .. } => {
                 self.spoil_disk(&planned.fault, for_us)
             }
@@ -190,7 +198,7 @@ impl World {
             | Fault::Restore(_) => self.hurt_server(&planned.fault, for_us),
         };
         // One that is counted where it strikes is not counted here.
-        if happened && !matches!(planned.fault, Fault::Torn { .. }) {
+        if happened && !matches!(planned.fault, Fault::Torn { .. } | Fault::Order { .. }) {
             self.count(planned.fault.kind());
         }
     }
@@ -264,7 +272,31 @@ impl World {
                 self.shared.leave.notify_one();
                 true
             }
+            Fault::Order { server, commit } => {
+                self.later(0, Action::Order(*server, *commit, LOOKS));
+                true
+            }
             _ => false,
+        }
+    }
+
+    /// An operator sees a branch in doubt, or one that was a while ago.
+    fn order(&mut self, place: usize, commit: bool, looks: u32) {
+        let prepared = self.servers[place].prepared();
+        if prepared.is_empty() && looks > 0 && !self.healed {
+            return self.later(LOOK_US, Action::Order(place, commit, looks - 1));
+        }
+        let branch = prepared.first().copied();
+        let Some(branch) = branch.or_else(|| self.judge.newest_at(place)) else {
+            return;
+        };
+        let order = Order {
+            branch,
+            place,
+            commit,
+        };
+        if self.orders.send(order).is_ok() {
+            self.count("resolved by an operator");
         }
     }
 

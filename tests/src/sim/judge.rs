@@ -240,6 +240,13 @@ impl Judge {
         self.lock().facts.clone()
     }
 
+    /// The newest branch at a server.
+    pub fn newest_at(&self, place: usize) -> Option<BranchId> {
+        let known = self.lock();
+        let here = known.places.iter().rev().find(|(_, at)| **at == place);
+        here.map(|(branch, _)| *branch)
+    }
+
     /// Where a branch is.
     pub fn place(&self, gtrid: Gtrid, bqual: Bqual) -> Option<usize> {
         self.lock().places.get(&BranchId { gtrid, bqual }).copied()

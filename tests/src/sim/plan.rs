@@ -106,6 +106,14 @@ pub enum Fault {
     },
     /// A client goes away in the middle of a call.
     ClientGone,
+    /// An operator resolves a branch through the coordinator, without force: whatever the moment,
+    /// that must not break anything.
+    Order {
+        /// Of which server.
+        server: usize,
+        /// By commit.
+        commit: bool,
+    },
 }
 
 impl Fault {
@@ -147,6 +155,7 @@ impl Fault {
             Self::Restore(_) => "data restored",
             Self::ClockJump { .. } => "clock jump",
             Self::ClientGone => "client gone",
+            Self::Order { .. } => "resolved by an operator",
         }
     }
 }
@@ -182,6 +191,27 @@ pub const KINDS: &[&str] = &[
     "data restored",
     "clock jump",
     "client gone",
+    "resolved by an operator",
+];
+
+/// Points that only an order by an operator leads to.
+const AT_AN_ORDER: &[CrashPoint] = &[
+    CrashPoint::CoordinatorOrderReceived,
+    CrashPoint::CoordinatorOrderReleased,
+];
+/// Orders in a world that has to come there.
+const ORDERS: usize = 8;
+/// Points on the way to forgetting decisions, which comes when all is quiet.
+pub const WHEN_FORGETTING: &[CrashPoint] = &[
+    CrashPoint::CoordinatorHorizonBeforeForce,
+    CrashPoint::CoordinatorHorizonAfterForce,
+    CrashPoint::CoordinatorForgetBefore,
+    CrashPoint::CoordinatorForgetAfter,
+    CrashPoint::CoordinatorForgetTold,
+    CrashPoint::ParticipantHorizonBeforeWrite,
+    CrashPoint::ParticipantHorizonAfterWrite,
+    CrashPoint::ParticipantPruneBefore,
+    CrashPoint::ParticipantPruneAfter,
 ];
 
 /// A fault with its time.
@@ -270,6 +300,31 @@ impl Plan {
         }
     }
 
+    /// The same world, in which processes die at these points. It has what leads to them.
+    pub fn crashing(seed: u64, crashes: &[(CrashPoint, u64)]) -> Self {
+        let mut plan = Self::of(seed);
+        let has = |points: &[CrashPoint]| crashes.iter().any(|(point, _)| points.contains(point));
+        if has(AT_AN_ORDER) {
+            for _ in 0..ORDERS {
+                let fault = Fault::Order {
+                    server: plan.chance.index(plan.servers.len()),
+                    commit: plan.chance.permille(300),
+                };
+                let at_us = plan.chance.between(300_000..plan.heal_us);
+                let planned = Planned {
+                    at_us,
+                    for_us: 0,
+                    fault,
+                };
+                plan.faults.push(planned);
+            }
+            plan.faults.sort_by_key(|planned| planned.at_us);
+        }
+        plan.long |= has(WHEN_FORGETTING);
+        plan.crashes = crashes.to_vec();
+        plan
+    }
+
     /// The same world without any fault.
     pub fn calm(seed: u64) -> Self {
         Self {
@@ -330,6 +385,10 @@ fn draw(chance: &mut Chance, servers: usize) -> Fault {
         95..98 => Fault::ClockJump {
             by_ms: *chance.pick(&[-3_600_000, -5_000, 700, 86_400_000]),
         },
-        _ => Fault::ClientGone,
+        98 => Fault::ClientGone,
+        _ => Fault::Order {
+            server,
+            commit: chance.permille(300),
+        },
     }
 }

@@ -109,7 +109,7 @@ impl Run {
     }
 
     fn liveness(&mut self) {
-        self.world.docket.disarm();
+        self.world.docket.heal();
         self.world.heal();
         self.world.shared.stop.store(true, Ordering::Relaxed);
         let healed = self.now();

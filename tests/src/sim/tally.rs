@@ -30,10 +30,7 @@ pub struct Job {
 impl Job {
     /// The plan of this run.
     pub fn plan(&self) -> Plan {
-        Plan {
-            crashes: self.crashes.clone(),
-            ..Plan::of(self.seed)
-        }
+        Plan::crashing(self.seed, &self.crashes)
     }
 
     /// The command that makes it again.

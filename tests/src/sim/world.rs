@@ -24,6 +24,7 @@ use concord_participant::resource::memory::{MARIADB, MYSQL, Memory, Options};
 use concord_participant::rpc::Identity;
 use concord_proto::v1::participant_server::ParticipantServer;
 use hyper_util::rt::TokioIo;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -36,6 +37,7 @@ use super::host::{Ended, Host};
 use super::judge::Judge;
 use super::log::Watch;
 use super::net::{Door, Net, Node};
+use super::operator::{self, Order};
 use super::plan::{Flavour, Plan};
 use super::rm::SimRm;
 use super::trace::{Clock, Trace};
@@ -157,6 +159,9 @@ pub struct World {
     pub(super) foreign: Vec<(usize, String)>,
     /// Crash points.
     pub(super) docket: Rc<Docket>,
+    /// What the operator is told to do, and where the operator reads it before it is started.
+    pub(super) orders: mpsc::UnboundedSender<Order>,
+    told: Option<mpsc::UnboundedReceiver<Order>>,
 }
 
 impl World {
@@ -188,6 +193,7 @@ impl World {
         let watch = Watch::new(names.collect(), judge.clone(), trace.clone());
         let shared = client::Shared::new(judge.clone(), trace.clone(), servers.clone());
         let disk = Disk::new(chance.fork());
+        let (orders, told) = mpsc::unbounded_channel();
         let backups = servers.iter().map(|server| server.back_up()).collect();
         Self {
             clock,
@@ -213,6 +219,8 @@ impl World {
             starts: 0,
             foreign: Vec::new(),
             docket: Docket::new(&plan.crashes),
+            orders,
+            told: Some(told),
             plan,
         }
     }
@@ -367,7 +375,13 @@ impl World {
         let operations = self.plan.operations;
         let chances: Vec<Chance> = (0..self.plan.clients).map(|_| self.chance.fork()).collect();
         let now = self.clock.now_us();
+        let told = self.told.take();
         self.hosts[host].start(now, async move {
+            if let Some(told) = told {
+                let channel = channel(&tuned(endpoint()), door.clone(), COORDINATOR);
+                // Ends with the clients.
+                tokio::spawn(operator::run(told, channel, shared.trace.clone()));
+            }
             let mut all = JoinSet::new();
             for (index, chance) in chances.into_iter().enumerate() {
                 let channel = channel(&tuned(endpoint()), door.clone(), COORDINATOR);
