@@ -1,5 +1,6 @@
 //! The coordinator's configuration.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,12 +8,12 @@ use std::time::Duration;
 use concord_core::id::ParticipantName;
 use concord_core::limits::NAME_LEN_MAX;
 use concord_daemon::telemetry::LogFormat;
-use concord_proto::convert::text::is_name;
+use concord_proto::convert::text::{is_name, parse_gtrid};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tonic::transport::Endpoint;
 
-use crate::driver::DriverConfig;
+use crate::driver::{Accepted, DriverConfig};
 
 /// Prefix of environment variables, e.g. `CONCORD_COORDINATOR_LIMITS__MAX_IN_FLIGHT`.
 pub const ENV_PREFIX: &str = "CONCORD_COORDINATOR_";
@@ -55,6 +56,10 @@ pub struct ParticipantConfig {
     /// the coordinator complained about. To be set by hand, once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<String>,
+    /// Accepts data behind it that lacks this transaction and those before it: the one that the
+    /// coordinator complained about. To be set by hand, once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accept_without: Option<String>,
 }
 
 /// Admission limits.
@@ -131,6 +136,9 @@ pub enum InvalidConfig {
     /// Two of the same name.
     #[error("two [[participants]] are called {0}")]
     Twice(String),
+    /// A transaction is not one.
+    #[error("accept_without = {0:?} of participant {1} is not a gtrid in text form")]
+    Gtrid(String, String),
     /// An address is not one.
     #[error("the address {address:?} of participant {name} is not one like http://127.0.0.1:7411")]
     Address {
@@ -155,7 +163,17 @@ impl Config {
         }
         let mut endpoints: Vec<(ParticipantName, Endpoint)> = Vec::new();
         for participant in &self.participants {
-            let ParticipantConfig { name, address, .. } = participant.clone();
+            let ParticipantConfig {
+                name,
+                address,
+                accept_without,
+                ..
+            } = participant.clone();
+            if let Some(text) = accept_without
+                && parse_gtrid(&text).is_none()
+            {
+                return Err(InvalidConfig::Gtrid(text, name));
+            }
             if !is_name(&name) {
                 return Err(InvalidConfig::Name {
                     setting: "participants.name",
@@ -188,15 +206,16 @@ impl Config {
         }
     }
 
-    /// Participants whose data is replaced on purpose.
-    pub fn accepted(&self) -> std::collections::BTreeMap<ParticipantName, String> {
+    /// What is accepted of each participant's data.
+    pub fn accepted(&self) -> BTreeMap<ParticipantName, Accepted> {
         let accepted = |p: &ParticipantConfig| {
-            Some((
-                ParticipantName::new(p.name.as_str()),
-                p.incarnation.clone()?,
-            ))
+            let accepted = Accepted {
+                incarnation: p.incarnation.clone(),
+                without: p.accept_without.as_deref().and_then(parse_gtrid),
+            };
+            (ParticipantName::new(p.name.as_str()), accepted)
         };
-        self.participants.iter().filter_map(accepted).collect()
+        self.participants.iter().map(accepted).collect()
     }
 }
 
@@ -214,6 +233,7 @@ mod tests {
                 name: (*name).to_owned(),
                 address: (*address).to_owned(),
                 incarnation: None,
+                accept_without: None,
             })
             .collect();
         Config {

@@ -7,7 +7,9 @@
 
 mod calls;
 mod context;
+mod data;
 mod release;
+mod witness;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -19,7 +21,7 @@ use concord_core::coordinator::{
 };
 use concord_core::id::{BranchId, Epoch, Gtrid, ParticipantName};
 use concord_core::message::Decision;
-use concord_core::reason::{Reason, code};
+use concord_core::reason::Reason;
 use concord_core::record::Record;
 use concord_daemon::crash::{CrashPoint, reach};
 use futures::StreamExt;
@@ -31,6 +33,8 @@ use tokio_util::time::DelayQueue;
 
 pub use calls::{Call, Ended, Enlisted, Numbers, Ordered, Outbound, Refuser, Told};
 use context::Context;
+pub use data::{Accepted, Data};
+pub use witness::Witnesses;
 use writer::{Batch, Writer, Written};
 
 use crate::counters::Counters;
@@ -90,6 +94,8 @@ pub struct Recovered {
     pub machine: Coordinator,
     /// The data that each participant had at the first contact.
     pub incarnations: BTreeMap<ParticipantName, String>,
+    /// What that data must still hold.
+    pub witnesses: Witnesses,
 }
 
 /// A link, as the driver uses it.
@@ -122,8 +128,9 @@ pub struct Driver {
     /// Participants, in the configuration's order.
     participants: Vec<ParticipantName>,
     /// Participants whose data is replaced on purpose.
-    accepted: BTreeMap<ParticipantName, String>,
+    accepted: BTreeMap<ParticipantName, Accepted>,
     incarnations: BTreeMap<ParticipantName, String>,
+    witnesses: Witnesses,
     links: BTreeMap<ParticipantName, Link>,
     contexts: BTreeMap<Gtrid, Context>,
     bytes_in_flight: usize,
@@ -162,8 +169,8 @@ pub struct Parts<L> {
     pub counters: Arc<Counters>,
     /// Participants, in the configuration's order.
     pub participants: Vec<ParticipantName>,
-    /// Incarnations that the configuration accepts instead of the known ones.
-    pub accepted: BTreeMap<ParticipantName, String>,
+    /// What the configuration accepts of their data.
+    pub accepted: BTreeMap<ParticipantName, Accepted>,
     /// The machine.
     pub surroundings: Arc<dyn Surroundings>,
 }
@@ -187,6 +194,7 @@ impl Driver {
             participants: parts.participants,
             accepted: parts.accepted,
             incarnations: parts.recovered.incarnations,
+            witnesses: parts.recovered.witnesses,
             links: BTreeMap::new(),
             contexts: BTreeMap::new(),
             bytes_in_flight: 0,
@@ -287,6 +295,7 @@ impl Driver {
     /// behind the position that they must wait for.
     fn take(&mut self, step: CoordinatorStep) {
         for record in step.append {
+            self.witnesses.note(&record);
             if record.is_forced() {
                 self.appended += 1;
                 self.pending_forced = true;
@@ -389,15 +398,22 @@ impl Driver {
                 answer,
             } => self.inquire(from, branch, answer),
             Call::Resolve { resolve, answer } => self.resolve(resolve, answer),
+            Call::Witnesses {
+                participant,
+                answer,
+            } => {
+                let _ = answer.send(self.witnesses.of(&participant));
+                Ok(())
+            }
             Call::LinkUp {
                 participant,
-                incarnation,
+                data,
                 generation,
                 sender,
                 answer,
             } => {
                 let link = Link::new(generation, sender);
-                self.link_up(participant, incarnation, link, answer)
+                self.link_up(participant, data, link, answer)
             }
             Call::LinkDown {
                 participant,
@@ -464,30 +480,13 @@ impl Driver {
     fn link_up(
         &mut self,
         participant: ParticipantName,
-        incarnation: String,
+        data: Data,
         link: Link,
         answer: oneshot::Sender<Result<(), Reason>>,
     ) -> Result<(), DriverError> {
-        let known = self.incarnations.get(&participant);
-        let accepted = self.accepted.get(&participant) == Some(&incarnation);
-        if let Some(known) = known.filter(|known| **known != incarnation && !accepted) {
-            let text = format!(
-                "participant {participant} has other data than before ({incarnation}, was \
-                 {known}): a restored backup, another server or a new ledger schema. If that is \
-                 on purpose, set incarnation = \"{incarnation}\" for it in the coordinator's \
-                 configuration"
-            );
-            let _ = answer.send(Err(Reason::new(code::INCARNATION_CHANGED, text)));
+        if let Err(reason) = self.recognize(&participant, data) {
+            let _ = answer.send(Err(reason));
             return Ok(());
-        }
-        if known != Some(&incarnation) {
-            // Beside the machine's own records: nothing waits for it.
-            let record = Record::Incarnation {
-                participant: participant.clone(),
-                incarnation: incarnation.clone(),
-            };
-            self.pending.push(record);
-            self.incarnations.insert(participant.clone(), incarnation);
         }
         if self.links.insert(participant.clone(), link).is_some() {
             self.input(Input::LinkDown {

@@ -9,7 +9,7 @@ use concord_core::record::Record;
 use concord_daemon::crash::{CrashPoint, reach};
 use thiserror::Error;
 
-use crate::driver::Recovered;
+use crate::driver::{Recovered, Witnesses};
 use crate::gateway::placement::{Placement, PlacementError};
 use crate::log::{DecisionLog, LogError};
 
@@ -53,16 +53,19 @@ pub fn start(
 ) -> Result<Start, RecoveryError> {
     let mut machine = Coordinator::new();
     let mut incarnations = BTreeMap::new();
+    let mut witnesses = Witnesses::default();
     let mut placement = None;
     reach(CrashPoint::CoordinatorReplayBefore);
     let records = log.replay()?;
     let is_new = records.is_empty();
     for record in records {
         machine.apply(&record)?;
+        witnesses.note(&record);
         match record {
             Record::Incarnation {
                 participant,
                 incarnation,
+                ..
             } => {
                 incarnations.insert(participant, incarnation);
             }
@@ -78,6 +81,7 @@ pub fn start(
         // was lost, its decisions are unknown, and not aborts.
         let horizon = Record::Horizon(Gtrid::lowest_at(now_ms));
         machine.apply(&horizon)?;
+        witnesses.note(&horizon);
         first.push(horizon);
     }
     let slots = placement.unwrap_or_else(|| {
@@ -103,6 +107,7 @@ pub fn start(
     let recovered = Recovered {
         machine,
         incarnations,
+        witnesses,
     };
     Ok(Start {
         recovered,

@@ -232,6 +232,13 @@ pub trait ResourceManager: Send + Sync + 'static {
     /// Lists the prepared branches.
     fn recover(&self) -> impl Future<Output = Result<Recovered, Reason>> + Send;
 
+    /// Of branches that are known to have committed here, those that are not committed any more,
+    /// and not prepared either: the data is older than it was.
+    fn lost(
+        &self,
+        branches: &[BranchId],
+    ) -> impl Future<Output = Result<Vec<BranchId>, Reason>> + Send;
+
     /// Runs one SELECT outside any branch, in a read-only transaction.
     fn query(
         &self,

@@ -201,8 +201,15 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
 
     async fn get_status(
         &self,
-        _: Request<v1::GetStatusRequest>,
+        request: Request<v1::GetStatusRequest>,
     ) -> Answered<v1::GetStatusResponse> {
+        let witnesses = door::get_status(request.into_inner())?;
+        let lost = if witnesses.is_empty() {
+            Vec::new()
+        } else {
+            let lost = self.rm.lost(&witnesses).await;
+            lost.map_err(|reason| self.server_says(&reason))?
+        };
         let health = self.rm.health().borrow().clone();
         let summary = self.handle.summary().await.unwrap_or_default();
         let damage = if health.reachable {
@@ -224,6 +231,11 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
             max_connections: connections.max,
             damage,
             pid: std::process::id(),
+            missing_witness: lost.into_iter().max().map(|branch| v1::BranchRef {
+                gtrid: branch.gtrid.0.to_vec(),
+                bqual: branch.bqual.0,
+                epoch: 0,
+            }),
         }))
     }
 

@@ -154,7 +154,7 @@ impl World {
         }
         let status = self
             .participant()
-            .get_status(v1::GetStatusRequest {})
+            .get_status(v1::GetStatusRequest::default())
             .await?
             .into_inner();
         let (open, max) = (status.connections, status.max_connections);

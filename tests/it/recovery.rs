@@ -305,3 +305,33 @@ fn a_server_that_is_back_is_found_at_once() -> anyhow::Result<()> {
         rig.linked().await
     })
 }
+
+/// A branch that only read, in a transaction in which reading counts (SERIALIZABLE), is finished
+/// from another connection than it ran on. A server may forget a prepared branch without changes;
+/// ours has its ledger row.
+#[test]
+fn a_branch_that_only_read_ends_from_another_connection() -> anyhow::Result<()> {
+    on_every_server(2, async |rig| {
+        let lock = rig.lock(2, 1).await?;
+        let tx = rig
+            .client()?
+            .one_shot()
+            .isolation(v1::Isolation::Serializable)
+            .on("p1", "SELECT n FROM shop.t WHERE id = 1")
+            .on("p2", "UPDATE shop.t SET n = n + 1 WHERE id = 1");
+        let running = tokio::spawn(tx.timeout(PATIENCE).send());
+        let gtrid = rig.voted("p1").await?.gtrid;
+        rig.kill9("p1")?;
+        unlock(lock).await?;
+        rig.reaches(&gtrid, State::Committing).await?;
+        rig.up().await?;
+        let outcome = running.await?;
+        ensure!(outcome.is_committed(), "{outcome:?}");
+        rig.drained().await?;
+        let held = (rig.n(1, 1).await?, rig.n(2, 1).await?);
+        ensure!(held == (START, START + 1), "{held:?}");
+        let damage = rig.status(1).await?.damage;
+        ensure!(damage.is_empty(), "{damage:?}");
+        Ok(())
+    })
+}

@@ -209,7 +209,7 @@ impl Rig {
     pub async fn status(&self, n: u16) -> anyhow::Result<v1::GetStatusResponse> {
         Ok(self
             .participant(n)?
-            .get_status(v1::GetStatusRequest {})
+            .get_status(v1::GetStatusRequest::default())
             .await?
             .into_inner())
     }

@@ -295,7 +295,7 @@ async fn damage(stage: &Stage) -> anyhow::Result<Vec<String>> {
         let url = format!("http://{}", stage.cluster.participant_address(n));
         let mut participant = v1::participant_client::ParticipantClient::connect(url).await?;
         let status = participant
-            .get_status(v1::GetStatusRequest {})
+            .get_status(v1::GetStatusRequest::default())
             .await?
             .into_inner();
         let damage = status.damage.iter();

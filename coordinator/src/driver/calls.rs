@@ -13,6 +13,7 @@ use concord_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::data::Data;
 use crate::engine::OneShot;
 
 /// What a client's transaction came to.
@@ -145,10 +146,15 @@ pub enum Call {
         resolve: Resolve,
         answer: oneshot::Sender<Ordered>,
     },
-    /// A link is up, to data of this incarnation.
+    /// What must a participant's data hold?
+    Witnesses {
+        participant: ParticipantName,
+        answer: oneshot::Sender<Vec<BranchId>>,
+    },
+    /// A link is up, to this data.
     LinkUp {
         participant: ParticipantName,
-        incarnation: String,
+        data: Data,
         generation: u64,
         sender: mpsc::UnboundedSender<Outbound>,
         answer: oneshot::Sender<Result<(), Reason>>,

@@ -16,8 +16,8 @@
 //! ```
 //!
 //! `meta` maps a name to a sealed body: `format` u32, `cluster` text, `epoch` u64, `horizon` 16
-//! bytes, `placement` count u16 ‖ count × text, `incarnation/<participant>` text, and `sums`
-//! (see [`Sums`]).
+//! bytes, `placement` count u16 ‖ count × text, `incarnation/<participant>` text ‖ 16
+//! bytes, and `sums` (see [`Sums`]).
 //!
 //! A sealed body is `version u8 ‖ body ‖ crc32 u32`, the CRC over key, version and body, so that a
 //! body under the wrong key is garbage too. All integers are big-endian. Reading is strict: an
@@ -355,8 +355,10 @@ pub fn encode_meta(record: &Record) -> Option<(String, Vec<u8>)> {
         Record::Incarnation {
             participant,
             incarnation,
+            after,
         } => {
             put_text(&mut body, incarnation);
+            body.extend_from_slice(&after.0);
             format!("{}{participant}", name::INCARNATION)
         }
         Record::Decision { .. }
@@ -387,6 +389,7 @@ pub fn decode_meta(name: &str, sealed: &[u8]) -> Result<Option<Record>, Garbage>
             Some(participant) if !participant.is_empty() => Record::Incarnation {
                 participant: ParticipantName::new(participant),
                 incarnation: reader.text("incarnation")?.to_owned(),
+                after: Gtrid(reader.array("after")?),
             },
             _ => return Err(Garbage::Illegal("name")),
         },

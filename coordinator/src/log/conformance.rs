@@ -74,10 +74,12 @@ pub fn one_of_each() -> Vec<Record> {
         Record::Incarnation {
             participant: name("p1"),
             incarnation: "uuid-1/a".to_owned(),
+            after: Gtrid::MIN,
         },
         Record::Incarnation {
             participant: name("p2"),
             incarnation: String::new(),
+            after: gtrid(1),
         },
         Record::Horizon(gtrid(0)),
         decision(1),
@@ -158,6 +160,7 @@ fn replaced<L: DecisionLog>(mut log: L, reopen: Reopen<'_, L>) {
     let incarnation = |id: &str| Record::Incarnation {
         participant: name("p1"),
         incarnation: id.to_owned(),
+        after: Gtrid::MIN,
     };
     log.append(&[
         placement(&["p1"]),

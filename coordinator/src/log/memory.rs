@@ -23,7 +23,7 @@ enum Place {
 pub struct MemoryLog {
     epoch: Option<Epoch>,
     placement: Option<Vec<ParticipantName>>,
-    incarnations: BTreeMap<ParticipantName, String>,
+    incarnations: BTreeMap<ParticipantName, (String, Gtrid)>,
     horizon: Option<Gtrid>,
     transactions: BTreeMap<(Gtrid, Place), Record>,
     /// What the next append deletes, and where it moves the horizon.
@@ -62,9 +62,10 @@ impl MemoryLog {
             Record::Incarnation {
                 participant,
                 incarnation,
+                after,
             } => {
                 self.incarnations
-                    .insert(participant.clone(), incarnation.clone());
+                    .insert(participant.clone(), (incarnation.clone(), *after));
                 return;
             }
             Record::Decision { gtrid, .. } => (*gtrid, Place::Decision),
@@ -131,11 +132,12 @@ impl DecisionLog for MemoryLog {
             .map(Record::Placement)
             .into_iter()
             .for_each(&mut *each);
-        for (participant, incarnation) in &self.incarnations {
+        for (participant, (incarnation, after)) in &self.incarnations {
             let (participant, incarnation) = (participant.clone(), incarnation.clone());
             each(Record::Incarnation {
                 participant,
                 incarnation,
+                after: *after,
             });
         }
         self.horizon

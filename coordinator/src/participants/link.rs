@@ -12,6 +12,7 @@ use concord_core::message::{Finish, FromParticipant, Vote};
 use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::convert::link::{Reply, reply};
+use concord_proto::convert::work::branch_ref;
 use concord_proto::v1;
 use concord_proto::v1::link_command::Command;
 use tokio::sync::{mpsc, oneshot};
@@ -20,7 +21,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
 use super::{CONNECT_TIMEOUT, Peer, reason_of};
-use crate::driver::{Call, Outbound};
+use crate::driver::{Call, Data, Outbound};
 use crate::surroundings::Surroundings;
 
 /// First wait before connecting again.
@@ -98,10 +99,6 @@ async fn one_link(
     driver: &mpsc::Sender<Call>,
     was_up: &mut bool,
 ) -> Reason {
-    let incarnation = match incarnation(peer, expected).await {
-        Ok(incarnation) => incarnation,
-        Err(reason) => return reason,
-    };
     let (frames, outbound) = mpsc::unbounded_channel();
     let stream = UnboundedReceiverStream::new(outbound);
     let inbound = match timeout(CONNECT_TIMEOUT, peer.client().link(stream)).await {
@@ -109,24 +106,30 @@ async fn one_link(
         Ok(Err(status)) => return reason_of(&peer.name, &status),
         Ok(Ok(response)) => response.into_inner(),
     };
+    // After the link is there: should other data, and another process, come in between, then the
+    // link is lost with the process before it.
+    let data = match data(peer, expected, driver).await {
+        Ok(data) => data,
+        Err(reason) => return reason,
+    };
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
     let (sender, commands) = mpsc::unbounded_channel();
     let (answer, accepted) = oneshot::channel();
     let participant = peer.name.clone();
     let up = Call::LinkUp {
         participant: participant.clone(),
-        incarnation,
+        data,
         generation,
         sender,
         answer,
     };
     if driver.send(up).await.is_err() {
-        return Reason::new(code::SHUTTING_DOWN, "the driver has ended");
+        return driver_ended();
     }
     match accepted.await {
         Ok(Ok(())) => {}
         Ok(Err(reason)) => return reason,
-        Err(_) => return Reason::new(code::SHUTTING_DOWN, "the driver has ended"),
+        Err(_) => return driver_ended(),
     }
     *was_up = true;
     tracing::info!(participant = %peer.name, address = peer.address, "link up");
@@ -151,10 +154,31 @@ async fn one_link(
     reason
 }
 
-/// Whose data is there, when it is a participant that we want to have a link with.
-async fn incarnation(peer: &Arc<Peer>, expected: &Expected) -> Result<String, Reason> {
+fn driver_ended() -> Reason {
+    Reason::new(code::SHUTTING_DOWN, "the driver has ended")
+}
+
+/// What data is there, when it is a participant that we want to have a link with.
+async fn data(
+    peer: &Arc<Peer>,
+    expected: &Expected,
+    driver: &mpsc::Sender<Call>,
+) -> Result<Data, Reason> {
+    let (answer, witnesses) = oneshot::channel();
+    let participant = peer.name.clone();
+    let ask = Call::Witnesses {
+        participant,
+        answer,
+    };
+    driver.send(ask).await.map_err(|_| driver_ended())?;
+    let witnesses = witnesses.await.map_err(|_| driver_ended())?;
     let mut client = peer.client();
-    let asked = client.get_status(v1::GetStatusRequest {});
+    let asked = client.get_status(v1::GetStatusRequest {
+        witnesses: witnesses
+            .iter()
+            .map(|branch| branch_ref(*branch, expected.epoch))
+            .collect(),
+    });
     let status = match timeout(CONNECT_TIMEOUT, asked).await {
         Err(_) => return Err(late("its status")),
         Ok(Err(status)) => return Err(reason_of(&peer.name, &status)),
@@ -163,16 +187,24 @@ async fn incarnation(peer: &Arc<Peer>, expected: &Expected) -> Result<String, Re
     if let Some(reason) = mismatch(peer, expected, &status) {
         return Err(reason);
     }
-    let incarnation = status.incarnation.clone();
+    let data = Data {
+        incarnation: status.incarnation.clone(),
+        missing: status.missing_witness.as_ref().and_then(|missing| {
+            let named = |branch: &&BranchId| {
+                *missing.gtrid == branch.gtrid.0 && missing.bqual == branch.bqual.0
+            };
+            witnesses.iter().find(named).copied()
+        }),
+    };
     peer.note(|health| health.status = Some(status));
-    if incarnation.is_empty() {
+    if data.incarnation.is_empty() {
         let text = format!(
             "participant {} has not seen its MySQL server yet",
             peer.name
         );
         return Err(Reason::new(code::SERVER_DOWN, text));
     }
-    Ok(incarnation)
+    Ok(data)
 }
 
 fn late(what: &str) -> Reason {
@@ -347,8 +379,7 @@ impl Pump {
             results,
             failed_statement,
         };
-        let gone = || Reason::new(code::SHUTTING_DOWN, "the driver has ended");
-        self.driver.send(call).await.map_err(|_| gone())
+        self.driver.send(call).await.map_err(|_| driver_ended())
     }
 
     /// Asks how the participant is, without holding up the link.
@@ -358,7 +389,7 @@ impl Pump {
         peer.note(|health| health.outstanding = outstanding);
         tokio::spawn(async move {
             let mut client = peer.client();
-            let status = client.get_status(v1::GetStatusRequest {});
+            let status = client.get_status(v1::GetStatusRequest::default());
             if let Ok(Ok(status)) = timeout(CONNECT_TIMEOUT, status).await {
                 peer.note(|health| health.status = Some(status.into_inner()));
             }

@@ -140,6 +140,10 @@ impl ResourceManager for Scripted {
         })
     }
 
+    async fn lost(&self, _: &[BranchId]) -> Result<Vec<BranchId>, Reason> {
+        Err(down())
+    }
+
     async fn query(&self, _: &Statement, _: Duration) -> Result<v1::StatementResult, Reason> {
         Err(down())
     }

@@ -161,6 +161,7 @@ suite! {
     second_phase::a_tombstone_stops_a_late_prepare,
     second_phase::a_tombstone_tells_of_a_commit,
     second_phase::a_living_branch_has_no_tombstone,
+    second_phase::only_what_is_neither_committed_nor_prepared_is_lost,
     second_phase::a_branch_attached_elsewhere_is_not_taken_for_committed,
     second_phase::a_branch_of_a_lost_connection_commits,
     second_phase::a_commit_waits_for_a_backup,

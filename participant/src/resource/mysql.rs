@@ -20,6 +20,7 @@ use self::branches::Branches;
 use self::pool::{CONTROL_CONNECTIONS, Class, Pool};
 use self::preflight::Facts;
 use self::sql::Judge;
+use self::witness::Witnesses;
 use self::xa::Xids;
 use super::{
     Connections, Durable, Finished, Health, LedgerEntry, OnePhase, Prepared, Recovered,
@@ -46,6 +47,7 @@ pub mod rows;
 mod script;
 pub mod sql;
 mod unfinished;
+mod witness;
 mod work;
 pub mod xa;
 
@@ -71,6 +73,8 @@ pub struct MySql {
     /// Below it the ledger has rows with request ids only. They are many and stay for long, so
     /// that nobody reads over them twice.
     pruned: Mutex<Gtrid>,
+    /// The last commits.
+    witnesses: Witnesses,
     /// The data that this process began to work with.
     incarnation: OnceLock<String>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -89,6 +93,7 @@ impl MySql {
             checking: tokio::sync::Mutex::default(),
             health: watch::Sender::new(Health::default()),
             pruned: Mutex::new(Gtrid::MIN),
+            witnesses: Witnesses::default(),
             incarnation: OnceLock::new(),
             tasks: Mutex::default(),
             pool,
@@ -185,7 +190,11 @@ impl ResourceManager for MySql {
     }
 
     async fn commit(&self, branch: BranchId) -> Finished {
-        self.commit_prepared(branch).await
+        let finished = self.commit_prepared(branch).await;
+        if let Finished::Done = finished {
+            self.witnesses.note(branch);
+        }
+        finished
     }
 
     async fn rollback(&self, branch: BranchId) -> Finished {
@@ -210,6 +219,10 @@ impl ResourceManager for MySql {
 
     async fn recover(&self) -> Result<Recovered, Reason> {
         self.list_prepared().await
+    }
+
+    async fn lost(&self, branches: &[BranchId]) -> Result<Vec<BranchId>, Reason> {
+        self.lost_branches(branches).await
     }
 
     async fn query(

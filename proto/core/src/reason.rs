@@ -173,6 +173,8 @@ codes! {
     READ_ONLY_SERVER => Unavailable,
     /// The data behind the participant is not the data that the cluster knows.
     INCARNATION_CHANGED => Unavailable,
+    /// The data behind the participant is older than it was: it lacks a committed branch.
+    DATA_LOST => Unavailable,
     /// The coordinator stops, or is not ready yet.
     SHUTTING_DOWN => Unavailable,
     /// The branch is attached to another connection of its server.

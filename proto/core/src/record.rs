@@ -73,6 +73,9 @@ pub enum Record {
         participant: ParticipantName,
         /// `server_uuid` or `server_uid`, and the id in the ledger schema.
         incarnation: String,
+        /// Transactions up to this one were made with other data, or an operator accepted that
+        /// this data lacks some of them.
+        after: Gtrid,
     },
 }
 

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use concord_core::id::{BranchId, Epoch, Gtrid};
-use concord_core::limits::{INTERACTIVE_TIMEOUT_DEFAULT_MS, LINK_BATCH_MAX};
+use concord_core::limits::{INTERACTIVE_TIMEOUT_DEFAULT_MS, LINK_BATCH_MAX, WITNESSES_MAX};
 
 use super::Page;
 use super::common::{isolation, timeout, timeout_up_to, unknown_number};
 use super::text::words;
 use super::violations::{At, Violations};
-use super::work::{branch, statement, work};
+use super::work::{branch, branch_at, statement, work};
 use crate::model::{Isolation, Statement, Work};
 use crate::v1;
 
@@ -230,6 +230,26 @@ pub fn list_branches(raw: &v1::ListBranchesRequest) -> Result<Page, Violations> 
     let mut v = Violations::default();
     let page = Page::check(&mut v, BRANCHES, raw.page_size, &raw.page_token);
     v.finish(|| page)
+}
+
+/// Checks a GetStatus: the witnesses.
+pub fn get_status(raw: v1::GetStatusRequest) -> Result<Vec<BranchId>, Violations> {
+    let at = At::root("witnesses");
+    if raw.witnesses.len() > WITNESSES_MAX {
+        let count = raw.witnesses.len();
+        let text = format!("must be at most {WITNESSES_MAX}, and are {count}");
+        return Err(Violations::one(&at, text));
+    }
+    let mut v = Violations::default();
+    let mut branches = Some(Vec::with_capacity(raw.witnesses.len()));
+    for (index, raw) in raw.witnesses.into_iter().enumerate() {
+        let branch = branch_at(&mut v, &at.index(index), Some(raw));
+        branches = branches.zip(branch).map(|(mut all, (branch, _))| {
+            all.push(branch);
+            all
+        });
+    }
+    v.finish(|| branches)
 }
 
 /// Checks an AcknowledgeDamage: the number of the report.

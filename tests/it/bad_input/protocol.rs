@@ -137,7 +137,7 @@ pub async fn fields_of_a_participant(world: &World) -> anyhow::Result<()> {
     let mut r = Refusals::default();
     let mut p = world.participant();
     let epoch = p
-        .get_status(v1::GetStatusRequest {})
+        .get_status(v1::GetStatusRequest::default())
         .await?
         .into_inner()
         .epoch;

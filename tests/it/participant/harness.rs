@@ -161,7 +161,7 @@ impl Daemon {
         let status = self
             .client
             .clone()
-            .get_status(v1::GetStatusRequest {})
+            .get_status(v1::GetStatusRequest::default())
             .await;
         status.expect("a status").into_inner()
     }

@@ -42,7 +42,7 @@ pub enum Action {
     /// A server is writable, safe, and without a backup's lock.
     MendServer(usize),
     /// An operator accepts the data of a server, and restarts the coordinator with it.
-    Accept(usize, String),
+    Accept(usize, Option<String>),
     /// A backup of every server is taken.
     BackUp,
     /// An operator looks for a branch in doubt at a server, for so many times.
@@ -111,7 +111,10 @@ impl World {
             }
             Action::Accept(index, incarnation) => {
                 self.note(format_args!("the data of server {} is accepted", index + 1));
-                self.accepted[index] = Some(incarnation);
+                match incarnation {
+                    Some(incarnation) => self.accepted[index].incarnation = Some(incarnation),
+                    None => self.accepted[index].without = self.judge.newest(),
+                }
                 self.shared.judge.accepted(index);
                 self.kill(COORDINATOR, false);
                 self.later(20_000, Action::StartCoordinator);
@@ -195,7 +198,7 @@ impl World {
             | Fault::Unsafe(_)
             | Fault::Foreign(_)
             | Fault::Dba(_)
-            | Fault::Restore(_) => self.hurt_server(&planned.fault, for_us),
+            | Fault::Restore { .. } => self.hurt_server(&planned.fault, for_us),
         };
         // One that is counted where it strikes is not counted here.
         if happened && !matches!(planned.fault, Fault::Torn { .. } | Fault::Order { .. }) {
@@ -351,7 +354,7 @@ impl World {
                 self.foreign.push((*index, name));
             }
             Fault::Dba(index) => return self.dba(*index),
-            Fault::Restore(index) => self.restore(*index),
+            Fault::Restore { server, same } => return self.restore(*server, *same),
             _ => return false,
         }
         true
@@ -375,20 +378,29 @@ impl World {
     }
 
     /// The server, its participant and its data: all of them are what they were at the last
-    /// backup, under a new identity.
-    fn restore(&mut self, index: usize) {
+    /// backup, under the same identity or a new one.
+    fn restore(&mut self, index: usize, same: bool) -> bool {
+        // A backup has the identity of its time: before the last restore, or after it.
+        if same && self.judge.is_restored(index) {
+            return false;
+        }
         self.servers[index].crash();
         if self.hosts[Self::participant(index)].is_running() {
             self.kill(Self::participant(index), false);
         }
-        let incarnation = format!("uuid-{}/{}", index + 1, self.next_action + 2);
-        self.servers[index].restore(&self.backups[index].clone(), &incarnation);
+        let incarnation = (!same).then(|| format!("uuid-{}/{}", index + 1, self.next_action + 2));
+        self.servers[index].restore(&self.backups[index].clone(), incarnation.as_deref());
         self.foreign.retain(|(server, _)| *server != index);
-        self.judge.restored(index);
+        if same {
+            self.judge.went_back(index, &self.servers[index]);
+        } else {
+            self.judge.restored(index);
+        }
         self.later(100_000, Action::StartServer(index));
         self.later(200_000, Action::StartParticipant(index));
         let after = self.chance.between(ACCEPT_US);
         self.later(after, Action::Accept(index, incarnation));
+        true
     }
 
     /// Everything is mended at once, and no fault begins any more.

@@ -40,6 +40,8 @@ struct Known {
     /// Servers whose data the log knows. A coordinator that dies before it wrote that down has
     /// decided nothing with that data either: both are written in one batch.
     met: BTreeSet<usize>,
+    /// Transactions whose End is durable, in the order of time.
+    ended: Vec<Gtrid>,
 }
 
 /// Gathers and judges. Clones are the same judge.
@@ -137,9 +139,15 @@ impl Judge {
 
     /// The data of a server was replaced by older data.
     pub fn restored(&self, place: usize) {
+        let shows = self.lock().met.contains(&place);
+        self.replaced(place, shows);
+    }
+
+    /// `shows`: the coordinator must see it.
+    fn replaced(&self, place: usize, shows: bool) {
         let mut known = self.lock();
         known.restored.insert(place);
-        if known.met.contains(&place) {
+        if shows {
             known.unaccepted.insert(place);
         }
         let hurt: Vec<Gtrid> = known
@@ -153,6 +161,51 @@ impl Judge {
                 facts.interfered = true;
             }
         }
+    }
+
+    /// The End of a transaction is durable.
+    pub fn ended(&self, gtrid: Gtrid) {
+        let mut known = self.lock();
+        if !known.ended.contains(&gtrid) {
+            known.ended.push(gtrid);
+        }
+    }
+
+    /// The data of a server was replaced by older data that cannot be told from it, except by what
+    /// it lacks: nobody may work with it when that shows, whatever a coordinator remembers. One
+    /// that runs knows the last commits, one that recovers those of the highest numbers.
+    pub fn went_back(&self, place: usize, server: &Server) {
+        let known = self.lock();
+        let lacks = |branch: BranchId| {
+            let there = server.entry(branch) == LedgerEntry::Committed;
+            !there && !server.prepared().contains(&branch)
+        };
+        let committed = |gtrid: &Gtrid| {
+            let facts = known.facts.get(gtrid)?;
+            let bound = facts.durable && !facts.one_phase && !facts.interfered && !facts.forgotten;
+            let (branch, _) = known
+                .places
+                .range(
+                    BranchId {
+                        gtrid: *gtrid,
+                        bqual: Bqual(0),
+                    }..,
+                )
+                .take_while(|(branch, _)| branch.gtrid == *gtrid)
+                .find(|(_, at)| **at == place)?;
+            let left = facts.branches.get(&branch.bqual)?.left;
+            (bound && !left).then_some(*branch)
+        };
+        let all: Vec<BranchId> = known.ended.iter().filter_map(committed).collect();
+        let shows = all.last().is_some_and(|branch| lacks(*branch))
+            && all.iter().max().is_some_and(|branch| lacks(*branch));
+        drop(known);
+        self.replaced(place, shows);
+    }
+
+    /// The newest transaction.
+    pub fn newest(&self) -> Option<Gtrid> {
+        self.lock().facts.keys().next_back().copied()
     }
 
     /// The log knows the data of a server.

@@ -113,10 +113,9 @@ impl Watch {
         {
             self.judge.met(*place);
         }
-        let (Some(kind), Some(gtrid)) = (kind(record), record.gtrid()) else {
-            return;
-        };
-        promised.decided.insert(gtrid, kind);
+        if let (Some(kind), Some(gtrid)) = (kind(record), record.gtrid()) {
+            promised.decided.insert(gtrid, kind);
+        }
         drop(promised);
         match record {
             Record::Decision {
@@ -127,6 +126,7 @@ impl Watch {
                     facts.branches.entry(*bqual).or_default();
                 }
             }),
+            Record::End { gtrid, .. } => self.judge.ended(*gtrid),
             Record::OnePhase { gtrid, bqual, .. } => self.judge.learn(*gtrid, |facts| {
                 facts.durable = true;
                 facts.one_phase = true;

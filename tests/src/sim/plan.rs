@@ -98,7 +98,12 @@ pub enum Fault {
     /// A DBA rolls a prepared branch back.
     Dba(usize),
     /// A server's data is replaced by a backup.
-    Restore(usize),
+    Restore {
+        /// Of which server.
+        server: usize,
+        /// Under the same identity, as a snapshot of its folder is.
+        same: bool,
+    },
     /// The coordinator's wall clock jumps.
     ClockJump {
         /// By so many milliseconds.
@@ -152,7 +157,8 @@ impl Fault {
             Self::Unsafe(_) => "unsafe setting",
             Self::Foreign(_) => "foreign branch",
             Self::Dba(_) => "rolled back by hand",
-            Self::Restore(_) => "data restored",
+            Self::Restore { same: false, .. } => "data restored",
+            Self::Restore { same: true, .. } => "data went back",
             Self::ClockJump { .. } => "clock jump",
             Self::ClientGone => "client gone",
             Self::Order { .. } => "resolved by an operator",
@@ -189,6 +195,7 @@ pub const KINDS: &[&str] = &[
     "foreign branch",
     "rolled back by hand",
     "data restored",
+    "data went back",
     "clock jump",
     "client gone",
     "resolved by an operator",
@@ -381,8 +388,11 @@ fn draw(chance: &mut Chance, servers: usize) -> Fault {
         87..89 => Fault::Unsafe(server),
         89..91 => Fault::Foreign(server),
         91..94 => Fault::Dba(server),
-        94..95 => Fault::Restore(server),
-        95..98 => Fault::ClockJump {
+        94..96 => Fault::Restore {
+            server,
+            same: chance.permille(500),
+        },
+        96..98 => Fault::ClockJump {
             by_ms: *chance.pick(&[-3_600_000, -5_000, 700, 86_400_000]),
         },
         98 => Fault::ClientGone,

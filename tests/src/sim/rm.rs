@@ -203,6 +203,16 @@ impl ResourceManager for SimRm {
         entry
     }
 
+    async fn lost(&self, branches: &[BranchId]) -> Result<Vec<BranchId>, Reason> {
+        let Some(first) = branches.first() else {
+            return Ok(Vec::new());
+        };
+        self.way("ledger", *first).await;
+        let lost = self.memory.lost(branches).await;
+        self.way("ledger", *first).await;
+        lost
+    }
+
     async fn tombstone(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
         self.way("tombstone", branch).await;
         let entry = self.memory.tombstone(branch).await;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use concord_coordinator::app::{App, Ground};
 use concord_coordinator::config::{Config, ParticipantConfig, Retention};
+use concord_coordinator::driver::Accepted;
 use concord_coordinator::log::EmbeddedLog;
 use concord_coordinator::participants::{MESSAGE_BYTES_MAX, Participants, tuned};
 use concord_coordinator::surroundings::Surroundings;
@@ -141,8 +142,8 @@ pub struct World {
     pub(super) shared: client::Shared,
     pub(super) watch: Watch,
     pub(super) skew_ms: Arc<AtomicI64>,
-    /// Incarnations that the operator accepted.
-    pub(super) accepted: Vec<Option<String>>,
+    /// What the operator accepted of each server's data.
+    pub(super) accepted: Vec<Accepted>,
     pub(super) backups: Vec<Backup>,
     pub(super) chance: Chance,
     /// What is to happen, by time.
@@ -203,7 +204,7 @@ impl World {
             disk,
             hosts: (0..3 + count).map(|_| Host::default()).collect(),
             doomed: Processes::new(&servers),
-            accepted: vec![None; count],
+            accepted: vec![Accepted::default(); count],
             backups,
             servers,
             proxies,
@@ -298,7 +299,8 @@ impl World {
             ParticipantConfig {
                 address: format!("http://{name}"),
                 name,
-                incarnation: accepted.clone(),
+                incarnation: accepted.incarnation.clone(),
+                accept_without: accepted.without.map(|gtrid| gtrid.to_string()),
             }
         });
         Config {

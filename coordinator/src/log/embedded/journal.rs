@@ -239,7 +239,7 @@ pub fn read(
                 ReadError::Gap {
                     commit,
                     missing: readable + 1,
-                    later: position.frames + 1,
+                    later: position.frames.saturating_add(1),
                 }
             });
         }

@@ -220,3 +220,26 @@ pub(super) async fn a_commit_whose_answer_is_lost_is_in_the_ledger<H: Harness>(h
     }
     Ok(())
 }
+
+pub(super) async fn only_what_is_neither_committed_nor_prepared_is_lost<H: Harness>(
+    h: &H,
+) -> Verdict {
+    let rm = h.open().await;
+    let account = seeded(&*rm, "lost", 100).await?;
+    let committed = prepare(&*rm, vec![take(&account, 1)]).await?;
+    ensure!(
+        rm.commit(committed).await == Finished::Done,
+        "not committed"
+    );
+    let prepared = prepare(&*rm, vec![take(&account, 1)]).await?;
+    let (never, aborted) = (branch(), branch());
+    ok(rm.tombstone(aborted).await)?;
+    ensure!(ok(rm.lost(&[]).await)?.is_empty(), "lost of nothing");
+    let asked = [committed, never, prepared, aborted];
+    let lost = ok(rm.lost(&asked).await)?;
+    ensure!(lost == [never, aborted], "{lost:?} of {asked:?}");
+    ensure!(rm.commit(prepared).await == Finished::Done, "not committed");
+    let lost = ok(rm.lost(&asked).await)?;
+    ensure!(lost == [never, aborted], "{lost:?} of {asked:?}");
+    Ok(())
+}

@@ -199,6 +199,17 @@ impl ResourceManager for Memory {
         self.server.up_change(|state| Ok(state.ledger(branch)))
     }
 
+    async fn lost(&self, branches: &[BranchId]) -> Result<Vec<BranchId>, Reason> {
+        self.server.up_change(|state| {
+            let prepared = state.recover().ours;
+            let mut lost = branches.to_vec();
+            lost.retain(|branch| {
+                state.ledger(*branch) != LedgerEntry::Committed && !prepared.contains(branch)
+            });
+            Ok(lost)
+        })
+    }
+
     async fn tombstone(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
         self.server.up_change(|state| state.tombstone(branch))
     }

@@ -110,7 +110,6 @@ impl MySql {
                 String::new()
             }
         };
-        conn.release();
         let incarnation = if identity.is_empty() {
             String::new()
         } else {
@@ -127,6 +126,13 @@ impl MySql {
             }
             incarnation
         };
+        if thorough && !incarnation.is_empty() && facts.problems.is_empty() {
+            let missing = self
+                .missing_witness(&mut conn, facts.flavor, deadline)
+                .await;
+            facts.problems.extend(missing.map_err(refused)?);
+        }
+        conn.release();
         Ok((Arc::new(facts), incarnation))
     }
 

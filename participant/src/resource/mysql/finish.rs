@@ -9,7 +9,6 @@ use super::answers::{self, Rows, entry, gtrid, number};
 use super::branches::State;
 use super::error::{self, Failure, VerbFailure, verb_failure, verb_reason};
 use super::pool::{Class, Conn};
-use super::preflight::Flavor;
 use super::{MySql, ledger};
 use crate::resource::{Finished, LedgerEntry, Recovered};
 
@@ -304,10 +303,7 @@ impl MySql {
     }
 
     pub(super) async fn list_prepared(&self) -> Result<Recovered, Reason> {
-        let text = match self.facts().await?.flavor {
-            Flavor::MySql => "XA RECOVER CONVERT XID",
-            Flavor::MariaDb => "XA RECOVER",
-        };
+        let text = self.facts().await?.flavor.recover();
         let rows = self
             .rows(text.into(), "XA RECOVER")
             .await

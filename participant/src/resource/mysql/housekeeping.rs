@@ -107,6 +107,7 @@ impl MySql {
         requests_below: Gtrid,
     ) -> Result<u64, Reason> {
         let mut deleted = 0;
+        self.witnesses.forget_below(below.max(requests_below));
         for _ in 0..PRUNE_BATCHES_MAX {
             let rows = self
                 .delete_some(ledger::select_expired(requests_below, PRUNE_BATCH))

@@ -157,6 +157,24 @@ pub fn insert_tombstone(branch: BranchId, connection: u64, lock_wait_s: u64) -> 
     sql
 }
 
+/// Keys of the newest committed branches, newest first.
+pub fn select_newest(limit: usize) -> String {
+    format!(
+        "SELECT gtrid,bqual FROM concord.ledger WHERE state={STATE_BRANCH} \
+         ORDER BY gtrid DESC,bqual DESC LIMIT {limit}"
+    )
+}
+
+/// Keys of those of these branches that are committed.
+pub fn select_committed(branches: &[BranchId]) -> String {
+    let keys: Vec<_> = branches.iter().map(|branch| key(*branch)).collect();
+    format!(
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,bqual FROM concord.ledger \
+         WHERE state={STATE_BRANCH} AND ({})",
+        keys.join(" OR ")
+    )
+}
+
 /// The transaction that a request id took effect in.
 pub fn select_request(request: &str) -> String {
     format!(

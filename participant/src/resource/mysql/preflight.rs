@@ -25,6 +25,16 @@ pub enum Flavor {
     MariaDb,
 }
 
+impl Flavor {
+    /// Lists prepared branches, in a form that loses nothing of their ids.
+    pub fn recover(self) -> &'static str {
+        match self {
+            Self::MySql => "XA RECOVER CONVERT XID",
+            Self::MariaDb => "XA RECOVER",
+        }
+    }
+}
+
 /// What is known of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {

@@ -14,8 +14,8 @@ use concord_core::reason::{Reason, code};
 use concord_proto::model::Value;
 use lru::LruCache;
 use sqlparser::ast::{
-    Delete, Expr, Function, FunctionArguments, Insert, OnInsert, Query, Select, SetExpr,
-    Statement as Ast, TableFactor, TableObject, Update, Visit, Visitor,
+    BinaryOperator, DataType, Delete, Expr, Function, FunctionArguments, Insert, OnInsert, Query,
+    Select, SetExpr, Statement as Ast, TableFactor, TableObject, Update, Visit, Visitor,
 };
 use sqlparser::dialect::MySqlDialect;
 use sqlparser::parser::{Parser, ParserError};
@@ -378,6 +378,12 @@ impl Visitor for Checker {
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<String> {
         match expr {
             Expr::Function(function) => check_function(function),
+            Expr::Cast { data_type, .. }
+            | Expr::Convert {
+                data_type: Some(data_type),
+                ..
+            } => check_type(data_type),
+            Expr::BinaryOp { op, .. } => check_operator(op),
             Expr::Lambda(_)
             | Expr::Prior(_)
             | Expr::OuterJoin(_)
@@ -385,6 +391,48 @@ impl Visitor for Checker {
             | Expr::AtTimeZone { .. } => stop("it has an expression that is not allowed"),
             _ => ControlFlow::Continue(()),
         }
+    }
+}
+
+/// A type that the parser does not know may be anything, also a call.
+fn check_type(data_type: &DataType) -> ControlFlow<String> {
+    match data_type {
+        DataType::Custom(name, modifiers) if name.0.len() > 1 || !modifiers.is_empty() => {
+            stop(format!("the type {data_type} is not allowed"))
+        }
+        _ => ControlFlow::Continue(()),
+    }
+}
+
+/// Operators of both servers. The parser knows words of other ones as operators, which here are
+/// names, and with a parenthesis after them calls.
+fn check_operator(op: &BinaryOperator) -> ControlFlow<String> {
+    match op {
+        BinaryOperator::Plus
+        | BinaryOperator::Minus
+        | BinaryOperator::Multiply
+        | BinaryOperator::Divide
+        | BinaryOperator::Modulo
+        | BinaryOperator::MyIntegerDivide
+        | BinaryOperator::StringConcat
+        | BinaryOperator::Gt
+        | BinaryOperator::Lt
+        | BinaryOperator::GtEq
+        | BinaryOperator::LtEq
+        | BinaryOperator::Spaceship
+        | BinaryOperator::Eq
+        | BinaryOperator::NotEq
+        | BinaryOperator::And
+        | BinaryOperator::Or
+        | BinaryOperator::Xor
+        | BinaryOperator::BitwiseOr
+        | BinaryOperator::BitwiseAnd
+        | BinaryOperator::BitwiseXor
+        | BinaryOperator::PGBitwiseShiftLeft
+        | BinaryOperator::PGBitwiseShiftRight
+        | BinaryOperator::Arrow
+        | BinaryOperator::LongArrow => ControlFlow::Continue(()),
+        other => stop(format!("the operator {other} is not allowed")),
     }
 }
 

@@ -122,6 +122,7 @@ impl MySql {
         script.verb(Step::CommitOnePhase, &format!("XA COMMIT {xid} ONE PHASE"));
         let outcome = script.run(&mut conn, deadline).await;
         if let End::Fine = outcome.end {
+            self.witnesses.note(branch);
             conn.release();
             return OnePhase::Committed { results };
         }

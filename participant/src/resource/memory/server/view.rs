@@ -77,9 +77,9 @@ impl Server {
         self.change(|state| Backup(state.clone()))
     }
 
-    /// Brings a backup back under a new identity, as tools that restore do. The server must be
-    /// down, and is started by [`Server::restart`]; what is prepared in the backup is prepared.
-    pub fn restore(&self, backup: &Backup, incarnation: &str) {
+    /// Brings a backup back, under a new identity as tools that restore do, or under its own, as
+    /// a snapshot of the folder has it. The server must be down, and is started by [`Server::restart`]; what is prepared in the backup is prepared.
+    pub fn restore(&self, backup: &Backup, incarnation: Option<&str>) {
         self.change(|state| {
             let (next, kills) = (state.next, state.kills);
             let (past, dead) = (state.past.clone(), state.dead.clone());
@@ -88,7 +88,9 @@ impl Server {
             // What a running server is set to is not in its files.
             (state.backup, state.read_only, state.unsafe_settings) = (false, false, false);
             state.cuts.clear();
-            incarnation.clone_into(&mut state.incarnation);
+            if let Some(incarnation) = incarnation {
+                incarnation.clone_into(&mut state.incarnation);
+            }
             (state.next, state.kills) = (next, kills);
             (state.past, state.dead) = (past, dead);
             state.close_process(None);

@@ -155,6 +155,7 @@ fn the_machine_ignores_what_belongs_to_its_driver() {
     let incarnation = Record::Incarnation {
         participant: p(1),
         incarnation: "x".to_owned(),
+        after: Gtrid::MIN,
     };
     let with = recovered(&[Record::Placement(vec![p(1)]), incarnation]);
     assert_eq!(with, recovered(&[]));
