@@ -401,10 +401,7 @@ impl Driver {
             Call::Witnesses {
                 participant,
                 answer,
-            } => {
-                let _ = answer.send(self.witnesses.of(&participant));
-                Ok(())
-            }
+            } => told(answer, self.witnesses.of(&participant)),
             Call::LinkUp {
                 participant,
                 data,
@@ -432,11 +429,7 @@ impl Driver {
                 reach(points.1);
                 Ok(())
             }
-            Call::Numbers { answer } => {
-                // A caller that left needs no answer.
-                let _ = answer.send(self.numbers());
-                Ok(())
-            }
+            Call::Numbers { answer } => told(answer, self.numbers()),
         }
     }
 
@@ -575,4 +568,12 @@ impl Driver {
             .get_mut(index)?
             .take()
     }
+}
+
+/// Answers a caller; one that left needs no answer.
+// As what a call comes to.
+#[allow(clippy::unnecessary_wraps)]
+fn told<T>(answer: oneshot::Sender<T>, what: T) -> Result<(), DriverError> {
+    let _ = answer.send(what);
+    Ok(())
 }

@@ -16,8 +16,8 @@
 //! ```
 //!
 //! `meta` maps a name to a sealed body: `format` u32, `cluster` text, `epoch` u64, `horizon` 16
-//! bytes, `placement` count u16 ‖ count × text, `incarnation/<participant>` text ‖ 16
-//! bytes, and `sums` (see [`Sums`]).
+//! bytes, `placement` count u16 ‖ count × text, `incarnation/<participant>` text, and
+//! after it 16 bytes unless they are all 0, and `sums` (see [`Sums`]).
 //!
 //! A sealed body is `version u8 ‖ body ‖ crc32 u32`, the CRC over key, version and body, so that a
 //! body under the wrong key is garbage too. All integers are big-endian. Reading is strict: an
@@ -358,7 +358,9 @@ pub fn encode_meta(record: &Record) -> Option<(String, Vec<u8>)> {
             after,
         } => {
             put_text(&mut body, incarnation);
-            body.extend_from_slice(&after.0);
+            if *after != Gtrid::MIN {
+                body.extend_from_slice(&after.0);
+            }
             format!("{}{participant}", name::INCARNATION)
         }
         Record::Decision { .. }
@@ -389,7 +391,7 @@ pub fn decode_meta(name: &str, sealed: &[u8]) -> Result<Option<Record>, Garbage>
             Some(participant) if !participant.is_empty() => Record::Incarnation {
                 participant: ParticipantName::new(participant),
                 incarnation: reader.text("incarnation")?.to_owned(),
-                after: Gtrid(reader.array("after")?),
+                after: reader.after()?,
             },
             _ => return Err(Garbage::Illegal("name")),
         },
@@ -477,6 +479,17 @@ impl<'a> Reader<'a> {
             .ok_or(Garbage::Short(what))?;
         self.0 = rest;
         std::str::from_utf8(text).map_err(|_| Garbage::Illegal(what))
+    }
+
+    /// What an incarnation ends with, if anything.
+    fn after(&mut self) -> Result<Gtrid, Garbage> {
+        if self.0.is_empty() {
+            return Ok(Gtrid::MIN);
+        }
+        match Gtrid(self.array("after")?) {
+            Gtrid::MIN => Err(Garbage::Illegal("after")),
+            after => Ok(after),
+        }
     }
 
     fn name(&mut self) -> Result<ParticipantName, Garbage> {

@@ -78,7 +78,8 @@ impl Server {
     }
 
     /// Brings a backup back, under a new identity as tools that restore do, or under its own, as
-    /// a snapshot of the folder has it. The server must be down, and is started by [`Server::restart`]; what is prepared in the backup is prepared.
+    /// a snapshot of the folder has it. The server must be down, and is started by
+    /// [`Server::restart`]; what is prepared in the backup is prepared.
     pub fn restore(&self, backup: &Backup, incarnation: Option<&str>) {
         self.change(|state| {
             let (next, kills) = (state.next, state.kills);
