@@ -401,7 +401,7 @@ impl Driver {
             Call::Witnesses {
                 participant,
                 answer,
-            } => told(answer, self.witnesses.of(&participant)),
+            } => told(answer, self.witnesses_of(&participant)),
             Call::LinkUp {
                 participant,
                 data,

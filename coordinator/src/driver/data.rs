@@ -4,8 +4,10 @@
 //! that it acknowledged. Anything else an operator has to accept, in the configuration.
 
 use concord_core::id::{BranchId, Gtrid, ParticipantName};
+use concord_core::limits::WITNESSES_MAX;
 use concord_core::reason::{Reason, code};
 use concord_core::record::Record;
+use concord_core::transaction::{Branch, BranchState};
 
 use super::Driver;
 
@@ -28,6 +30,28 @@ pub struct Accepted {
 }
 
 impl Driver {
+    /// The branches that a participant's data must hold: the last ones that ended, and those that
+    /// are committed in transactions whose other branches are not.
+    pub(super) fn witnesses_of(&self, participant: &ParticipantName) -> Vec<BranchId> {
+        let mut witnesses = self.witnesses.of(participant);
+        let unfinished = self.machine.transactions().filter(|tx| !tx.one_phase);
+        let committed = unfinished.flat_map(|tx| {
+            let is = |branch: &&Branch| {
+                branch.state == BranchState::Committed && branch.participant == *participant
+            };
+            let gtrid = tx.gtrid;
+            let branches = tx.branches.iter().filter(is);
+            branches.map(move |branch| BranchId {
+                gtrid,
+                bqual: branch.bqual,
+            })
+        });
+        witnesses.extend(committed.filter(|branch| self.witnesses.is_after(participant, *branch)));
+        let surplus = witnesses.len().saturating_sub(WITNESSES_MAX);
+        witnesses.drain(..surplus);
+        witnesses
+    }
+
     /// Whether the data behind a participant is what the cluster knows, or what an operator
     /// accepted instead; notes what is new about it.
     pub(super) fn recognize(

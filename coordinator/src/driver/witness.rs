@@ -41,6 +41,10 @@ impl Witnesses {
                 if let Some(branches) = self.open.get_mut(gtrid) {
                     branches.retain(|(number, _)| number != bqual);
                 }
+                let (gtrid, bqual) = (*gtrid, *bqual);
+                for last in self.last.values_mut() {
+                    last.retain(|branch| *branch != BranchId { gtrid, bqual });
+                }
             }
             Record::End { gtrid, .. } => {
                 for (bqual, participant) in self.open.remove(gtrid).unwrap_or_default() {
@@ -68,11 +72,16 @@ impl Witnesses {
     /// The branches that this participant's data must hold; not those that are older than the
     /// data, nor those of which it may have deleted the proof, as it does below the horizon.
     pub fn of(&self, participant: &ParticipantName) -> Vec<BranchId> {
-        let after = self.after.get(participant).copied().unwrap_or(Gtrid::MIN);
         let last = self.last.get(participant).into_iter().flatten();
         last.copied()
-            .filter(|branch| branch.gtrid > after && branch.gtrid >= self.horizon)
+            .filter(|branch| self.is_after(participant, *branch) && branch.gtrid >= self.horizon)
             .collect()
+    }
+
+    /// Whether a branch was made with the data that the participant has now.
+    pub fn is_after(&self, participant: &ParticipantName, branch: BranchId) -> bool {
+        let after = self.after.get(participant).copied();
+        branch.gtrid > after.unwrap_or(Gtrid::MIN)
     }
 }
 

@@ -11,7 +11,7 @@ use concord_core::limits::LINK_BATCH_MAX;
 use concord_core::message::{Finish, FromParticipant, Vote};
 use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
-use concord_proto::convert::link::{Reply, reply};
+use concord_proto::convert::link::{Reply, reason, reply};
 use concord_proto::convert::work::branch_ref;
 use concord_proto::v1;
 use concord_proto::v1::link_command::Command;
@@ -187,6 +187,7 @@ async fn data(
     if let Some(reason) = mismatch(peer, expected, &status) {
         return Err(reason);
     }
+    let lost = lost_data(&status);
     let data = Data {
         incarnation: status.incarnation.clone(),
         missing: status.missing_witness.as_ref().and_then(|missing| {
@@ -197,6 +198,9 @@ async fn data(
         }),
     };
     peer.note(|health| health.status = Some(status));
+    if let Some(reason) = lost {
+        return Err(reason);
+    }
     if data.incarnation.is_empty() {
         let text = format!(
             "participant {} has not seen its MySQL server yet",
@@ -212,6 +216,13 @@ fn late(what: &str) -> Reason {
         code::PARTICIPANT_DOWN,
         format!("{what} did not come in {CONNECT_TIMEOUT:?}"),
     )
+}
+
+/// The participant itself has seen that its data went back. Without a link nothing is forgotten, so
+/// that what proves it stays known until an operator has decided.
+fn lost_data(status: &v1::GetStatusResponse) -> Option<Reason> {
+    let lost = |problem: &&v1::Reason| problem.code == code::DATA_LOST;
+    status.problems.iter().find(lost).map(reason)
 }
 
 /// Why this is not the participant that it should be.
@@ -258,10 +269,12 @@ impl Pump {
         let mut batch = Vec::with_capacity(LINK_BATCH_MAX);
         let mut look = tokio::time::interval(STATUS_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (found, mut lost) = mpsc::channel(1);
         loop {
             tokio::select! {
                 biased;
-                _ = look.tick() => self.look(),
+                _ = look.tick() => self.look(found.clone()),
+                Some(reason) = lost.recv() => return reason,
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => {
                         reach(CrashPoint::CoordinatorFrameReceived);
@@ -382,8 +395,9 @@ impl Pump {
         self.driver.send(call).await.map_err(|_| driver_ended())
     }
 
-    /// Asks how the participant is, without holding up the link.
-    fn look(&self) {
+    /// Asks how the participant is, without holding up the link. What ends the link is sent to
+    /// `found`.
+    fn look(&self, found: mpsc::Sender<Reason>) {
         let peer = Arc::clone(&self.peer);
         let outstanding = self.sent.len();
         peer.note(|health| health.outstanding = outstanding);
@@ -391,7 +405,12 @@ impl Pump {
             let mut client = peer.client();
             let status = client.get_status(v1::GetStatusRequest::default());
             if let Ok(Ok(status)) = timeout(CONNECT_TIMEOUT, status).await {
-                peer.note(|health| health.status = Some(status.into_inner()));
+                let status = status.into_inner();
+                if let Some(reason) = lost_data(&status) {
+                    // One that is told already ends it as well.
+                    let _ = found.try_send(reason);
+                }
+                peer.note(|health| health.status = Some(status));
             }
         });
     }

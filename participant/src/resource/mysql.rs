@@ -198,7 +198,11 @@ impl ResourceManager for MySql {
     }
 
     async fn rollback(&self, branch: BranchId) -> Finished {
-        self.roll_back(branch).await
+        let finished = self.roll_back(branch).await;
+        if let Finished::Done = finished {
+            self.witnesses.forget(branch);
+        }
+        finished
     }
 
     fn cancel(&self, branch: BranchId) {

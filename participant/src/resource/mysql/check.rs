@@ -7,7 +7,7 @@ use concord_core::reason::{Reason, code};
 use tokio::time::Instant as Deadline;
 
 use super::error::Failure;
-use super::pool::{Class, Conn};
+use super::pool::{Class, Conn, Pool};
 use super::preflight::{self, Facts};
 use super::xa::hex;
 use super::{MySql, ledger};
@@ -15,6 +15,32 @@ use crate::resource::Health;
 
 /// Longest time for one look at the server, with migrations.
 pub(super) const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The suspicion that the server was restarted, while somebody looks into it. Whoever gives up
+/// halfway leaves it to the next.
+struct Suspicion<'a> {
+    pool: &'a Pool,
+    was_raised: bool,
+}
+
+impl<'a> Suspicion<'a> {
+    fn taken_from(pool: &'a Pool) -> Self {
+        let was_raised = pool.take_suspicion();
+        Self { pool, was_raised }
+    }
+
+    fn looked_into(mut self) {
+        self.was_raised = false;
+    }
+}
+
+impl Drop for Suspicion<'_> {
+    fn drop(&mut self) {
+        if self.was_raised {
+            self.pool.raise_suspicion();
+        }
+    }
+}
 
 impl MySql {
     /// What is known of the server, looking at it when that may be out of date.
@@ -44,7 +70,8 @@ impl MySql {
     /// Looks at the server. Unless `always`, a look that has just ended is good enough.
     pub(super) async fn check(&self, always: bool) -> Result<Arc<Facts>, Reason> {
         let _one_at_a_time = self.checking.lock().await;
-        let suspect = self.pool.take_suspicion();
+        let suspicion = Suspicion::taken_from(&self.pool);
+        let suspect = suspicion.was_raised;
         if let Some(facts) = self.known_facts().filter(|_| !suspect && !always) {
             return Ok(facts);
         }
@@ -52,6 +79,7 @@ impl MySql {
             .known_facts()
             .is_some_and(|facts| facts.problems.is_empty());
         let looked = self.look(suspect || !healthy).await;
+        suspicion.looked_into();
         match &looked {
             Ok((facts, incarnation)) => {
                 self.pool.set_extra_session(&facts.session);

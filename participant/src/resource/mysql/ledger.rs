@@ -160,17 +160,19 @@ pub fn insert_tombstone(branch: BranchId, connection: u64, lock_wait_s: u64) -> 
 /// Keys of the newest committed branches, newest first.
 pub fn select_newest(limit: usize) -> String {
     format!(
-        "SELECT gtrid,bqual FROM concord.ledger WHERE state={STATE_BRANCH} \
-         ORDER BY gtrid DESC,bqual DESC LIMIT {limit}"
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,bqual FROM concord.ledger \
+         WHERE state={STATE_BRANCH} ORDER BY gtrid DESC,bqual DESC LIMIT {limit}"
     )
 }
 
-/// Keys of those of these branches that are committed.
-pub fn select_committed(branches: &[BranchId]) -> String {
+/// Keys of those of these branches that are committed; `wait` for those that are just being
+/// committed or rolled back.
+pub fn select_committed(branches: &[BranchId], wait: bool) -> String {
+    let lock = if wait { " LOCK IN SHARE MODE" } else { "" };
     let keys: Vec<_> = branches.iter().map(|branch| key(*branch)).collect();
     format!(
         "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,bqual FROM concord.ledger \
-         WHERE state={STATE_BRANCH} AND ({})",
+         WHERE state={STATE_BRANCH} AND ({}){lock}",
         keys.join(" OR ")
     )
 }

@@ -21,29 +21,47 @@ use super::{MySql, ledger};
 
 /// The last commits.
 #[derive(Debug, Default)]
-pub(super) struct Witnesses(Mutex<VecDeque<BranchId>>);
+pub(super) struct Witnesses(Mutex<Last>);
+
+#[derive(Debug, Default)]
+struct Last {
+    branches: VecDeque<BranchId>,
+    /// Ledger rows below it may be deleted.
+    below: Gtrid,
+}
 
 impl Witnesses {
     /// A branch with a ledger row is committed.
     pub(super) fn note(&self, branch: BranchId) {
         self.change(|last| {
-            if last.len() == WITNESSES_MAX {
-                last.pop_front();
+            if branch.gtrid < last.below {
+                return;
             }
-            last.push_back(branch);
+            if last.branches.len() == WITNESSES_MAX {
+                last.branches.pop_front();
+            }
+            last.branches.push_back(branch);
         });
+    }
+
+    /// A branch was rolled back, whatever it was before: an operator forced it.
+    pub(super) fn forget(&self, branch: BranchId) {
+        self.change(|last| last.branches.retain(|known| *known != branch));
     }
 
     /// Ledger rows below this one are about to be deleted.
     pub(super) fn forget_below(&self, below: Gtrid) {
-        self.change(|last| last.retain(|branch| branch.gtrid >= below));
+        self.change(|last| {
+            last.below = last.below.max(below);
+            last.branches.retain(|branch| branch.gtrid >= below);
+        });
     }
 
     fn all(&self) -> Vec<BranchId> {
-        self.change(|last| last.iter().copied().collect())
+        self.change(|last| last.branches.iter().copied().collect())
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut VecDeque<BranchId>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut Last) -> T) -> T {
         change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -95,7 +113,7 @@ impl MySql {
         branches: &[BranchId],
         deadline: Deadline,
     ) -> Result<Vec<BranchId>, Failure> {
-        let lost = uncommitted(conn, branches, deadline).await?;
+        let lost = uncommitted(conn, branches, false, deadline).await?;
         if lost.is_empty() {
             return Ok(lost);
         }
@@ -103,22 +121,23 @@ impl MySql {
         let text = flavor.recover().to_owned();
         let rows = conn.rows(text, deadline, "XA RECOVER").await?;
         let prepared = answers::recovered(&self.xids, &rows).ours;
-        // It may have done so between the two looks.
-        let mut lost = uncommitted(conn, &lost, deadline).await?;
+        let mut lost = lost;
         lost.retain(|branch| !prepared.contains(branch));
-        Ok(lost)
+        // It may have done so between the two looks, or be about to.
+        uncommitted(conn, &lost, true, deadline).await
     }
 }
 
 async fn uncommitted(
     conn: &mut Conn,
     branches: &[BranchId],
+    wait: bool,
     deadline: Deadline,
 ) -> Result<Vec<BranchId>, Failure> {
     if branches.is_empty() {
         return Ok(Vec::new());
     }
-    let text = ledger::select_committed(branches);
+    let text = ledger::select_committed(branches, wait);
     let rows = conn.rows(text, deadline, "the ledger").await?;
     let keys = keys(&rows).ok_or_else(|| Failure::out_of_step("a ledger row is not readable"))?;
     let mut lost = branches.to_vec();
@@ -159,7 +178,11 @@ mod tests {
         assert_eq!(witnesses.all().len(), WITNESSES_MAX);
         witnesses.forget_below(Gtrid::lowest_at(99));
         assert_eq!(witnesses.all(), [branch(99), branch(100)]);
+        witnesses.forget(branch(100));
+        assert_eq!(witnesses.all(), [branch(99)]);
         witnesses.forget_below(Gtrid::lowest_at(101));
         assert_eq!(witnesses.all(), []);
+        witnesses.note(branch(100));
+        assert_eq!(witnesses.all(), [], "its row may be gone");
     }
 }
