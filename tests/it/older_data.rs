@@ -48,13 +48,19 @@ fn restart_participant(rig: &mut Rig) -> anyhow::Result<()> {
     rig.spawn("p1")
 }
 
-/// The coordinator refuses the participant; what it says.
-async fn refused_by_the_coordinator(rig: &Rig) -> anyhow::Result<v1::Reason> {
+/// Words of the participant that saw its server go back, and of the coordinator about a new one.
+const SEEN: &str = "restart the participant";
+const ADVICE: &str = "accept_without = \"";
+
+/// The coordinator refuses the participant with these words.
+async fn refused_by_the_coordinator(rig: &Rig, words: &str) -> anyhow::Result<v1::Reason> {
     let client = rig.client()?;
     eventually("the coordinator to refuse the data", PATIENCE, async || {
         let all = client.list_participants().await?;
         let p1 = all.into_iter().find(|p| p.name == "p1").context("no p1")?;
-        let refused = p1.reason.filter(|reason| reason.code == LOST);
+        let refused = p1
+            .reason
+            .filter(|reason| reason.code == LOST && reason.message.contains(words));
         Ok(refused.filter(|_| !p1.connected))
     })
     .await
@@ -77,10 +83,7 @@ async fn seen_by_the_participant(rig: &Rig) -> anyhow::Result<()> {
 
 /// What the coordinator says an operator may set.
 fn advised(reason: &v1::Reason) -> anyhow::Result<String> {
-    let (_, rest) = reason
-        .message
-        .split_once("accept_without = \"")
-        .context("no advice")?;
+    let (_, rest) = reason.message.split_once(ADVICE).context("no advice")?;
     let (gtrid, _) = rest.split_once('"').context("no transaction")?;
     Ok(gtrid.to_owned())
 }
@@ -121,11 +124,11 @@ fn an_older_copy_of_the_data_is_refused_until_an_operator_accepts_it() -> anyhow
         seen_by_the_participant(rig)
             .await
             .context("the participant that was there all the time")?;
-        refused_by_the_coordinator(rig)
+        refused_by_the_coordinator(rig, SEEN)
             .await
             .context("the coordinator, of a participant that has seen it")?;
         restart_participant(rig)?;
-        let reason = refused_by_the_coordinator(rig)
+        let reason = refused_by_the_coordinator(rig, ADVICE)
             .await
             .context("the coordinator, of a new participant")?;
         advised(&reason)?;
@@ -133,7 +136,7 @@ fn an_older_copy_of_the_data_is_refused_until_an_operator_accepts_it() -> anyhow
         // Nor does the coordinator forget it with its own restart.
         rig.kill9(COORDINATOR)?;
         rig.spawn(COORDINATOR)?;
-        refused_by_the_coordinator(rig)
+        refused_by_the_coordinator(rig, ADVICE)
             .await
             .context("a new coordinator")?;
 
@@ -145,7 +148,9 @@ fn an_older_copy_of_the_data_is_refused_until_an_operator_accepts_it() -> anyhow
 
         bring_back(rig, "older").await?;
         restart_participant(rig)?;
-        let reason = refused_by_the_coordinator(rig).await.context("again")?;
+        let reason = refused_by_the_coordinator(rig, ADVICE)
+            .await
+            .context("again")?;
         let lost = advised(&reason)?;
         rig.kill9(COORDINATOR)?;
         accept_without(rig, &lost);
@@ -158,7 +163,7 @@ fn an_older_copy_of_the_data_is_refused_until_an_operator_accepts_it() -> anyhow
         // What was accepted is that one loss, and not the next.
         bring_back(rig, "older").await?;
         restart_participant(rig)?;
-        refused_by_the_coordinator(rig)
+        refused_by_the_coordinator(rig, ADVICE)
             .await
             .context("after an acceptance")?;
         Ok(())
