@@ -66,6 +66,10 @@ fn catch(bug: Bug) -> Catch {
             "planted::checks::a_branch_of_another_cluster_is_foreign",
             "is taken for ours",
         ),
+        Bug::OlderDataTaken => (
+            "simulation::simulation_data_that_goes_back_gets_no_link",
+            "to replaced data that nobody accepted",
+        ),
         Bug::EpochNotRaised => (
             "planted::checks::each_start_has_an_epoch_of_its_own",
             "two incarnations",
@@ -96,7 +100,7 @@ fn catch(bug: Bug) -> Catch {
         ),
         Bug::ConnectionReusedUncleaned => (
             "participant::a_failed_statement_is_a_vote_abort_with_its_reason",
-            "UNEXPECTED_ANSWER",
+            "right: \"CONSTRAINT_VIOLATED\"",
         ),
         Bug::UnsafeServerVotes => (
             "planted::checks::a_server_that_would_lose_branches_has_no_vote",

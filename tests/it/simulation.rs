@@ -57,3 +57,11 @@ fn simulation_a_process_dies_at_a_crash_point_and_at_another() {
         "{told}"
     );
 }
+
+#[test]
+fn simulation_data_that_goes_back_gets_no_link() {
+    let told = sim(&["--seeds", "100", "--from", "1"]);
+    assert_eq!(told["violations"], 0);
+    let times = told["faults"]["data went back"].as_u64();
+    assert!(times.expect("a count") > 2, "{told}");
+}

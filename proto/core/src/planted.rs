@@ -88,6 +88,8 @@ bugs! {
         "An unfinished last append, which nobody was told of, keeps the log from opening."
     RotIsTornTail "rot-is-torn-tail"
         "Acknowledged records that have rotted are dropped like an unfinished append."
+    OlderDataTaken "older-data-taken"
+        "A participant whose data lacks what it acknowledged is linked all the same."
     EpochNotRaised "epoch-not-raised"
         "A coordinator that starts does not make its new epoch durable."
 }
