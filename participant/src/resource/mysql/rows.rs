@@ -131,10 +131,13 @@ pub fn decode(type_name: &str, is_text: bool, bytes: &[u8]) -> Result<Kind, Stri
             .parse()
             .map(Kind::Uint64)
             .map_err(|_| wrong(&String::from_utf8_lossy(bytes))),
+        // Servers have no other numbers than finite ones.
         "FLOAT" | "DOUBLE" => text()?
             .parse()
+            .ok()
+            .filter(|number: &f64| number.is_finite())
             .map(Kind::Double)
-            .map_err(|_| wrong(&String::from_utf8_lossy(bytes))),
+            .ok_or_else(|| wrong(&String::from_utf8_lossy(bytes))),
         "DECIMAL" => Ok(Kind::Decimal(text()?.into())),
         "DATE" => Ok(Kind::Date(text()?.into())),
         "TIME" => Ok(Kind::Time(text()?.into())),
