@@ -8,10 +8,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use concord_core::id::{Bqual, BranchId, Gtrid, ParticipantName};
+use concord_core::id::{Bqual, BranchId, Epoch, Gtrid, ParticipantName};
 use concord_core::message::Finish;
 use concord_core::reason::{Reason, code};
 use concord_proto::convert::participant as door;
+use concord_proto::convert::work::branch_ref;
 use concord_proto::convert::{At, Page, Violations, page, text, time};
 use concord_proto::{status, v1};
 use futures::Stream;
@@ -231,11 +232,10 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
             max_connections: connections.max,
             damage,
             pid: std::process::id(),
-            missing_witness: lost.into_iter().max().map(|branch| v1::BranchRef {
-                gtrid: branch.gtrid.0.to_vec(),
-                bqual: branch.bqual.0,
-                epoch: 0,
-            }),
+            missing_witness: lost
+                .into_iter()
+                .max()
+                .map(|branch| branch_ref(branch, Epoch::default())),
         }))
     }
 

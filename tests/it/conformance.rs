@@ -14,7 +14,7 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use tokio::sync::Mutex;
 
-mod types;
+pub mod types;
 
 /// The cluster whose branches are ours.
 const CLUSTER: &str = "conformance";

@@ -119,7 +119,8 @@ fn statement(sql: &str, params: Vec<Value>) -> Statement {
     }
 }
 
-fn work(statements: Vec<Statement>) -> Work {
+/// Statements as the work of a branch.
+pub fn work(statements: Vec<Statement>) -> Work {
     Work {
         statements,
         isolation: None,

@@ -10,7 +10,7 @@ use concord_participant::resource::mysql::literal::push_literal;
 use concord_participant::resource::mysql::sql::judge;
 use concord_participant::resource::mysql::xa::{FORMAT_ID, Xids, hex};
 use concord_participant::resource::{Finished, Prepared, ResourceManager as _};
-use concord_proto::model::{Statement, Value, Work};
+use concord_proto::model::{Statement, Value};
 use concord_proto::v1::value::Kind;
 use concord_tests::fuzz::{corpus, grammar, mutate, sql, vocabulary};
 use rand::rngs::SmallRng;
@@ -18,6 +18,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use sqlx::mysql::MySqlConnection;
 
 use super::seed;
+use crate::conformance::types::work;
 use crate::conformance::{Real, text};
 
 /// Modes that change how text is read, or what is made of a value.
@@ -135,16 +136,6 @@ async fn literals_are_read_back(real: &Real, kind: ServerKind, rng: &mut SmallRn
                 );
             }
         }
-    }
-}
-
-fn work(statements: Vec<Statement>) -> Work {
-    Work {
-        statements,
-        isolation: None,
-        allow_read_only: false,
-        timeout: Duration::from_secs(20),
-        request_id: None,
     }
 }
 

@@ -192,6 +192,21 @@ impl State {
         }
         Ok(())
     }
+
+    /// Fails a change as the faults want it; one that needs `room` also when the disk is full.
+    fn may_change(&mut self, room: bool) -> io::Result<()> {
+        if self.faults.full && room {
+            self.failed = true;
+            self.counts.refused += 1;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        if self.faults.writes_fail {
+            self.failed = true;
+            self.counts.failed_writes += 1;
+            return Err(io::Error::other("a write failed"));
+        }
+        Ok(())
+    }
 }
 
 /// The disk in the hands of one process.
@@ -232,16 +247,8 @@ impl StorageBackend for Held {
         let mut state = self.mine()?;
         state.operate()?;
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        if state.faults.full && len > state.shown.len() {
-            state.failed = true;
-            state.counts.refused += 1;
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        if state.faults.writes_fail {
-            state.failed = true;
-            state.counts.failed_writes += 1;
-            return Err(io::Error::other("a write failed"));
-        }
+        let grows = len > state.shown.len();
+        state.may_change(grows)?;
         state.shown.resize(len, 0);
         state.pending.push(Pending::Length(len));
         Ok(())
@@ -250,16 +257,7 @@ impl StorageBackend for Held {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.mine()?;
         state.operate()?;
-        if state.faults.full {
-            state.failed = true;
-            state.counts.refused += 1;
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        if state.faults.writes_fail {
-            state.failed = true;
-            state.counts.failed_writes += 1;
-            return Err(io::Error::other("a write failed"));
-        }
+        state.may_change(true)?;
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = start.saturating_add(data.len());
         if end > state.shown.len() {

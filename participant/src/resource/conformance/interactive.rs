@@ -57,13 +57,7 @@ pub(super) async fn a_connection_lost_within_a_branch_never_prepares<H: Harness>
             ensure!(more.is_err(), "it goes on: {more:?}");
         }
         let prepared = rm.prepare(id, None).await;
-        ensure!(
-            matches!(
-                prepared,
-                Prepared::NotPrepared { .. } | Prepared::Unknown { .. }
-            ),
-            "{prepared:?}"
-        );
+        has_no_vote(&prepared)?;
         let committed = rm.commit(id).await;
         ensure!(committed != Finished::Done, "committed");
         certainly_aborted(&*rm, id).await?;
@@ -127,13 +121,7 @@ pub(super) async fn a_failed_interactive_branch_only_rolls_back<H: Harness>(h: &
         let committed = rm.commit(id).await;
         ensure!(!matches!(committed, Finished::Done), "{committed:?}");
         let prepared = rm.prepare(id, None).await;
-        ensure!(
-            matches!(
-                prepared,
-                Prepared::NotPrepared { .. } | Prepared::Unknown { .. }
-            ),
-            "{prepared:?}"
-        );
+        has_no_vote(&prepared)?;
         certainly_aborted(&*rm, id).await?;
     }
     ensure!(
@@ -199,5 +187,17 @@ pub(super) async fn a_rollback_interrupts_what_runs<H: Harness>(h: &H) -> Verdic
     ensure!(executed.is_err(), "{executed:?}");
     unlocked(&*rm, &account).await?;
     ensure!(h.value(&account).await == Some(100), "committed");
+    Ok(())
+}
+
+/// A branch that saw an error must never be prepared.
+fn has_no_vote(prepared: &Prepared) -> Verdict {
+    ensure!(
+        matches!(
+            prepared,
+            Prepared::NotPrepared { .. } | Prepared::Unknown { .. }
+        ),
+        "{prepared:?}"
+    );
     Ok(())
 }
