@@ -394,14 +394,16 @@ impl Visitor for Checker {
     }
 }
 
-/// A type that the parser does not know may be anything, also a call.
+/// A type that the parser does not know may be anything, also a call; of the servers' own it does
+/// not know NCHAR.
 fn check_type(data_type: &DataType) -> ControlFlow<String> {
-    match data_type {
-        DataType::Custom(name, modifiers) if name.0.len() > 1 || !modifiers.is_empty() => {
-            stop(format!("the type {data_type} is not allowed"))
+    if let DataType::Custom(name, modifiers) = data_type {
+        let known = name.to_string().eq_ignore_ascii_case("NCHAR");
+        if name.0.len() > 1 || !(modifiers.is_empty() || known) {
+            return stop(format!("the type {data_type} is not allowed"));
         }
-        _ => ControlFlow::Continue(()),
     }
+    ControlFlow::Continue(())
 }
 
 /// Operators of both servers. The parser knows words of other ones as operators, which here are

@@ -42,6 +42,11 @@ fn plain_statements_pass() {
             READ,
         ),
         (
+            "SELECT CAST(a AS NCHAR(3)), CAST(b AS DECIMAL(9,2)), CAST(c AS BINARY(4)), \
+             CAST(d AS DATETIME(6)), CAST(e AS YEAR), CAST(f AS JSON), CONVERT(g, CHAR(2)) FROM t",
+            READ,
+        ),
+        (
             "SELECT NOW(), CURRENT_TIMESTAMP, CURRENT_TIMESTAMP(6), UUID(), LAST_INSERT_ID()",
             READ,
         ),
