@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser;
 use concord_daemon::crash::CrashPoint;
+use concord_tests::sim::crash::is_here;
 use concord_tests::sim::run::events;
 use concord_tests::sim::tally::{Job, Manner, Tally, run_all};
 
@@ -56,7 +57,7 @@ struct Args {
     /// And after that, the one that reaches this point.
     #[arg(long, value_name = "POINT[:N]", value_parser = point, requires = "crash_at")]
     then: Option<(CrashPoint, u64)>,
-    /// All ordered pairs of crash points.
+    /// All ordered pairs of the crash points that a simulation has.
     #[arg(long, conflicts_with_all = ["crash_at", "then", "seeds"])]
     pairs: bool,
     /// Seeds for each pair.
@@ -128,10 +129,8 @@ fn jobs(args: &Args) -> Vec<Job> {
 }
 
 fn pairs(args: &Args) -> Vec<Job> {
-    let all = CrashPoint::ALL;
-    let pairs = all
-        .iter()
-        .flat_map(|one| all.iter().map(move |other| (*one, *other)));
+    let here = || CrashPoint::ALL.iter().filter(|point| is_here(**point));
+    let pairs = here().flat_map(|one| here().map(move |other| (*one, *other)));
     let mut jobs = Vec::new();
     let pairs = pairs.enumerate().skip(args.offset);
     for (number, (one, other)) in pairs.step_by(args.every.max(1)) {

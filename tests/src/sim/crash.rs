@@ -13,6 +13,34 @@ use concord_daemon::crash::{CrashPoint, Hook, set_hook};
 
 use super::plan::WHEN_FORGETTING;
 
+/// Whether a simulated world has this point. It has no real server to talk with, no directory, and
+/// no log of megabytes that is compacted: those are points of real processes
+/// (`tests/it/crash_points.rs`).
+pub fn is_here(point: CrashPoint) -> bool {
+    !matches!(
+        point,
+        CrashPoint::ServerWorkBeforeSend
+            | CrashPoint::ServerStartAnswered
+            | CrashPoint::ServerLedgerAnswered
+            | CrashPoint::ServerStatementAnswered
+            | CrashPoint::ServerEndAnswered
+            | CrashPoint::ServerPrepareAnswered
+            | CrashPoint::ServerOnePhaseAnswered
+            | CrashPoint::ServerCommitBeforeSend
+            | CrashPoint::ServerCommitAnswered
+            | CrashPoint::ServerRollbackBeforeSend
+            | CrashPoint::ServerRollbackAnswered
+            | CrashPoint::ServerUndoBeforeSend
+            | CrashPoint::ServerUndoEnded
+            | CrashPoint::ServerUndoAnswered
+            | CrashPoint::LogLockTaken
+            | CrashPoint::LogCreatePublishBefore
+            | CrashPoint::LogCreatePublishAfter
+            | CrashPoint::LogCompactBefore
+            | CrashPoint::LogCompactAfter
+    )
+}
+
 /// What is to happen at which point, and what has happened.
 #[derive(Debug)]
 pub struct Docket {
@@ -64,6 +92,7 @@ impl Docket {
 
     /// A point is reached; the host that dies of it.
     fn reached(&self, point: CrashPoint) -> Option<usize> {
+        assert!(is_here(point), "{} is no point of a simulation", point.name());
         let host = self.running.get()?;
         if self.dead.get().is_some() {
             return None;

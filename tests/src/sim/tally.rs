@@ -151,6 +151,12 @@ impl Tally {
             .count()
     }
 
+    /// Names of the crash points at which a process died.
+    pub fn points(&self) -> BTreeSet<&'static str> {
+        let points = self.reached.iter().flatten();
+        points.map(|point| point.name()).collect()
+    }
+
     /// What is missing, when so many seeds must have shown it.
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();
@@ -231,6 +237,7 @@ impl Tally {
             "faults": self.faults,
             "in_doubt_ms": {"count": self.in_doubt.len(), "p50": p50, "p99": p99, "max": max},
             "pairs_reached": self.reached(2),
+            "points": self.points(),
         })
     }
 }
