@@ -135,7 +135,11 @@ pub enum Effect {
         outcome: Outcome,
     },
     /// The call is refused and had no effect.
-    Rejected { gtrid: Gtrid, reason: Reason },
+    Rejected {
+        gtrid: Gtrid,
+        call: Refusable,
+        reason: Reason,
+    },
     /// The answer to an inquiry.
     Answer { token: u64, decision: Decision },
     /// The answer to a look.
@@ -170,6 +174,22 @@ pub enum Effect {
     Superseded { by: Epoch },
 }
 
+/// A call that can be refused. Several may wait for one transaction, and each must get its own
+/// answer: "it cannot be rolled back" is nothing to tell whoever commits it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusable {
+    /// [`Input::Begin`].
+    Begin,
+    /// [`Input::Run`].
+    Run,
+    /// [`Input::Enlist`].
+    Enlist,
+    /// [`Input::Commit`].
+    Commit,
+    /// [`Input::Abort`].
+    Abort,
+}
+
 /// What is known of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Seen {
@@ -196,6 +216,10 @@ struct Ended {
 }
 
 impl Ended {
+    fn is_damaged(&self) -> bool {
+        matches!(self.outcome, Outcome::Damaged(_))
+    }
+
     fn orders(&self, bqual: Bqual) -> bool {
         self.ordered & order_bit(bqual) != 0
     }
@@ -334,9 +358,10 @@ impl Coordinator {
         self.ended.len()
     }
 
-    /// The n-th oldest transaction that ended and is remembered.
+    /// The n-th oldest transaction that ended and is remembered, as long as it is not damaged.
     pub fn ended_at(&self, n: usize) -> Option<Gtrid> {
-        self.ended.keys().nth(n).copied()
+        let forgettable = self.ended.iter().filter(|(_, ended)| !ended.is_damaged());
+        forgettable.map(|(gtrid, _)| *gtrid).nth(n)
     }
 
     /// The highest id on record; fresh ids must be above it.
@@ -472,7 +497,9 @@ impl Coordinator {
         out.release(after, Effect::Seen { token, seen });
     }
 
-    /// Forgets ended transactions. What is not over stays, and holds the horizon back.
+    /// Forgets ended transactions. What is not over stays, and holds the horizon back. What was
+    /// damaged stays for ever: the branch that carried its request id may be the one that was
+    /// lost, and then nothing else keeps a repetition from taking effect.
     fn forget(&mut self, below: Gtrid, out: &mut Out) -> Result<(), ApplyError> {
         let oldest = self.transactions.keys().next().copied().unwrap_or(below);
         let horizon = below.min(oldest);
@@ -482,6 +509,7 @@ impl Coordinator {
         let gtrids = self
             .ended
             .range(..horizon)
+            .filter(|(_, ended)| !ended.is_damaged())
             .map(|(gtrid, _)| *gtrid)
             .collect();
         let after = self.record(Record::Horizon(horizon), out)?;

@@ -61,6 +61,20 @@ impl Reason {
     pub fn kind(&self) -> ReasonKind {
         kind_of(&self.code)
     }
+
+    /// Whether it tells of a former request under the same id, which a ledger still knows. It is
+    /// that one that settled the id: this attempt has nothing to say about it.
+    pub fn is_of_former_request(&self) -> bool {
+        matches!(
+            &*self.code,
+            code::REQUEST_ALREADY_COMMITTED | code::REQUEST_ID_REUSED
+        )
+    }
+
+    /// Whether it is remembered as the end of the client's request, so that a retry gets it again.
+    pub fn settles_request(&self) -> bool {
+        self.kind().is_final() && !self.is_of_former_request()
+    }
 }
 
 impl fmt::Display for Reason {

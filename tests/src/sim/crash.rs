@@ -92,7 +92,11 @@ impl Docket {
 
     /// A point is reached; the host that dies of it.
     fn reached(&self, point: CrashPoint) -> Option<usize> {
-        assert!(is_here(point), "{} is no point of a simulation", point.name());
+        assert!(
+            is_here(point),
+            "{} is no point of a simulation",
+            point.name()
+        );
         let host = self.running.get()?;
         if self.dead.get().is_some() {
             return None;

@@ -185,7 +185,7 @@ impl Coordinator {
             participant.clone(),
             BranchState::Aborting,
         )];
-        self.remember_request(gtrid, request);
+        self.remember_attempt(gtrid, request);
         self.transactions.insert(gtrid, tx);
         Ok(())
     }
@@ -232,6 +232,8 @@ impl Coordinator {
             return Err(ApplyError::NotEndable(gtrid));
         }
         if committed {
+            // Another attempt may have taken its place while its outcome was not known.
+            self.remember_request(gtrid, tx.request.as_ref());
             let told = |branch: &&Branch| branch.state != BranchState::ReadOnly;
             let told = tx.branches.iter().filter(told);
             let ended = Ended {
@@ -271,12 +273,15 @@ impl Coordinator {
             return Err(ApplyError::BadHorizon(horizon));
         }
         self.horizon = horizon;
-        let kept = self.ended.split_off(&horizon);
-        for (gtrid, ended) in std::mem::replace(&mut self.ended, kept) {
-            if let Some(request) = ended.request {
+        let mut kept = self.ended.split_off(&horizon);
+        for (gtrid, ended) in std::mem::take(&mut self.ended) {
+            if ended.is_damaged() {
+                kept.insert(gtrid, ended);
+            } else if let Some(request) = ended.request {
                 self.free_request(&request, gtrid);
             }
         }
+        self.ended = kept;
         Ok(())
     }
 
@@ -295,6 +300,19 @@ impl Coordinator {
         if let Some(request) = request {
             self.requests
                 .insert(request.id.clone(), (request.fingerprint, gtrid));
+        }
+    }
+
+    /// The same, of a transaction whose outcome is not known. Replay goes by id and not by time:
+    /// an attempt that came to nothing must not take the place of the one that settled the request.
+    fn remember_attempt(&mut self, gtrid: Gtrid, request: Option<&Request>) {
+        let settled = |first: &Gtrid| {
+            let decided = |tx: &Transaction| !tx.one_phase && !tx.is_undecided();
+            self.ended.contains_key(first) || self.transactions.get(first).is_some_and(decided)
+        };
+        let first = request.and_then(|request| self.requests.get(&request.id));
+        if first.is_none_or(|(_, first)| !settled(first)) {
+            self.remember_request(gtrid, request);
         }
     }
 }

@@ -158,7 +158,7 @@ impl Coordinator {
         }
         let change = changed(tx);
         match (&outcome, request) {
-            (Outcome::Aborted(reason), Some(request)) if reason.kind().is_final() => {
+            (Outcome::Aborted(reason), Some(request)) if reason.settles_request() => {
                 let reason = reason.clone();
                 after = self.record(
                     Record::Refused {

@@ -1,7 +1,7 @@
 //! From the client to the votes: beginning, enlisting, asking to commit, giving up.
 
 use super::finish::send_outcome;
-use super::{ApplyError, Coordinator, Effect, Out, branch_changed, changed};
+use super::{ApplyError, Coordinator, Effect, Out, Refusable, branch_changed, changed};
 use crate::id::{Bqual, BranchId, Gtrid, ParticipantName, Request};
 use crate::limits::BRANCHES_MAX;
 use crate::message::{Outcome, ToParticipant};
@@ -13,7 +13,7 @@ use crate::transaction::{Ack, Branch, BranchState, Transaction, TransactionState
 impl Coordinator {
     pub(super) fn begin(&mut self, gtrid: Gtrid, out: &mut Out) {
         if let Some(reason) = self.refuse_gtrid(gtrid) {
-            return out.release(0, Effect::Rejected { gtrid, reason });
+            return out.release(0, rejected(gtrid, Refusable::Begin, reason));
         }
         out.release(
             0,
@@ -37,17 +37,11 @@ impl Coordinator {
     pub(super) fn enlist(&mut self, gtrid: Gtrid, participant: ParticipantName, out: &mut Out) {
         let linked = self.links.contains(&participant);
         let Some(tx) = self.transactions.get_mut(&gtrid) else {
-            return out.release(
-                0,
-                Effect::Rejected {
-                    gtrid,
-                    reason: not_found(gtrid),
-                },
-            );
+            return out.release(0, rejected(gtrid, Refusable::Enlist, not_found(gtrid)));
         };
         if !matches!(tx.state, TransactionState::Init | TransactionState::Active) {
             let reason = wrong_state(tx, "take a statement");
-            return out.release(tx.position, Effect::Rejected { gtrid, reason });
+            return out.release(tx.position, rejected(gtrid, Refusable::Enlist, reason));
         }
         if let Some(branch) = tx.branches.iter().find(|b| b.participant == participant) {
             let branch = BranchId {
@@ -66,16 +60,10 @@ impl Coordinator {
         if tx.branches.len() >= BRANCHES_MAX {
             let text = format!("a transaction has at most {BRANCHES_MAX} branches");
             let reason = Reason::new(code::LIMIT_REACHED, text);
-            return out.release(0, Effect::Rejected { gtrid, reason });
+            return out.release(0, rejected(gtrid, Refusable::Enlist, reason));
         }
         if !linked {
-            return out.release(
-                0,
-                Effect::Rejected {
-                    gtrid,
-                    reason: down(&participant),
-                },
-            );
+            return out.release(0, rejected(gtrid, Refusable::Enlist, down(&participant)));
         }
         let branch = Branch::new(next_bqual(tx), participant.clone(), BranchState::Active);
         let id = BranchId {
@@ -102,13 +90,7 @@ impl Coordinator {
         out: &mut Out,
     ) -> Result<(), ApplyError> {
         let Some(tx) = self.transactions.get_mut(&gtrid) else {
-            out.release(
-                0,
-                Effect::Rejected {
-                    gtrid,
-                    reason: not_found(gtrid),
-                },
-            );
+            out.release(0, rejected(gtrid, Refusable::Commit, not_found(gtrid)));
             return Ok(());
         };
         match tx.state {
@@ -127,7 +109,7 @@ impl Coordinator {
             }
             TransactionState::Aborting | TransactionState::Aborted => {
                 let reason = wrong_state(tx, "be committed");
-                out.release(tx.position, Effect::Rejected { gtrid, reason });
+                out.release(tx.position, rejected(gtrid, Refusable::Commit, reason));
                 Ok(())
             }
         }
@@ -150,7 +132,7 @@ impl Coordinator {
         let missing = branches.iter().find(|name| !self.links.contains(*name));
         let refusal = self.refuse_gtrid(gtrid).or_else(|| missing.map(down));
         if let Some(reason) = refusal {
-            out.release(0, Effect::Rejected { gtrid, reason });
+            out.release(0, rejected(gtrid, Refusable::Run, reason));
             return Ok(());
         }
         let mut tx = Transaction::new(gtrid, self.epoch);
@@ -183,7 +165,7 @@ impl Coordinator {
                 request.id
             );
             let reason = Reason::new(code::REQUEST_ID_REUSED, text);
-            out.release(0, Effect::Rejected { gtrid, reason });
+            out.release(0, rejected(gtrid, Refusable::Run, reason));
         } else if let Some(ended) = self.ended.get(&first) {
             let outcome = ended.outcome.clone();
             out.release(
@@ -198,7 +180,7 @@ impl Coordinator {
             match (tx.answered, tx.state) {
                 // Its client was answered while branches are still being told.
                 (true, TransactionState::Committing) => {
-                    let outcome = Outcome::Committed;
+                    let outcome = tx.damage().map_or(Outcome::Committed, Outcome::Damaged);
                     out.release(
                         tx.position,
                         Effect::Replay {
@@ -324,20 +306,14 @@ impl Coordinator {
         out: &mut Out,
     ) -> Result<(), ApplyError> {
         let Some(tx) = self.transactions.get(&gtrid) else {
-            out.release(
-                0,
-                Effect::Rejected {
-                    gtrid,
-                    reason: not_found(gtrid),
-                },
-            );
+            out.release(0, rejected(gtrid, Refusable::Abort, not_found(gtrid)));
             return Ok(());
         };
         if tx.is_undecided() && !tx.one_phase {
             return self.begin_abort(gtrid, reason, out);
         }
         let reason = wrong_state(tx, "be rolled back");
-        out.release(tx.position, Effect::Rejected { gtrid, reason });
+        out.release(tx.position, rejected(gtrid, Refusable::Abort, reason));
         Ok(())
     }
 
@@ -399,7 +375,7 @@ impl Coordinator {
         let answered = std::mem::replace(&mut tx.answered, true);
         let mut after = tx.position;
         if let Some(request) = tx.request.clone() {
-            if reason.kind().is_final() {
+            if reason.settles_request() {
                 let reason = reason.clone();
                 after = self.record(
                     Record::Refused {
@@ -424,6 +400,14 @@ impl Coordinator {
         }
         self.end_if_aborted(gtrid, out);
         Ok(())
+    }
+}
+
+fn rejected(gtrid: Gtrid, call: Refusable, reason: Reason) -> Effect {
+    Effect::Rejected {
+        gtrid,
+        call,
+        reason,
     }
 }
 

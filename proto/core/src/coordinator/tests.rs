@@ -188,7 +188,11 @@ fn rejected(gtrid: Gtrid, code: &str) -> impl Fn(&[CoordinatorStep]) {
                 release,
             },
         ] if append.is_empty() => match release.as_slice() {
-            [Effect::Rejected { gtrid: got, reason }] => {
+            [
+                Effect::Rejected {
+                    gtrid: got, reason, ..
+                },
+            ] => {
                 assert_eq!((*got, &*reason.code), (gtrid, code.as_str()));
             }
             other => panic!("not one rejection: {other:?}"),

@@ -88,7 +88,7 @@ impl Coordinator {
                 return Ok(());
             }
             if let Some(why) = carrier.and_then(|branch| branch.reason.clone())
-                && &*why.code == code::REQUEST_ALREADY_COMMITTED
+                && why.is_of_former_request()
             {
                 reason = why;
             }

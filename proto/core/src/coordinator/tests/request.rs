@@ -241,3 +241,119 @@ fn a_refusal_that_was_held_back_stands_when_the_request_is_new() {
         replay(1, g(1), Outcome::Aborted(refused()))
     );
 }
+
+#[test]
+fn an_attempt_that_came_to_nothing_does_not_hide_the_one_that_settled_it() {
+    // Replay goes by id: the attempt of the higher one came first, and its request was free again.
+    let attempt = [
+        delegation(g(2), Some(request("r", 1))),
+        Record::End {
+            gtrid: g(2),
+            committed: false,
+        },
+    ];
+    let refusal = Record::Refused {
+        gtrid: g(1),
+        request: request("r", 1),
+        reason: refused(),
+    };
+    let commit = decision(g(1), &[1, 2], Some(request("r", 1)));
+    let end = Record::End {
+        gtrid: g(1),
+        committed: true,
+    };
+    for (settled, outcome) in [
+        (vec![refusal], Outcome::Aborted(refused())),
+        (vec![commit.clone()], Outcome::Committed),
+        (vec![commit, end], Outcome::Committed),
+    ] {
+        let mut machine = recovered(&[settled, attempt.to_vec()].concat());
+        assert_eq!(run_again(&mut machine, g(9), 1), replay(0, g(1), outcome));
+    }
+}
+
+#[test]
+fn a_commit_that_is_found_late_takes_its_request_back() {
+    let mut machine = recovered(&[
+        delegation(g(1), Some(request("r", 1))),
+        delegation(g(2), Some(request("r", 1))),
+    ]);
+    machine
+        .step(finished(g(2), 1, Finish::Aborted(None)))
+        .unwrap();
+    machine.step(finished(g(1), 1, Finish::Committed)).unwrap();
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        replay(0, g(1), Outcome::Committed)
+    );
+}
+
+#[test]
+fn what_a_ledger_says_of_a_former_request_is_not_the_end_of_this_one() {
+    for code in [code::REQUEST_ALREADY_COMMITTED, code::REQUEST_ID_REUSED] {
+        let mut machine = coordinator();
+        starts(&mut machine, g(1), 1);
+        let former = Reason::new(code, "of a former life");
+        machine
+            .step(voted(g(1), 2, Vote::Abort(refused())))
+            .unwrap();
+        let steps = machine
+            .step(voted(g(1), 1, Vote::Abort(former.clone())))
+            .unwrap();
+        let reply = Effect::Reply {
+            gtrid: g(1),
+            outcome: Outcome::Aborted(former),
+        };
+        let told = |step: &CoordinatorStep| step.release.contains(&reply);
+        assert!(steps.iter().any(told), "{steps:?}");
+        assert!(steps.iter().all(|step| step.append.is_empty()), "{steps:?}");
+        starts(&mut machine, g(2), 2);
+    }
+}
+
+#[test]
+fn a_damaged_one_is_never_told_as_committed_and_never_forgotten() {
+    let damage = Reason::new(code::HEURISTIC_ROLLBACK, "by hand");
+    let outcome = Outcome::Damaged(damage.clone());
+    let mut machine = coordinator();
+    decided(&mut machine, g(1), Some(request("r", 1)), Ack::Applied);
+    machine
+        .step(finished(g(1), 1, Finish::Damaged(damage)))
+        .unwrap();
+    // Branch 2 is still being told.
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        replay(2, g(1), outcome.clone())
+    );
+    machine.step(finished(g(1), 2, Finish::Committed)).unwrap();
+    decided(&mut machine, g(2), Some(request("other", 1)), Ack::Applied);
+    for n in 1..=2 {
+        machine.step(finished(g(2), n, Finish::Committed)).unwrap();
+    }
+    let steps = machine.step(Input::Forget { below: g(3) }).unwrap();
+    let forgotten = Effect::Forgotten {
+        gtrids: vec![g(2)],
+        horizon: g(3),
+    };
+    assert_eq!(steps.last().unwrap().release, [forgotten]);
+    assert_eq!(
+        run_again(&mut machine, g(9), 1),
+        replay(2, g(1), outcome.clone())
+    );
+    let mut machine = recovered(&[
+        decision(g(1), &[1, 2], Some(request("r", 1))),
+        Record::Heuristic {
+            gtrid: g(1),
+            bqual: Bqual(1),
+            participant: p(1),
+            committed: None,
+            reason: Reason::new(code::HEURISTIC_ROLLBACK, "by hand"),
+        },
+        Record::End {
+            gtrid: g(1),
+            committed: true,
+        },
+        Record::Horizon(g(3)),
+    ]);
+    assert_eq!(run_again(&mut machine, g(9), 1), replay(0, g(1), outcome));
+}
