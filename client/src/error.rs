@@ -132,7 +132,7 @@ impl CallError {
     /// Whether the call is certain to have had no effect.
     pub fn had_no_effect(&self) -> bool {
         match self {
-            Self::Refused { reason, .. } => !tells_nothing(reason),
+            Self::Refused { reason, .. } => !reason.leaves_outcome_open(),
             Self::NotSent { .. } | Self::NotServed { .. } => true,
             Self::Lost { .. } | Self::TimedOut { .. } => false,
         }
@@ -160,18 +160,6 @@ impl CallError {
             Self::NotServed { .. } => false,
         }
     }
-}
-
-/// Whether a reason leaves open what became of the transaction: it says so, or somebody else
-/// finished a branch, and then "aborted everywhere" must not be claimed.
-pub(crate) fn tells_nothing(reason: &Reason) -> bool {
-    matches!(
-        &*reason.code,
-        code::OUTCOME_UNKNOWN
-            | code::HEURISTIC_COMMIT
-            | code::HEURISTIC_ROLLBACK
-            | code::HEURISTIC_UNKNOWN
-    )
 }
 
 /// Whether the same work may succeed a little later.

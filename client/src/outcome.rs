@@ -1,6 +1,7 @@
 //! [`Outcome`]: what became of a transaction, in three cases and never two.
 
 use concord_core::reason::{Reason, code};
+use concord_proto::convert::link::reason;
 
 use crate::error::{self, CallError};
 use crate::v1;
@@ -124,9 +125,23 @@ impl<R> Outcome<R> {
 
 impl Outcome<()> {
     /// What a transaction's record says of its outcome. A transaction that is still running, or
-    /// whose only branch was told to commit in one phase, is open.
+    /// whose only branch was told to commit in one phase, is open; so is one that was damaged,
+    /// whatever its state: somebody else finished a branch, and perhaps otherwise than the rest.
     pub fn of(transaction: &v1::Transaction) -> Self {
         let gtrid = transaction.gtrid.clone();
+        let request_id = transaction.request_id.clone();
+        let open = |message| Self::Unknown {
+            gtrid: Some(transaction.gtrid.clone()),
+            request_id: (!request_id.is_empty()).then(|| request_id.clone()),
+            message,
+        };
+        let reason = transaction.reason.as_ref().map(reason);
+        if let Some(damage) = reason
+            .as_ref()
+            .filter(|reason| reason.leaves_outcome_open())
+        {
+            return open(damage.to_string());
+        }
         let several = transaction.branches.len() > 1;
         match transaction.state() {
             v1::TransactionState::Committed => Self::Committed {
@@ -140,23 +155,13 @@ impl Outcome<()> {
                 replayed: true,
             },
             v1::TransactionState::Aborted | v1::TransactionState::Aborting => {
-                let reason = transaction.reason.as_ref().map_or_else(
-                    || Reason::new(code::PRESUMED_ABORT, "the transaction was aborted"),
-                    |reason| Reason::new(reason.code.as_str(), reason.message.as_str()),
-                );
+                let presumed = || Reason::new(code::PRESUMED_ABORT, "the transaction was aborted");
                 Self::Aborted {
-                    reason,
+                    reason: reason.unwrap_or_else(presumed),
                     gtrid: Some(gtrid),
                 }
             }
-            state => {
-                let request_id = transaction.request_id.clone();
-                Self::Unknown {
-                    gtrid: Some(gtrid),
-                    request_id: (!request_id.is_empty()).then_some(request_id),
-                    message: format!("the transaction is {}", state.as_str_name()),
-                }
-            }
+            state => open(format!("the transaction is {}", state.as_str_name())),
         }
     }
 }
@@ -209,6 +214,31 @@ mod tests {
             assert!(
                 !Outcome::<()>::failed(refused(code), "r", None).is_transient(),
                 "{code}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_damaged_transaction_is_never_called_committed_or_aborted() {
+        for state in [
+            v1::TransactionState::Committing,
+            v1::TransactionState::Committed,
+            v1::TransactionState::Aborted,
+        ] {
+            let transaction = v1::Transaction {
+                gtrid: "g".into(),
+                state: state.into(),
+                reason: Some(v1::Reason {
+                    code: code::HEURISTIC_ROLLBACK.into(),
+                    message: "by hand".into(),
+                }),
+                branches: vec![v1::Branch::default(), v1::Branch::default()],
+                ..Default::default()
+            };
+            let outcome = Outcome::of(&transaction);
+            assert!(
+                matches!(&outcome, Outcome::Unknown { message, .. } if message.contains("by hand")),
+                "{outcome:?}"
             );
         }
     }

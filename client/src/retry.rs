@@ -2,8 +2,8 @@
 //!
 //! An aborted transaction is certain not to have been executed, so it may be sent again. An
 //! unknown one is repeated only with a request id, which the coordinator recognises. Once an
-//! attempt was unknown, only a commit or a final refusal settles the matter: that a later attempt
-//! could not be made says nothing about the first.
+//! attempt was unknown, only a commit or a final refusal of Concord's settles the matter: that a
+//! later attempt could not be made, or met somebody else, says nothing about the first.
 
 use std::time::Duration;
 
@@ -99,7 +99,8 @@ impl Client {
         let mut open = None;
         loop {
             let outcome = attempt().await;
-            if !outcome.is_transient() {
+            let settled = !outcome.is_transient();
+            if settled && (open.is_none() || settles(&outcome)) {
                 return outcome;
             }
             let outcome = match (open.take(), outcome) {
@@ -113,6 +114,15 @@ impl Client {
                 open = Some(outcome);
             }
         }
+    }
+}
+
+/// Whether an outcome also tells what became of an earlier attempt of the same request.
+fn settles<R>(outcome: &Outcome<R>) -> bool {
+    match outcome {
+        Outcome::Committed { .. } => true,
+        Outcome::Aborted { reason, .. } => reason.kind().is_final(),
+        Outcome::Unknown { .. } => false,
     }
 }
 
@@ -194,6 +204,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_unknown_once_is_not_settled_by_an_attempt_that_could_not_be_made() {
         let answers = vec![unknown(Some("r")), aborted(code::COORDINATOR_DOWN)];
+        assert_eq!(settle(60, answers).await.0, unknown(Some("r")));
+        // A proxy without anybody behind it.
+        let answers = vec![unknown(Some("r")), aborted(code::UNEXPECTED_ANSWER), done()];
+        assert_eq!(settle(60, answers).await.0, done());
+        let answers = vec![unknown(Some("r")), aborted(code::UNEXPECTED_ANSWER)];
         assert_eq!(settle(60, answers).await.0, unknown(Some("r")));
         let answers = vec![unknown(Some("r")), aborted(code::INSUFFICIENT_FUNDS)];
         assert_eq!(

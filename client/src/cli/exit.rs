@@ -36,7 +36,7 @@ impl From<Exit> for ExitCode {
 impl Exit {
     /// The exit code for a reason.
     pub(crate) fn of(reason: &Reason) -> Self {
-        if crate::error::tells_nothing(reason) {
+        if reason.leaves_outcome_open() {
             return Self::Unknown;
         }
         match reason.kind() {

@@ -71,6 +71,18 @@ impl Reason {
         )
     }
 
+    /// Whether it leaves open what became of the transaction: it says so, or somebody else
+    /// finished a branch, and then neither "committed" nor "aborted" must be claimed.
+    pub fn leaves_outcome_open(&self) -> bool {
+        matches!(
+            &*self.code,
+            code::OUTCOME_UNKNOWN
+                | code::HEURISTIC_COMMIT
+                | code::HEURISTIC_ROLLBACK
+                | code::HEURISTIC_UNKNOWN
+        )
+    }
+
     /// Whether it is remembered as the end of the client's request, so that a retry gets it again.
     pub fn settles_request(&self) -> bool {
         self.kind().is_final() && !self.is_of_former_request()

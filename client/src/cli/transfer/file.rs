@@ -78,7 +78,7 @@ pub(super) async fn run(ctx: &Ctx, job: Job) -> Result<(), Failure> {
     let end = reader.await.map_err(|error| {
         Failure::new(Exit::Other, "the payment file was not read to its end").why(error)
     })?;
-    summary.interrupted = stop.is_cancelled() && !matches!(end, Ok(true));
+    summary.interrupted |= stop.is_cancelled() && !matches!(end, Ok(true));
     let failed = failed.finish()?;
     let value = summary.json(took, failed.as_deref());
     ctx.print(&value, || summary.text(took, failed.as_deref()))?;

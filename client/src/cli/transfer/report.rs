@@ -80,7 +80,7 @@ pub(super) struct Summary {
     unavailable: u64,
     not_tried: u64,
     reasons: BTreeMap<String, u64>,
-    /// Whether Ctrl-C ended the run.
+    /// Whether Ctrl-C ended the run before every line was tried.
     pub interrupted: bool,
 }
 
@@ -96,6 +96,7 @@ impl Summary {
             Verdict::NotTried => &mut self.not_tried,
         };
         *count += 1;
+        self.interrupted |= *verdict == Verdict::NotTried;
         if let Some((_, code, _)) = verdict.failure() {
             *self.reasons.entry(code.to_owned()).or_default() += 1;
         }
