@@ -9,6 +9,8 @@ mod calls;
 mod context;
 mod data;
 mod release;
+#[cfg(test)]
+mod tests;
 mod witness;
 mod writer;
 
@@ -152,6 +154,9 @@ pub struct Driver {
     log_bytes: u64,
     superseded: bool,
     surroundings: Arc<dyn Surroundings>,
+    /// When the driver was made, and what the machine's clock said.
+    started: Instant,
+    started_ms: u64,
 }
 
 /// The parts that a driver is made of.
@@ -212,6 +217,8 @@ impl Driver {
             waiting: BTreeMap::new(),
             log_bytes,
             superseded: false,
+            started: Instant::now(),
+            started_ms: parts.surroundings.unix_ms(),
             surroundings: parts.surroundings,
         };
         Ok((driver, sender))
@@ -369,7 +376,7 @@ impl Driver {
 
     fn call(&mut self, call: Call) -> Result<(), DriverError> {
         match call {
-            Call::Run { tx, answer } => self.run_transaction(*tx, answer),
+            Call::Run { tx, down, answer } => self.run_transaction(*tx, down, answer),
             Call::Begin {
                 gtrid,
                 isolation,
@@ -521,8 +528,11 @@ impl Driver {
         {
             return Ok(());
         }
-        let retention = u64::try_from(self.config.retention.as_millis()).unwrap_or(u64::MAX);
-        let mut below = Gtrid::lowest_at(self.surroundings.unix_ms().saturating_sub(retention));
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        // A clock that is set forwards makes nothing older than it is.
+        let now = self.started_ms.saturating_add(ms(self.started.elapsed()));
+        let now = now.min(self.surroundings.unix_ms());
+        let mut below = Gtrid::lowest_at(now.saturating_sub(ms(self.config.retention)));
         let surplus = self
             .machine
             .remembered()
@@ -530,6 +540,8 @@ impl Driver {
         if surplus > 0 {
             below = below.max(self.machine.ended_at(surplus).unwrap_or(below));
         }
+        // Whatever the clocks say, what comes next is above.
+        let below = below.min(self.machine.highest_gtrid());
         self.input(Input::Forget { below })
     }
 

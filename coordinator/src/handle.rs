@@ -238,9 +238,19 @@ impl Engine for Handle {
     async fn execute(&self, tx: OneShot) -> Result<Executed, Failure> {
         self.admit().map_err(Failure::Refused)?;
         let gtrid = tx.gtrid;
+        // With its only server away, nothing could be begun, and that nothing was begun could not
+        // be made sure of: such transactions would pile up until the server is back.
+        let down = match tx.branches.as_slice() {
+            [only] => {
+                let peer = self.participants.get(&only.participant);
+                peer.ok().and_then(|peer| peer.server_down())
+            }
+            _ => None,
+        };
         let (answer, wait) = oneshot::channel();
         let run = Call::Run {
             tx: Box::new(tx),
+            down,
             answer,
         };
         if self.calls.send(run).await.is_err() {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use concord_core::id::ParticipantName;
 use concord_core::reason::{Reason, code};
+use concord_proto::convert::link::reason;
 use concord_proto::v1;
 use concord_proto::v1::participant_client::ParticipantClient;
 use tonic::transport::{Channel, Endpoint};
@@ -56,6 +57,14 @@ impl Peer {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Why the server behind it cannot be reached, if it said so last.
+    pub fn server_down(&self) -> Option<Reason> {
+        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = health.status.as_ref().filter(|status| !status.can_vote)?;
+        let down = |problem: &&v1::Reason| problem.code == code::SERVER_DOWN;
+        status.problems.iter().find(down).map(reason)
     }
 
     fn note(&self, change: impl FnOnce(&mut Health)) {

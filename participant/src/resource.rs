@@ -10,8 +10,8 @@
 use std::future::Future;
 use std::time::Duration;
 
-use concord_core::id::{BranchId, Epoch, Gtrid};
-use concord_core::reason::Reason;
+use concord_core::id::{BranchId, Epoch, Gtrid, Request};
+use concord_core::reason::{Reason, code};
 use concord_core::record::ParticipantRecord;
 use concord_proto::model::{Isolation, Statement, Work};
 use concord_proto::v1;
@@ -103,6 +103,18 @@ pub enum LedgerEntry {
     Tombstone,
     /// Nothing: not committed as of now; it may be running or prepared.
     Absent,
+}
+
+/// Why a request is refused whose id has taken effect before, as `former`. A fingerprint that was
+/// not kept, or that is 0, is that of anything.
+pub fn known_request(request: &Request, former: Gtrid, fingerprint: Option<u64>) -> Reason {
+    let other = fingerprint.is_some_and(|kept| kept != 0 && kept != request.fingerprint);
+    if other && request.fingerprint != 0 {
+        let id = &request.id;
+        let text = format!("request id {id:?} was used before, by {former}, for something else");
+        return Reason::new(code::REQUEST_ID_REUSED, text);
+    }
+    Reason::new(code::REQUEST_ALREADY_COMMITTED, former.to_string())
 }
 
 /// What `XA RECOVER` lists.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use concord_core::id::RequestId;
+use concord_core::id::Request;
 
 /// A value bound to one `?` of a statement. Each variant keeps the limits of `v1/types.proto`.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,5 +81,5 @@ pub struct Work {
     pub timeout: Duration,
     /// The client's request, carried by exactly one branch of the transaction, whose ledger row
     /// keeps it under a unique key.
-    pub request_id: Option<RequestId>,
+    pub request: Option<Request>,
 }

@@ -1,6 +1,6 @@
 //! Branches that somebody else finished: found, reported, kept, and never taken for anything else.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use concord_client::{CallError, Outcome, v1};
 use concord_coordinator::log::{DecisionLog, EmbeddedLog};
 use concord_coordinator::mint::Mint;
@@ -16,19 +16,24 @@ use concord_tests::rig::{
 };
 use nix::sys::signal::Signal;
 use v1::TransactionState as State;
+use v1::transaction_service_client::TransactionServiceClient;
+
+/// The request that is damaged.
+const REQUEST: &str = "damaged";
 
 /// A transaction whose first branch is prepared and whose second waits for a row lock. When this
 /// returns, `p1` is dead, its vote is with the coordinator, and the lock is still held.
 async fn half_prepared(
     rig: &mut Rig,
     id: i32,
+    request: &str,
 ) -> anyhow::Result<(
     String,
     tokio::task::JoinHandle<Outcome>,
     sqlx::mysql::MySqlConnection,
 )> {
     let lock = rig.lock(2, id).await?;
-    let running = rig.plus(id)?;
+    let running = rig.plus_as(id, request)?;
     let gtrid = rig.voted("p1").await?.gtrid;
     rig.kill9("p1")?;
     Ok((gtrid, running, lock))
@@ -53,6 +58,27 @@ fn told_of_damage(outcome: &Outcome, tx: &str) -> anyhow::Result<()> {
     };
     ensure!(gtrid.as_deref() == Some(tx), "{outcome:?}");
     ensure!(message.contains("HEURISTIC_ROLLBACK"), "{outcome:?}");
+    Ok(())
+}
+
+/// Nor is anybody who asks later, in whatever way.
+async fn never_called_done(rig: &Rig, tx: &str) -> anyhow::Result<()> {
+    let client = rig.client()?;
+    told_of_damage(&client.outcome_of(tx).await.map(|()| Vec::new()), tx)?;
+    told_of_damage(&rig.plus_as(1, REQUEST)?.await?, tx)?;
+    let mut raw = TransactionServiceClient::connect(rig.endpoint()).await?;
+    let gtrid = tx.to_owned();
+    let commit = v1::CommitTransactionRequest { gtrid, ack: 0 };
+    let gtrid = tx.to_owned();
+    let rollback = v1::RollbackTransactionRequest { gtrid };
+    for refused in [
+        raw.commit(commit).await.map(|_| ()),
+        raw.rollback(rollback).await.map(|_| ()),
+    ] {
+        let status = refused.expect_err("a damaged transaction is done");
+        let reason = concord_proto::status::reason_of(&status).context("a reason")?;
+        ensure!(&*reason.code == "HEURISTIC_ROLLBACK", "{status:?}");
+    }
     Ok(())
 }
 
@@ -81,13 +107,14 @@ fn a_rollback_by_hand_of_a_decided_branch_is_damage_until_it_is_acknowledged() -
 }
 
 async fn rolled_back_by_hand(rig: &mut Rig) -> anyhow::Result<()> {
-    let (gtrid, running, lock) = half_prepared(rig, 1).await?;
+    let (gtrid, running, lock) = half_prepared(rig, 1, REQUEST).await?;
     unlock(lock).await?;
     rig.reaches(&gtrid, State::Committing).await?;
     let branch = branch_of(&gtrid, 1)?;
     by_hand(rig, "XA ROLLBACK", branch).await?;
     rig.spawn("p1")?;
     told_of_damage(&running.await?, &gtrid)?;
+    never_called_done(rig, &gtrid).await?;
     ensure!(rig.n(1, 1).await? == START && rig.n(2, 1).await? == START + 1);
 
     let report = damage(rig, branch).await?;
@@ -138,6 +165,7 @@ async fn rolled_back_by_hand(rig: &mut Rig) -> anyhow::Result<()> {
         tx.reason.is_some_and(|r| r.code == "HEURISTIC_ROLLBACK"),
         "the coordinator forgot"
     );
+    never_called_done(rig, &gtrid).await?;
 
     let request = v1::AcknowledgeDamageRequest { id: report.id };
     rig.participant(1)?.acknowledge_damage(request).await?;
@@ -190,7 +218,7 @@ async fn committed_by_hand(rig: &mut Rig) -> anyhow::Result<()> {
 /// A participant that is away after the decision: its transaction is shown as stuck with the
 /// reason, and ends when it is back.
 async fn stuck_while_away(rig: &mut Rig) -> anyhow::Result<()> {
-    let (gtrid, running, lock) = half_prepared(rig, 3).await?;
+    let (gtrid, running, lock) = half_prepared(rig, 3, "").await?;
     unlock(lock).await?;
     let client = rig.client()?;
     let stuck = eventually("the stuck transaction", PATIENCE, async || {
@@ -250,7 +278,7 @@ fn foreign_branches_stay_untouched_through_everything() -> anyhow::Result<()> {
         );
 
         ensure!(rig.plus(1)?.await?.is_committed());
-        let (_, running, lock) = half_prepared(rig, 2).await?;
+        let (_, running, lock) = half_prepared(rig, 2, "").await?;
         rig.kill9(COORDINATOR)?;
         ensure!(matches!(running.await?, Outcome::Unknown { .. }));
         rig.servers[0].kill9();
@@ -404,7 +432,7 @@ async fn prepare_by_hand(rig: &Rig, branch: BranchId, id: i32) -> anyhow::Result
 /// A decided transaction whose branch cannot be told: rolling it back needs force, the fact is
 /// kept for ever, and the client is told.
 async fn against_a_decision(rig: &mut Rig) -> anyhow::Result<()> {
-    let (gtrid, running, lock) = half_prepared(rig, 6).await?;
+    let (gtrid, running, lock) = half_prepared(rig, 6, "").await?;
     unlock(lock).await?;
     rig.reaches(&gtrid, State::Committing).await?;
     let (client, branch) = (rig.client()?, branch_of(&gtrid, 1)?);

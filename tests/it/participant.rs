@@ -1,6 +1,8 @@
 //! The participant end to end: shipped daemon code, real servers, gRPC.
 
 mod harness;
+mod tables;
+mod upgrade;
 
 use concord_proto::status::reason_of;
 use concord_proto::v1;

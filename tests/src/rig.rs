@@ -399,12 +399,22 @@ impl Rig {
 
     /// Sends a transaction that adds 1 to the same row on the servers of `p1` and `p2`.
     pub fn plus(&self, id: i32) -> anyhow::Result<tokio::task::JoinHandle<Outcome>> {
+        self.plus_as(id, "")
+    }
+
+    /// The same under a request id: the client repeats it when it does not know the outcome.
+    pub fn plus_as(
+        &self,
+        id: i32,
+        request: &str,
+    ) -> anyhow::Result<tokio::task::JoinHandle<Outcome>> {
         let sql = format!("UPDATE shop.t SET n = n + 1 WHERE id = {id}");
         let tx = self
             .client()?
             .one_shot()
             .on("p1", sql.as_str())
-            .on("p2", sql.as_str());
+            .on("p2", sql.as_str())
+            .request_id(request);
         Ok(tokio::spawn(tx.timeout(PATIENCE).send()))
     }
 

@@ -93,6 +93,8 @@ pub enum Call {
     /// Runs a whole transaction.
     Run {
         tx: Box<OneShot>,
+        /// Why it is refused unless it was begun before.
+        down: Option<Reason>,
         answer: oneshot::Sender<Told>,
     },
     /// Begins an interactive one.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use concord_core::coordinator::Input;
-use concord_core::id::{Gtrid, ParticipantName};
+use concord_core::id::{Gtrid, ParticipantName, Request};
 use concord_core::message::{Finish, FromParticipant, Vote};
 use concord_core::planted::{self, Bug};
 use concord_core::reason::{Reason, code};
@@ -30,8 +30,10 @@ pub(super) struct Context {
     pub results: Vec<Vec<v1::StatementResult>>,
     /// The vote that aborted it.
     pub refused_by: Option<Refuser>,
-    /// Who waits for its end.
+    /// Who runs or commits it, and waits for its end.
     pub waiters: Vec<oneshot::Sender<Told>>,
+    /// Who rolls it back, and waits for its end.
+    pub rolling_back: Vec<oneshot::Sender<Told>>,
     /// Who sent the same request meanwhile, and waits for the same end.
     pub joined: Vec<oneshot::Sender<Told>>,
     /// Who waits for its beginning.
@@ -42,14 +44,20 @@ pub(super) struct Context {
     pub executing: bool,
     pub isolation: Option<Isolation>,
     pub deadline: Instant,
-    pub key: Key,
+    /// Its place among the deadlines, until that has passed: then the place is another's.
+    key: Option<Key>,
     bytes: usize,
 }
 
 impl Context {
     /// Whether somebody waits for its outcome.
     pub(super) fn is_awaited(&self) -> bool {
-        !self.waiters.is_empty() || !self.joined.is_empty()
+        !self.waiters.is_empty() || !self.rolling_back.is_empty() || !self.joined.is_empty()
+    }
+
+    /// Whether its statements come one by one; nobody else's can end one that came whole.
+    fn is_interactive(&self) -> bool {
+        self.work.is_empty()
     }
 
     fn new(isolation: Option<Isolation>, deadline: Instant, key: Key) -> Self {
@@ -58,13 +66,14 @@ impl Context {
             results: Vec::new(),
             refused_by: None,
             waiters: Vec::new(),
+            rolling_back: Vec::new(),
             joined: Vec::new(),
             beginning: None,
             enlisting: None,
             executing: false,
             isolation,
             deadline,
-            key,
+            key: Some(key),
             bytes: 0,
         }
     }
@@ -108,13 +117,16 @@ impl Driver {
     pub(super) fn close(&mut self, gtrid: Gtrid) -> Option<Context> {
         let context = self.contexts.remove(&gtrid)?;
         self.bytes_in_flight -= context.bytes;
-        self.deadlines.try_remove(&context.key);
+        if let Some(key) = &context.key {
+            self.deadlines.try_remove(key);
+        }
         Some(context)
     }
 
     pub(super) fn run_transaction(
         &mut self,
         tx: OneShot,
+        down: Option<Reason>,
         answer: oneshot::Sender<Told>,
     ) -> Result<(), DriverError> {
         reach(CrashPoint::CoordinatorRunReceived);
@@ -124,7 +136,14 @@ impl Driver {
             .branches
             .iter()
             .find_map(|b| self.unknown_participant(&b.participant));
-        if let Some(reason) = unknown.or_else(|| self.limit_reached(bytes)) {
+        // A repetition begins nothing, and must not be told that nothing was done.
+        let known = |request: &Request| self.machine.knows_request(&request.id);
+        let refused = unknown.or_else(|| {
+            let new = !tx.request.as_ref().is_some_and(known);
+            let refused = || down.or_else(|| self.limit_reached(bytes));
+            new.then(refused).flatten()
+        });
+        if let Some(reason) = refused {
             // A caller that left needs no answer; here and below.
             let _ = answer.send(Told::Refused(reason));
             return Ok(());
@@ -132,7 +151,7 @@ impl Driver {
         let may_leave = tx.isolation != Some(Isolation::Serializable)
             || planted::is(Bug::ReadOnlyLeavesSerializable);
         let mut context = self.open(tx.gtrid, tx.isolation, tx.timeout);
-        let mut request_id = tx.request.as_ref().map(|request| request.id.clone());
+        let mut request = tx.request.clone();
         let mut branches = Vec::with_capacity(tx.branches.len());
         for branch in tx.branches {
             branches.push(branch.participant);
@@ -142,7 +161,7 @@ impl Driver {
                 isolation: tx.isolation,
                 allow_read_only: may_leave,
                 timeout: tx.timeout,
-                request_id: request_id.take(),
+                request: request.take(),
             }));
         }
         context.bytes = bytes;
@@ -212,8 +231,8 @@ impl Driver {
         };
         context.executing = false;
         match failed {
-            Some(reason) => self.input(Input::Abort { gtrid, reason }),
-            None => Ok(()),
+            Some(reason) if context.is_interactive() => self.input(Input::Abort { gtrid, reason }),
+            Some(_) | None => Ok(()),
         }
     }
 
@@ -247,18 +266,21 @@ impl Driver {
             let _ = answer.send(Told::Refused(not_running(gtrid)));
             return Ok(());
         };
-        context.waiters.push(answer);
+        context.rolling_back.push(answer);
         self.input(Input::Abort { gtrid, reason })
     }
 
     pub(super) fn expired(&mut self, gtrid: Gtrid) -> Result<(), DriverError> {
         reach(CrashPoint::CoordinatorDeadlinePassed);
+        if let Some(context) = self.contexts.get_mut(&gtrid) {
+            context.key = None;
+        }
         self.input(Input::Deadline { gtrid })?;
         // Nobody waits for an interactive transaction that was never committed.
         if self
             .contexts
             .get(&gtrid)
-            .is_some_and(|context| context.waiters.is_empty())
+            .is_some_and(|context| !context.is_awaited())
         {
             self.close(gtrid);
         }
@@ -309,6 +331,7 @@ impl Context {
     pub(super) fn tell(self, gtrid: Gtrid, outcome: &concord_core::message::Outcome) {
         let Self {
             waiters,
+            rolling_back,
             joined,
             results,
             refused_by,
@@ -320,7 +343,7 @@ impl Context {
             results,
             refused_by,
         };
-        for waiter in waiters {
+        for waiter in waiters.into_iter().chain(rolling_back) {
             let _ = waiter.send(Told::Ended(ended.clone()));
         }
         for waiter in joined {

@@ -1,6 +1,6 @@
 //! Effects leave: over links, to waiting callers, into the history.
 
-use concord_core::coordinator::Effect;
+use concord_core::coordinator::{Effect, Refusable};
 use concord_core::id::{BranchId, Gtrid, ParticipantName};
 use concord_core::message::{Outcome, ToParticipant};
 use concord_core::reason::Reason;
@@ -39,7 +39,11 @@ impl Driver {
                 first,
                 outcome,
             } => self.replay(gtrid, first, &outcome),
-            Effect::Rejected { gtrid, reason } => self.rejected(gtrid, reason),
+            Effect::Rejected {
+                gtrid,
+                call,
+                reason,
+            } => self.rejected(gtrid, call, reason),
             Effect::Answer { token, decision } => {
                 reach(CrashPoint::CoordinatorInquiryAnswered);
                 if let Some(answer) = self.inquiries.remove(&token) {
@@ -201,22 +205,35 @@ impl Driver {
         }
     }
 
-    /// The last call about this transaction had no effect.
-    fn rejected(&mut self, gtrid: Gtrid, reason: Reason) {
+    /// A call about this transaction had no effect: whoever made it is told, and nobody else. An
+    /// abort that a refused statement asked for has nobody who waits for it.
+    fn rejected(&mut self, gtrid: Gtrid, call: Refusable, reason: Reason) {
         let Some(context) = self.contexts.get_mut(&gtrid) else {
             return;
         };
-        if let Some(answer) = context.enlisting.take() {
-            context.executing = false;
-            let _ = answer.send(Err(reason));
-        } else if let Some(answer) = context.beginning.take() {
-            self.close(gtrid);
-            let _ = answer.send(Err(reason));
-        } else if let Some(answer) = context.waiters.pop() {
-            let over = context.waiters.is_empty();
-            if over {
-                self.close(gtrid);
+        let refused = match call {
+            Refusable::Enlist => {
+                if let Some(answer) = context.enlisting.take() {
+                    context.executing = false;
+                    let _ = answer.send(Err(reason));
+                }
+                return;
             }
+            Refusable::Begin => {
+                let answer = context.beginning.take();
+                self.close(gtrid);
+                if let Some(answer) = answer {
+                    let _ = answer.send(Err(reason));
+                }
+                return;
+            }
+            Refusable::Run | Refusable::Commit => context.waiters.pop(),
+            Refusable::Abort => context.rolling_back.pop(),
+        };
+        if !context.is_awaited() {
+            self.close(gtrid);
+        }
+        if let Some(answer) = refused {
             let _ = answer.send(Told::Refused(reason));
         }
     }

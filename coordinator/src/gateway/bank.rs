@@ -172,7 +172,10 @@ impl<E: Engine> BankGateway<E> {
         let terms = Terms::new(request, DEFAULT_TIMEOUT);
         let run = self.business.run(gtrid, plan, &terms).await;
         match run {
-            Ok(executed) if executed.replayed => self.get(&account).await,
+            Ok(executed) if executed.replayed => {
+                let kept = self.get(&account).await;
+                kept.map_err(|_| CallError::not_shown(executed.gtrid))
+            }
             Ok(_) => {
                 self.business.accounts().put(account.as_str(), currency);
                 let state = AccountState {

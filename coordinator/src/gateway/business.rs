@@ -77,6 +77,14 @@ pub enum CallError {
     Failure(Failure),
 }
 
+impl CallError {
+    /// Of a request that took effect before, when what it made cannot be shown now. That is no
+    /// refusal: the caller may ask again, by what it named or by the gtrid.
+    pub fn not_shown(gtrid: Gtrid) -> Self {
+        Self::Failure(Failure::Unknown { gtrid })
+    }
+}
+
 impl From<Reason> for CallError {
     fn from(reason: Reason) -> Self {
         Self::Reason(reason)

@@ -13,7 +13,7 @@ use concord_proto::convert::transaction::{self as door, TransactionRef};
 use concord_proto::convert::work::branch_ref;
 use concord_proto::convert::{page, text};
 use concord_proto::model::Statement;
-use concord_proto::status::{gtrid_of, outcome_unknown, status, status_of};
+use concord_proto::status::{gtrid_of, outcome_unknown, reason_of, status, status_of};
 use concord_proto::v1;
 use concord_proto::v1::transaction_service_server::TransactionService;
 use futures::{Stream, StreamExt};
@@ -28,7 +28,7 @@ use crate::driver::Enlisted;
 use crate::engine::{AckMode, BranchWork, Engine, Executed, OneShot};
 use crate::handle::Handle;
 use crate::history::{Change, History};
-use crate::participants::reason_of;
+use crate::participants;
 
 /// TransactionService.
 #[derive(Clone, Debug)]
@@ -78,7 +78,9 @@ impl TransactionGateway {
                 return Ok(());
             }
             Seen::Ended {
-                outcome: concord_core::message::Outcome::Aborted(reason),
+                outcome:
+                    concord_core::message::Outcome::Aborted(reason)
+                    | concord_core::message::Outcome::Damaged(reason),
                 ..
             } => reason,
             Seen::Live(tx) if !tx.is_undecided() => match tx.reason {
@@ -126,7 +128,7 @@ impl TransactionGateway {
         };
         match timeout_at(enlisted.deadline, call).await {
             Ok(Ok(response)) => Ok(response.into_inner().result.unwrap_or_default()),
-            Ok(Err(status)) => Err(reason_of(participant, &status)),
+            Ok(Err(status)) => Err(participants::reason_of(participant, &status)),
             Err(_) => {
                 let text = "the time-out of the transaction passed while a statement was running";
                 Err(Reason::new(code::DEADLINE_EXCEEDED, text))
@@ -171,8 +173,7 @@ fn ungroup(executed: &mut Executed, places: &[(usize, usize)]) -> Vec<v1::Statem
 /// Whether the transaction itself was not found. It may have been aborted because something else
 /// was not: an account, a participant.
 fn is_unknown(status: &Status) -> bool {
-    let reason = concord_proto::status::reason_of(status);
-    reason.is_none_or(|reason| &*reason.code == code::TRANSACTION_NOT_FOUND)
+    reason_of(status).is_none_or(|reason| &*reason.code == code::TRANSACTION_NOT_FOUND)
 }
 
 #[tonic::async_trait]
@@ -324,7 +325,7 @@ impl TransactionService for TransactionGateway {
                     Err(status)
                         if !is_unknown(&status)
                             && gtrid_of(&status).is_some()
-                            && status.code() != tonic::Code::Unknown =>
+                            && reason_of(&status).is_some_and(|r| !r.leaves_outcome_open()) =>
                     {
                         Ok(Response::new(v1::RollbackTransactionResponse {}))
                     }

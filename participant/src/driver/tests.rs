@@ -234,7 +234,7 @@ fn work(sql: &str) -> Work {
         isolation: None,
         allow_read_only: true,
         timeout: Duration::from_secs(10),
-        request_id: None,
+        request: None,
     }
 }
 

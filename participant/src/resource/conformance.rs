@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use concord_core::id::{Bqual, BranchId, Gtrid, RequestId};
+use concord_core::id::{Bqual, BranchId, Gtrid, Request, RequestId};
 use concord_core::reason::Reason;
 use concord_proto::model::{Expect, Statement, Value, Work};
 use concord_proto::v1;
@@ -31,6 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const CASE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
+/// What every request asks for, unless a case says otherwise.
+const FINGERPRINT: u64 = 0xfeed_face_cafe_f00d;
 /// Time-out of works that should succeed.
 const WORK_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -243,13 +245,16 @@ fn work(statements: Vec<Statement>) -> Work {
         isolation: None,
         allow_read_only: false,
         timeout: WORK_TIMEOUT,
-        request_id: None,
+        request: None,
     }
 }
 
 fn request(work: Work, id: &str) -> Work {
     Work {
-        request_id: Some(RequestId::new(id)),
+        request: Some(Request {
+            id: RequestId::new(id),
+            fingerprint: FINGERPRINT,
+        }),
         ..work
     }
 }

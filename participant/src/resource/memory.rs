@@ -11,7 +11,7 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use concord_core::id::{BranchId, RequestId};
+use concord_core::id::{BranchId, Request};
 use concord_core::reason::{Reason, code};
 use concord_proto::model::{Isolation, Statement, Work};
 use concord_proto::v1;
@@ -123,7 +123,7 @@ impl Memory {
     async fn start(
         &self,
         branch: BranchId,
-        request: Option<&str>,
+        request: Option<&Request>,
         deadline: Instant,
     ) -> Result<Running<'_>, Stop> {
         if let Some(problem) = self.server.change(|state| state.problem()) {
@@ -194,9 +194,8 @@ impl Memory {
             self.judge(statement)
                 .map_err(|reason| Unfinished::at(index, reason))?;
         }
-        let request = work.request_id.as_ref().map(RequestId::as_str);
         let running = self
-            .start(branch, request, deadline)
+            .start(branch, work.request.as_ref(), deadline)
             .await
             .map_err(Unfinished::before)?;
         let locking = work.isolation == Some(Isolation::Serializable);
@@ -241,7 +240,7 @@ impl Memory {
 
     /// Reads only, takes no locks, and needs no ledger row.
     fn may_leave(work: &Work) -> bool {
-        work.request_id.is_none()
+        work.request.is_none()
             && work.isolation != Some(Isolation::Serializable)
             && work.statements.iter().all(|statement| {
                 matches!(

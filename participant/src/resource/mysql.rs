@@ -20,6 +20,7 @@ use self::branches::Branches;
 use self::pool::{CONTROL_CONNECTIONS, Class, Pool};
 use self::preflight::Facts;
 use self::sql::Judge;
+use self::tables::Tables;
 use self::witness::Witnesses;
 use self::xa::Xids;
 use super::{
@@ -36,6 +37,7 @@ mod finish;
 pub mod functions;
 mod housekeeping;
 mod interactive;
+mod leases;
 pub mod ledger;
 pub mod lexer;
 pub mod literal;
@@ -46,6 +48,7 @@ mod preflight;
 pub mod rows;
 mod script;
 pub mod sql;
+mod tables;
 mod unfinished;
 mod witness;
 mod work;
@@ -64,6 +67,7 @@ const AWAY_INTERVAL_MS: u64 = 100;
 pub struct MySql {
     pool: Arc<Pool>,
     judge: Judge,
+    tables: Tables,
     xids: Xids,
     branches: Arc<Branches>,
     facts: Mutex<Option<Arc<Facts>>>,
@@ -88,6 +92,7 @@ impl MySql {
         let this = Arc::new(Self {
             xids: Xids::new(&pool.options().cluster),
             judge: Judge::default(),
+            tables: Tables::default(),
             branches: Arc::default(),
             facts: Mutex::default(),
             checking: tokio::sync::Mutex::default(),
@@ -126,7 +131,7 @@ async fn kill_for(pool: Weak<Pool>, mut kills: mpsc::UnboundedReceiver<u64>) {
         let deadline = Deadline::now() + KILL_TIMEOUT;
         // A server that cannot be reached has nothing to kill, or closes the connection itself.
         let _ = pool.end(Class::Control, id, deadline).await;
-        pool.killed(id);
+        pool.leases().killed(id);
     }
 }
 

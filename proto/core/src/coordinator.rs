@@ -364,6 +364,11 @@ impl Coordinator {
         forgettable.map(|(gtrid, _)| *gtrid).nth(n)
     }
 
+    /// Whether this request is running or remembered.
+    pub fn knows_request(&self, request: &RequestId) -> bool {
+        self.requests.contains_key(request)
+    }
+
     /// The highest id on record; fresh ids must be above it.
     pub fn highest_gtrid(&self) -> Gtrid {
         let live = self

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use concord_core::id::{Bqual, BranchId, Epoch, ParticipantName};
+use concord_core::id::{Bqual, BranchId, Epoch, ParticipantName, Request};
 use concord_core::limits::{
     BRANCHES_MAX, INTERACTIVE_TIMEOUT_DEFAULT_MS, PARAMS_MAX, SQL_BYTES_MAX, STATEMENTS_MAX,
     WORK_BYTES_MAX,
@@ -219,7 +219,10 @@ pub fn work(v: &mut Violations, at: &At<'_>, raw: v1::Work) -> Option<Work> {
         isolation: isolation?,
         allow_read_only: raw.allow_read_only,
         timeout: timeout?,
-        request_id: request_id?,
+        request: request_id?.map(|id| Request {
+            id,
+            fingerprint: raw.request_fingerprint,
+        }),
     })
 }
 
@@ -250,9 +253,10 @@ impl From<Work> for v1::Work {
             isolation: v1::Isolation::from(work.isolation).into(),
             allow_read_only: work.allow_read_only,
             timeout_ms: timeout_ms(work.timeout),
+            request_fingerprint: work.request.as_ref().map_or(0, |r| r.fingerprint),
             request_id: work
-                .request_id
-                .map(|id| id.as_str().to_owned())
+                .request
+                .map(|request| request.id.as_str().to_owned())
                 .unwrap_or_default(),
         }
     }

@@ -126,7 +126,7 @@ pub fn work(statements: Vec<Statement>) -> Work {
         isolation: None,
         allow_read_only: false,
         timeout: Duration::from_secs(20),
-        request_id: None,
+        request: None,
     }
 }
 

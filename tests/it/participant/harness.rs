@@ -74,9 +74,16 @@ impl World {
 
     /// The number in row `id`.
     pub async fn n(&self, id: i32) -> i64 {
+        self.number(&format!(
+            "SELECT CAST(n AS SIGNED) FROM shop.t WHERE id = {id}"
+        ))
+        .await
+    }
+
+    /// The one number that a query gives.
+    pub async fn number(&self, sql: &str) -> i64 {
         let mut root = self.server.root().await.expect("root");
-        let sql = format!("SELECT CAST(n AS SIGNED) FROM shop.t WHERE id = {id}");
-        sqlx::query_scalar(AssertSqlSafe(sql))
+        sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
             .fetch_one(&mut root)
             .await
             .expect("a row")

@@ -1,6 +1,6 @@
 //! What the server's rows say to the participant.
 
-use concord_core::id::{Bqual, BranchId, Gtrid};
+use concord_core::id::{Bqual, BranchId, Gtrid, Request, RequestId};
 use concord_core::limits::BRANCHES_MAX;
 use concord_core::reason::Reason;
 use concord_core::record::ParticipantRecord;
@@ -113,12 +113,16 @@ fn records(input: &mut Input<'_>) {
         bqual: Bqual(input.u32()),
     };
     let mut row = String::new();
-    let request = input.text();
+    let text = input.text();
+    let request = Request {
+        id: RequestId::new(text.as_str()),
+        fingerprint: input.u64(),
+    };
     ledger::push_branch_row(&mut row, branch, input.u64(), Some(&request));
     is_plain(&row, 1);
-    is_plain(&ledger::select_request(&request), 2);
+    is_plain(&ledger::select_request(&request.id), 2);
     is_plain(
-        &ledger::insert_identity([input.u8(); 16], &request, &input.text()),
+        &ledger::insert_identity([input.u8(); 16], &text, &input.text()),
         1,
     );
 }

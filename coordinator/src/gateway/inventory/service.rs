@@ -68,7 +68,10 @@ impl<E: Engine> InventoryGateway<E> {
         );
         let terms = Terms::new(request, DEFAULT_TIMEOUT);
         match self.business.run(gtrid, plan, &terms).await {
-            Ok(executed) if executed.replayed => get_product(&self.business, &product).await,
+            Ok(executed) if executed.replayed => {
+                let kept = get_product(&self.business, &product).await;
+                kept.map_err(|_| CallError::not_shown(executed.gtrid))
+            }
             Ok(_) => {
                 let price = Price { price, currency };
                 self.business.products().put(product.as_str(), price);
@@ -175,11 +178,10 @@ impl<E: Engine> InventoryGateway<E> {
                     order_id(executed.gtrid)?
                 };
                 let purchase = Purchase { order, ..purchase };
-                let kept = read_order(&self.business, &purchase.order)
-                    .await
-                    .ok()
-                    .flatten();
-                let order = kept.unwrap_or_else(|| self.placed(&purchase, executed.gtrid));
+                // What it was then, at the prices of then, is what its server kept.
+                let kept = read_order(&self.business, &purchase.order).await;
+                let order = kept.ok().flatten();
+                let order = order.ok_or_else(|| CallError::not_shown(executed.gtrid))?;
                 Ok(v1::PlaceOrderResponse {
                     order: Some(order),
                     replayed: true,

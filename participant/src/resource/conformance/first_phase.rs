@@ -360,6 +360,25 @@ pub(super) async fn a_request_takes_effect_once<H: Harness>(h: &H) -> Verdict {
             if &*reason.code == code::REQUEST_ALREADY_COMMITTED),
         "{single:?}"
     );
+    // The same id for something else: that must not be told as done.
+    let mut other = request(work(vec![take(&account, 20)]), &name);
+    if let Some(request) = &mut other.request {
+        request.fingerprint = u64::MAX;
+    }
+    let (reason, _) = refusal(rm.prepare(branch(), Some(&other)).await)?;
+    ensure!(&*reason.code == code::REQUEST_ID_REUSED, "{reason}");
+    let single = rm.commit_one_phase(branch(), Some(&other)).await;
+    ensure!(
+        matches!(&single, OnePhase::NotCommitted { reason, .. }
+            if &*reason.code == code::REQUEST_ID_REUSED),
+        "{single:?}"
+    );
+    // Who does not know what was asked for is told what is known.
+    if let Some(request) = &mut other.request {
+        request.fingerprint = 0;
+    }
+    let (reason, _) = refusal(rm.prepare(branch(), Some(&other)).await)?;
+    ensure!(&*reason.code == code::REQUEST_ALREADY_COMMITTED, "{reason}");
     ensure!(h.value(&account).await == Some(90), "not exactly once");
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use concord_core::id::{BranchId, Epoch, Gtrid};
+use concord_core::id::{BranchId, Epoch, Gtrid, Request, RequestId};
 use concord_core::reason::{Reason, code};
 use concord_proto::v1;
 use tokio::sync::futures::Notified;
@@ -101,7 +101,7 @@ struct Branch {
     locks_reads: bool,
     writes: BTreeMap<Row, Cell>,
     ledger: bool,
-    request: Option<String>,
+    request: Option<Request>,
     locks: BTreeSet<Lock>,
     waits_for: Option<Xid>,
 }
@@ -109,13 +109,13 @@ struct Branch {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Lock {
     Row(Row),
-    Request(String),
+    Request(RequestId),
 }
 
 #[derive(Clone, Debug)]
 struct Entry {
     tombstone: bool,
-    request: Option<String>,
+    request: Option<Request>,
 }
 
 /// Everything.

@@ -39,7 +39,7 @@ pub enum State {
 
 #[derive(Debug)]
 struct Slot {
-    /// The connection that runs something for the branch now; 0 for none.
+    /// The lease of the connection that runs something for the branch now; 0 for none.
     runs_on: AtomicU64,
     state: Arc<tokio::sync::Mutex<State>>,
 }
@@ -107,10 +107,10 @@ impl Branches {
         }
     }
 
-    /// The connection that runs something for the branch now.
+    /// The lease of the connection that runs something for the branch now.
     pub fn running(&self, branch: BranchId) -> Option<u64> {
-        let id = self.lock().get(&branch)?.runs_on.load(Ordering::Acquire);
-        (id != 0).then_some(id)
+        let lease = self.lock().get(&branch)?.runs_on.load(Ordering::Acquire);
+        (lease != 0).then_some(lease)
     }
 }
 
@@ -130,9 +130,9 @@ impl Held {
         std::mem::replace(&mut *self.guard, State::Empty)
     }
 
-    /// From now on a cancel interrupts this connection.
-    pub fn runs_on(&self, connection: u64) {
-        self.slot.runs_on.store(connection, Ordering::Release);
+    /// From now on a cancel interrupts this connection, for as long as it stays in these hands.
+    pub fn runs_on(&self, conn: &Conn) {
+        self.slot.runs_on.store(conn.lease(), Ordering::Release);
     }
 
     /// Ends the work and leaves the branch in a state.

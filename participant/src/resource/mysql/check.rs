@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use concord_core::reason::{Reason, code};
+use concord_core::reason::{Reason, ReasonKind, code};
 use tokio::time::Instant as Deadline;
 
 use super::error::Failure;
@@ -223,8 +223,22 @@ impl MySql {
                     "the schema concord is missing or old, and the server is read-only",
                 )));
             }
-            self.migrate_schema(ledger::SCHEMA, &ledger::versions(), deadline)
-                .await?;
+            let versions = ledger::versions();
+            let migrated = self.migrate_schema(ledger::SCHEMA, &versions, deadline);
+            if let Err(failure) = migrated.await {
+                // A table with prepared branches cannot be changed: they are finished first.
+                return match failure.reason() {
+                    reason if reason.kind() == ReasonKind::Conflict => Ok(Err(Reason::new(
+                        reason.code.clone(),
+                        format!(
+                            "the schema concord cannot be brought to version {current} yet; it is \
+                             tried again ({})",
+                            reason.message
+                        ),
+                    ))),
+                    _ => Err(failure),
+                };
+            }
         }
         let probe = "SELECT state FROM concord.ledger LIMIT 1";
         conn.rows(probe.into(), deadline, "the ledger").await?;

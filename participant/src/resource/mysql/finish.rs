@@ -1,6 +1,6 @@
 //! The second phase: committing and rolling back, and finding out what became of a branch.
 
-use concord_core::id::{BranchId, Gtrid};
+use concord_core::id::{BranchId, Gtrid, RequestId};
 use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
 use tokio::time::Instant as Deadline;
@@ -121,9 +121,8 @@ impl MySql {
 
     /// Interrupts what runs in a branch.
     pub(super) fn cancel_running(&self, branch: BranchId) {
-        if let Some(id) = self.branches.running(branch) {
-            self.pool
-                .kill_if(id, || self.branches.running(branch) == Some(id));
+        if let Some(lease) = self.branches.running(branch) {
+            self.pool.leases().kill_lease(lease);
         }
     }
 
@@ -294,12 +293,20 @@ impl MySql {
     }
 
     /// The transaction in which a request id took effect.
-    pub(super) async fn former_transaction(&self, request: &str) -> Result<Option<Gtrid>, Reason> {
+    /// The transaction that a request id took effect in, and its fingerprint if that was kept.
+    pub(super) async fn former_transaction(
+        &self,
+        request: &RequestId,
+    ) -> Result<Option<(Gtrid, Option<u64>)>, Reason> {
         let rows = self
             .rows(ledger::select_request(request), "the ledger")
             .await
             .map_err(|failure| failure.reason().clone())?;
-        Ok(rows.first().and_then(|row| gtrid(row.first()?.as_deref()?)))
+        let former = rows.first().and_then(|row| {
+            let former = gtrid(row.first()?.as_deref()?)?;
+            Some((former, row.get(1).and_then(number)))
+        });
+        Ok(former)
     }
 
     pub(super) async fn list_prepared(&self) -> Result<Recovered, Reason> {
@@ -338,7 +345,7 @@ impl MySql {
         else {
             return Ok(());
         };
-        if self.pool.holds(id) {
+        if self.pool.leases().holds(id) {
             return Err(attached("its connection is in use here"));
         }
         self.pool.end(Class::Finish, id, deadline).await

@@ -39,8 +39,9 @@ impl MySql {
             )
         })?;
         let mut conn = self.pool.acquire_by(Class::Work, deadline).await?;
-        held.runs_on(conn.id());
+        held.runs_on(&conn);
         let mut script = Script::default();
+        script.no_last_insert_id();
         script.isolation(isolation);
         script.verb(Step::Start, &format!("XA START {}", self.xids.text(branch)));
         script.ledger(branch, conn.id(), None);
@@ -64,7 +65,14 @@ impl MySql {
             Ok(judged) => judged,
             Err((_, reason)) => return Err(self.fail(branch, held, conn, reason).await),
         };
-        if let Err(reason) = self.facts().await {
+        let fit = match self.facts().await {
+            Ok(_) => self
+                .check_tables(&judged)
+                .await
+                .map_err(|(_, reason)| reason),
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = fit {
             return Err(self.fail(branch, held, conn, reason).await);
         }
         let mut script = Script::default();
@@ -73,7 +81,7 @@ impl MySql {
                 return Err(self.fail(branch, held, conn, reason).await);
             }
         }
-        held.runs_on(conn.id());
+        held.runs_on(&conn);
         let mut outcome = script.run(&mut conn, deadline).await;
         match (&outcome.end, outcome.results.pop()) {
             (End::Fine, Some(result)) => {
@@ -171,7 +179,7 @@ impl MySql {
                 return self.failed(branch, reason).await;
             }
         };
-        held.runs_on(conn.id());
+        held.runs_on(&conn);
         let xid = self.xids.text(branch);
         let mut script = Script::default();
         script.guard(&facts);
@@ -223,7 +231,7 @@ impl MySql {
                 };
             }
         };
-        held.runs_on(conn.id());
+        held.runs_on(&conn);
         let mut script = Script::default();
         script.guard(&facts);
         let outcome = script.run(&mut conn, deadline).await;

@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use concord_core::id::{BranchId, Gtrid};
+use concord_core::id::{BranchId, Gtrid, Request, RequestId};
 use concord_core::record::ParticipantRecord;
 
 use super::migrate::Version;
@@ -25,8 +25,9 @@ pub const SCHEMA: &str = "concord";
 
 /// Statements that bring the schema from version `index` to `index + 1`. Each may be repeated:
 /// DDL is not transactional, so a crash may leave a version half done.
-const MIGRATIONS: &[&[&str]] = &[&[
-    "CREATE TABLE IF NOT EXISTS concord.ledger (\
+const MIGRATIONS: &[&[&str]] = &[
+    &[
+        "CREATE TABLE IF NOT EXISTS concord.ledger (\
         gtrid BINARY(16) NOT NULL, \
         bqual INT UNSIGNED NOT NULL, \
         state TINYINT UNSIGNED NOT NULL COMMENT '1 branch (committed when visible), 2 tombstone', \
@@ -36,18 +37,18 @@ const MIGRATIONS: &[&[&str]] = &[&[
         PRIMARY KEY (gtrid, bqual), \
         UNIQUE KEY request_id (request_id)\
      ) ENGINE=InnoDB",
-    "CREATE TABLE IF NOT EXISTS concord.epoch (\
+        "CREATE TABLE IF NOT EXISTS concord.epoch (\
         one TINYINT UNSIGNED NOT NULL PRIMARY KEY, \
         epoch BIGINT UNSIGNED NOT NULL\
      ) ENGINE=InnoDB COMMENT='the highest epoch of a coordinator that was seen'",
-    "INSERT IGNORE INTO concord.epoch (one, epoch) VALUES (1, 0)",
-    "CREATE TABLE IF NOT EXISTS concord.forget (\
+        "INSERT IGNORE INTO concord.epoch (one, epoch) VALUES (1, 0)",
+        "CREATE TABLE IF NOT EXISTS concord.forget (\
         one TINYINT UNSIGNED NOT NULL PRIMARY KEY, \
         below BINARY(16) NOT NULL\
      ) ENGINE=InnoDB COMMENT='transactions below this gtrid are refused'",
-    "INSERT IGNORE INTO concord.forget (one, below) \
+        "INSERT IGNORE INTO concord.forget (one, below) \
         VALUES (1, x'00000000000000000000000000000000')",
-    "CREATE TABLE IF NOT EXISTS concord.damage (\
+        "CREATE TABLE IF NOT EXISTS concord.damage (\
         id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, \
         gtrid BINARY(16) NOT NULL, \
         bqual INT UNSIGNED NOT NULL, \
@@ -57,13 +58,18 @@ const MIGRATIONS: &[&[&str]] = &[&[
         acknowledged BIGINT NULL COMMENT 'Unix milliseconds', \
         UNIQUE KEY finding (gtrid, bqual, code)\
      ) ENGINE=InnoDB COMMENT='heuristic outcomes, kept for ever'",
-    "CREATE TABLE IF NOT EXISTS concord.identity (\
+        "CREATE TABLE IF NOT EXISTS concord.identity (\
         one TINYINT UNSIGNED NOT NULL PRIMARY KEY, \
         id BINARY(16) NOT NULL, \
         cluster VARBINARY(32) NOT NULL, \
         participant VARBINARY(32) NOT NULL\
      ) ENGINE=InnoDB COMMENT='whose data this is'",
-]];
+    ],
+    &[
+        "ALTER TABLE concord.ledger ADD COLUMN request_fingerprint BIGINT UNSIGNED NULL \
+        COMMENT 'hash of what was asked for'",
+    ],
+];
 
 /// The version that this program works with.
 pub fn current_version() -> u32 {
@@ -93,20 +99,25 @@ pub fn insert_identity(id: [u8; 16], cluster: &str, participant: &str) -> String
 }
 
 /// The row of a branch, as part of its work.
-pub fn push_branch_row(sql: &mut String, branch: BranchId, connection: u64, request: Option<&str>) {
-    sql.push_str(
-        "INSERT INTO concord.ledger (gtrid,bqual,state,connection_id,request_id) VALUES (x'",
-    );
-    push_hex(sql, &branch.gtrid.0);
-    let _ = write!(sql, "',{},{STATE_BRANCH},{connection},", branch.bqual);
-    match request {
-        Some(request) => {
-            sql.push_str("x'");
-            push_hex(sql, request.as_bytes());
-            sql.push_str("')");
-        }
-        None => sql.push_str("NULL)"),
+pub fn push_branch_row(
+    sql: &mut String,
+    branch: BranchId,
+    connection: u64,
+    request: Option<&Request>,
+) {
+    sql.push_str("INSERT INTO concord.ledger (gtrid,bqual,state,connection_id");
+    if request.is_some() {
+        sql.push_str(",request_id,request_fingerprint");
     }
+    sql.push_str(") VALUES (x'");
+    push_hex(sql, &branch.gtrid.0);
+    let _ = write!(sql, "',{},{STATE_BRANCH},{connection}", branch.bqual);
+    if let Some(Request { id, fingerprint }) = request {
+        sql.push_str(",x'");
+        push_hex(sql, id.as_str().as_bytes());
+        let _ = write!(sql, "',{fingerprint}");
+    }
+    sql.push(')');
 }
 
 fn key(branch: BranchId) -> String {
@@ -177,12 +188,12 @@ pub fn select_committed(branches: &[BranchId], wait: bool) -> String {
     )
 }
 
-/// The transaction that a request id took effect in.
-pub fn select_request(request: &str) -> String {
+/// The transaction that a request id took effect in, and what it was asked for.
+pub fn select_request(request: &RequestId) -> String {
     format!(
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid FROM concord.ledger \
-         WHERE request_id=x'{}' AND state={STATE_BRANCH}",
-        hex(request.as_bytes())
+        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,request_fingerprint \
+         FROM concord.ledger WHERE request_id=x'{}' AND state={STATE_BRANCH}",
+        hex(request.as_str().as_bytes())
     )
 }
 

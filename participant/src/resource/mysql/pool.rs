@@ -5,7 +5,6 @@
 //! the life of a call, a connection that saw an error must never come back, and commits must not
 //! queue behind votes.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use super::error::{Failure, NO_SUCH_THREAD};
+use super::leases::Leases;
 use super::options::Options;
 
 /// Longest time for a new connection with its session settings.
@@ -65,12 +65,7 @@ pub struct Pool {
     extra_session: Mutex<String>,
     /// The server may have been restarted since preflight looked.
     suspect: AtomicBool,
-    /// Connections that are in somebody's hands, so that none of them is killed for another's.
-    held: Mutex<HashSet<u64>>,
-    /// Connections that are about to be killed, and by how many: nobody may get one of them before
-    /// the last of these is done.
-    doomed: Mutex<HashMap<u64, u32>>,
-    kill: mpsc::UnboundedSender<u64>,
+    leases: Leases,
 }
 
 #[derive(Debug)]
@@ -88,7 +83,7 @@ struct Backoff {
     last: String,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -106,12 +101,15 @@ impl Pool {
             generation: AtomicU64::new(0),
             extra_session: Mutex::default(),
             suspect: AtomicBool::new(true),
-            held: Mutex::default(),
-            doomed: Mutex::default(),
-            kill,
+            leases: Leases::new(kill),
             options,
         };
         (Arc::new(pool), kills)
+    }
+
+    /// Who has which of its connections.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
     }
 
     /// Its options.
@@ -148,41 +146,6 @@ impl Pool {
         }
     }
 
-    /// Whether a connection of this id is in somebody's hands here.
-    pub fn holds(&self, id: u64) -> bool {
-        lock(&self.held).contains(&id)
-    }
-
-    /// Asks for the end of a connection, which nobody gets from here any more. Returns at once.
-    pub fn kill(&self, id: u64) {
-        self.kill_if(id, || true);
-    }
-
-    /// The same, if the connection still runs what it was to be killed for.
-    pub fn kill_if(&self, id: u64, still: impl FnOnce() -> bool) {
-        *lock(&self.doomed).entry(id).or_default() += 1;
-        // Looked at after the connection was doomed: from there it cannot reach anybody else.
-        if still() {
-            // Without a receiver the process is stopping, and closes every connection anyway.
-            let _ = self.kill.send(id);
-        } else {
-            self.killed(id);
-        }
-    }
-
-    /// One of those who wanted a connection killed is done with it.
-    pub fn killed(&self, id: u64) {
-        let mut doomed = lock(&self.doomed);
-        match doomed.get_mut(&id) {
-            Some(killers) if *killers > 1 => *killers -= 1,
-            _ => _ = doomed.remove(&id),
-        }
-    }
-
-    fn is_doomed(&self, id: u64) -> bool {
-        lock(&self.doomed).contains_key(&id)
-    }
-
     /// Closes connections that were idle for long, or all.
     pub fn close_idle(&self, all: bool) {
         let generation = self.generation.load(Ordering::Acquire);
@@ -211,7 +174,7 @@ impl Pool {
             let Some(idle) = lock(&self.idle).pop() else {
                 break;
             };
-            if idle.generation == generation && !self.is_doomed(idle.id) {
+            if idle.generation == generation && !self.leases.is_doomed(idle.id) {
                 return Ok(self.conn(idle.raw, idle.id, generation, permit));
             }
             self.open.fetch_sub(1, Ordering::Relaxed);
@@ -376,11 +339,12 @@ impl Pool {
         generation: u64,
         permit: OwnedSemaphorePermit,
     ) -> Conn {
-        lock(&self.held).insert(id);
+        let lease = self.leases.begin(id);
         let pool = Arc::clone(self);
         Conn {
             raw: Some(raw),
             id,
+            lease,
             generation,
             busy: false,
             tainted: false,
@@ -415,6 +379,7 @@ pub enum Item {
 pub struct Conn {
     raw: Option<MySqlConnection>,
     id: u64,
+    lease: u64,
     generation: u64,
     /// A text was sent and its last answer has not come.
     busy: bool,
@@ -428,6 +393,11 @@ impl Conn {
     /// The server's id of it.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// The number of this lease, for [`Leases::kill_lease`].
+    pub fn lease(&self) -> u64 {
+        self.lease
     }
 
     /// Sends a text of one or more statements and hands each row and each end to `take`.
@@ -468,7 +438,7 @@ impl Conn {
             Failure::Refused { .. } => self.busy = false,
             Failure::Broken(_) => {
                 self.pool.raise_suspicion();
-                if !self.pool.is_doomed(self.id) {
+                if !self.pool.leases.is_doomed(self.id) {
                     // What ended this one may have ended the idle ones as well.
                     self.pool.close_idle(true);
                 }
@@ -521,14 +491,14 @@ impl Conn {
 
     /// Gives it back, or closes it when it saw an error.
     pub fn release(mut self) {
-        let doomed = self.pool.is_doomed(self.id);
+        let doomed = self.pool.leases.is_doomed(self.id);
         if self.tainted || self.busy || doomed || self.generation != self.pool.generation() {
             return;
         }
         if let Some(raw) = self.raw.take() {
             let (id, generation) = (self.id, self.generation);
             // Not held any more before somebody else can hold it.
-            lock(&self.pool.held).remove(&id);
+            self.pool.leases.end(id);
             lock(&self.pool.idle).push(Idle {
                 raw,
                 id,
@@ -587,9 +557,9 @@ impl Drop for Conn {
     fn drop(&mut self) {
         if self.raw.take().is_some() {
             if self.busy {
-                self.pool.kill(self.id);
+                self.pool.leases.kill(self.id);
             }
-            lock(&self.pool.held).remove(&self.id);
+            self.pool.leases.end(self.id);
             self.pool.open.fetch_sub(1, Ordering::Relaxed);
         }
     }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use concord_core::id::BranchId;
+use concord_core::id::{BranchId, Request};
 use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::model::{Expect, Isolation, Statement};
@@ -24,6 +24,8 @@ use super::sql::{Judge, Judged, StatementKind};
 /// One statement of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
+    /// `SET last_insert_id`.
+    Session,
     /// `SET TRANSACTION ISOLATION LEVEL`.
     Isolation,
     /// `XA START` or `START TRANSACTION`.
@@ -54,7 +56,9 @@ impl Step {
             Self::End => CrashPoint::ServerEndAnswered,
             Self::Prepare => CrashPoint::ServerPrepareAnswered,
             Self::CommitOnePhase => CrashPoint::ServerOnePhaseAnswered,
-            Self::Isolation | Self::Statement(_) | Self::Guard | Self::Finish => return None,
+            Self::Session | Self::Isolation | Self::Statement(_) | Self::Guard | Self::Finish => {
+                return None;
+            }
         })
     }
 }
@@ -69,6 +73,11 @@ pub struct Script {
 }
 
 impl Script {
+    /// Makes the session forget the last id that it generated, for whoever had it before.
+    pub fn no_last_insert_id(&mut self) {
+        self.verb(Step::Session, "SET last_insert_id=0");
+    }
+
     /// Sets the isolation level of the branch that follows.
     pub fn isolation(&mut self, isolation: Option<Isolation>) {
         let level = match isolation {
@@ -91,7 +100,7 @@ impl Script {
     }
 
     /// Appends the ledger row.
-    pub fn ledger(&mut self, branch: BranchId, connection: u64, request: Option<&str>) {
+    pub fn ledger(&mut self, branch: BranchId, connection: u64, request: Option<&Request>) {
         self.separate();
         ledger::push_branch_row(&mut self.text, branch, connection, request);
         self.steps.push(Step::Ledger);

@@ -24,6 +24,7 @@ use sqlparser::tokenizer::Token as Parsed;
 use super::functions::{is_allowed, is_dangerous};
 use super::lexer::{Kind, Token, lex};
 use super::literal::push_literal;
+use super::tables::{Table, written};
 
 /// Statements whose judgement is remembered: an application has some hundreds of texts.
 const CACHE_ENTRIES: NonZeroUsize = NonZeroUsize::new(1_024).unwrap();
@@ -72,6 +73,10 @@ pub struct Judged {
     pub kind: StatementKind,
     /// Whether it names a schema that only reads outside branches may name.
     pub internal: bool,
+    /// Tables that it may write to.
+    pub written: Vec<Table>,
+    /// Whether it reads LAST_INSERT_ID(), which the session keeps from whoever had it before.
+    pub last_insert_id: bool,
     /// Its text between the placeholders: one piece more than there are values.
     pieces: Vec<String>,
 }
@@ -199,6 +204,8 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
     Ok(Judged {
         kind,
         internal,
+        written: checker.written,
+        last_insert_id: checker.last_insert_id,
         pieces: pieces(&tokens),
     })
 }
@@ -280,7 +287,11 @@ fn parse(text: &str) -> Result<Checker, String> {
     if parser.peek_token_ref().token != Parsed::EOF {
         return Err("exactly one statement is allowed".into());
     }
-    let mut checker = Checker { kind: None };
+    let mut checker = Checker {
+        kind: None,
+        written: written(&statement),
+        last_insert_id: false,
+    };
     match statement.visit(&mut checker) {
         ControlFlow::Continue(()) => Ok(checker),
         ControlFlow::Break(message) => Err(message),
@@ -290,6 +301,8 @@ fn parse(text: &str) -> Result<Checker, String> {
 /// Walks the parsed statement and stops at the first thing that is not allowed.
 struct Checker {
     kind: Option<StatementKind>,
+    written: Vec<Table>,
+    last_insert_id: bool,
 }
 
 fn stop(message: impl Into<String>) -> ControlFlow<String> {
@@ -377,7 +390,10 @@ impl Visitor for Checker {
 
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<String> {
         match expr {
-            Expr::Function(function) => check_function(function),
+            Expr::Function(function) => {
+                self.last_insert_id |= is_last_insert_id(function);
+                check_function(function)
+            }
             Expr::Cast { data_type, .. }
             | Expr::Convert {
                 data_type: Some(data_type),
@@ -438,6 +454,11 @@ fn check_operator(op: &BinaryOperator) -> ControlFlow<String> {
     }
 }
 
+fn is_last_insert_id(function: &Function) -> bool {
+    let last = function.name.0.last().and_then(|part| part.as_ident());
+    last.is_some_and(|name| name.value.eq_ignore_ascii_case("last_insert_id"))
+}
+
 fn check_function(function: &Function) -> ControlFlow<String> {
     let [part] = function.name.0.as_slice() else {
         return stop(format!(
@@ -454,7 +475,7 @@ fn check_function(function: &Function) -> ControlFlow<String> {
     // With an argument it changes the session, which serves other transactions later.
     let has_arguments =
         matches!(&function.args, FunctionArguments::List(list) if !list.args.is_empty());
-    if name.value.eq_ignore_ascii_case("last_insert_id") && has_arguments {
+    if is_last_insert_id(function) && has_arguments {
         return stop("LAST_INSERT_ID with an argument is not allowed");
     }
     ControlFlow::Continue(())

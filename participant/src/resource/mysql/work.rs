@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use concord_core::id::{BranchId, RequestId};
+use concord_core::id::{BranchId, Request};
 use concord_core::planted::{self, Bug};
 use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
@@ -20,7 +20,7 @@ use super::script::{End, Outcome, Script, Step, judge_all};
 use super::sql::{Judged, StatementKind};
 use super::unfinished::Unfinished;
 use super::{MySql, ledger};
-use crate::resource::{LedgerEntry, OnePhase, Prepared};
+use crate::resource::{LedgerEntry, OnePhase, Prepared, known_request};
 
 /// Time to undo a branch after something went wrong in it. Not part of the work's own time: the
 /// undoing begins when that has run out.
@@ -64,12 +64,7 @@ impl MySql {
                 self.prepared_before(branch).await
             }
             _ => self
-                .undo(
-                    branch,
-                    work.request_id.as_ref().map(RequestId::as_str),
-                    conn,
-                    outcome,
-                )
+                .undo(branch, work.request.as_ref(), conn, outcome)
                 .await
                 .into(),
         }
@@ -83,7 +78,7 @@ impl MySql {
             Ok(admitted) => admitted,
             Err(refused) => return refused.into(),
         };
-        if work.request_id.is_none() && reads_only(&judged) {
+        if work.request.is_none() && reads_only(&judged) {
             return match self
                 .read_only(branch, work, &judged, &facts, deadline)
                 .await
@@ -98,7 +93,7 @@ impl MySql {
             Err(refused) => return refused.into(),
         };
         let outcome = script.run(&mut conn, deadline).await;
-        let request = work.request_id.as_ref().map(RequestId::as_str);
+        let request = work.request.as_ref();
         match outcome.end {
             End::Fine => {
                 self.finish_one_phase(branch, conn, outcome.results, deadline)
@@ -140,7 +135,7 @@ impl MySql {
     async fn undo_one_phase(
         &self,
         branch: BranchId,
-        request: Option<&str>,
+        request: Option<&Request>,
         conn: Conn,
         outcome: Outcome,
     ) -> OnePhase {
@@ -181,6 +176,9 @@ impl MySql {
             .voting_facts()
             .await
             .map_err(|reason| Unfinished::never_began(reason, None))?;
+        self.check_tables(&judged)
+            .await
+            .map_err(|(index, reason)| Unfinished::never_began(reason, Some(index)))?;
         Ok((facts, judged))
     }
 
@@ -224,7 +222,7 @@ impl MySql {
             .acquire_by(Class::Work, deadline)
             .await
             .map_err(|reason| Unfinished::never_began(reason, None))?;
-        held.runs_on(conn.id());
+        held.runs_on(&conn);
         Ok((held, conn))
     }
 
@@ -238,8 +236,7 @@ impl MySql {
         deadline: Deadline,
     ) -> Result<Vec<v1::StatementResult>, Unfinished> {
         let (_held, mut conn) = self.open(branch, deadline).await?;
-        let mut script = Script::default();
-        script.isolation(work.isolation);
+        let mut script = begin_text(work, judged);
         script.verb(Step::Start, "START TRANSACTION READ ONLY");
         for (index, (judged, statement)) in judged.iter().zip(&work.statements).enumerate() {
             if let Err(reason) = script.statement(judged, statement) {
@@ -305,7 +302,7 @@ impl MySql {
     pub(super) async fn undo(
         &self,
         branch: BranchId,
-        request: Option<&str>,
+        request: Option<&Request>,
         mut conn: Conn,
         outcome: Outcome,
     ) -> Unfinished {
@@ -331,7 +328,7 @@ impl MySql {
         let certain = if broken {
             conn.kill();
             self.make_sure(branch, deadline).await
-        } else if let Some((Step::Isolation | Step::Start, failure)) = &step {
+        } else if let Some((Step::Session | Step::Isolation | Step::Start, failure)) = &step {
             // Nothing was begun; unless the xid belongs to a branch that lives elsewhere.
             drop(conn);
             failure.number() != Some(error::XAER_DUPID)
@@ -433,7 +430,7 @@ impl MySql {
     async fn why_duplicate(
         &self,
         branch: BranchId,
-        request: Option<&str>,
+        request: Option<&Request>,
         failure: &Failure,
     ) -> Reason {
         match self.read_ledger_row(branch).await {
@@ -451,8 +448,8 @@ impl MySql {
         else {
             return failure.reason().clone();
         };
-        match self.former_transaction(request).await {
-            Ok(Some(gtrid)) => Reason::new(code::REQUEST_ALREADY_COMMITTED, gtrid.to_string()),
+        match self.former_transaction(&request.id).await {
+            Ok(Some((former, fingerprint))) => known_request(request, former, fingerprint),
             Ok(None) => Reason::new(
                 code::DEADLOCK,
                 "the request id was taken by a transaction that has just gone; try again",
@@ -497,16 +494,21 @@ fn begin_script(
     xid: &str,
     conn: &Conn,
 ) -> Result<Script, (usize, Reason)> {
-    let mut script = Script::default();
-    script.isolation(work.isolation);
+    let mut script = begin_text(work, judged);
     script.verb(Step::Start, &format!("XA START {xid}"));
-    script.ledger(
-        branch,
-        conn.id(),
-        work.request_id.as_ref().map(RequestId::as_str),
-    );
+    script.ledger(branch, conn.id(), work.request.as_ref());
     push_statements(&mut script, judged, &work.statements)?;
     Ok(script)
+}
+
+/// What comes before the transaction itself.
+fn begin_text(work: &Work, judged: &[Arc<Judged>]) -> Script {
+    let mut script = Script::default();
+    if judged.iter().any(|judged| judged.last_insert_id) {
+        script.no_last_insert_id();
+    }
+    script.isolation(work.isolation);
+    script
 }
 
 fn push_statements(
@@ -537,5 +539,5 @@ fn may_leave(facts: &Facts, work: &Work, judged: &[Arc<Judged>]) -> bool {
         // None is READ UNCOMMITTED, as the server's own default.
         Some(Isolation::ReadCommitted | Isolation::RepeatableRead) | None => false,
     };
-    !serializable && work.request_id.is_none() && reads_only(judged)
+    !serializable && work.request.is_none() && reads_only(judged)
 }

@@ -73,9 +73,10 @@ fn work_survives_the_wire() {
                 isolation: levels[rng.random_range(0..4)],
                 allow_read_only: rng.random(),
                 timeout: std::time::Duration::from_millis(rng.random_range(1..=3_600_000)),
-                request_id: rng
-                    .random::<bool>()
-                    .then(|| concord_core::id::RequestId::new(format!("r{seed}"))),
+                request: rng.random::<bool>().then(|| concord_core::id::Request {
+                    id: concord_core::id::RequestId::new(format!("r{seed}")),
+                    fingerprint: rng.random(),
+                }),
             }),
         };
         let sent = link::prepare_request(expected.branch, expected.epoch, expected.work.clone());

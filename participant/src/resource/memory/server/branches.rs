@@ -1,13 +1,13 @@
 //! The XA rules: how branches begin, wait for locks, prepare and end.
 
-use concord_core::id::BranchId;
+use concord_core::id::{BranchId, Request};
 use concord_core::reason::{Reason, code};
 use concord_proto::v1;
 use tokio::time::Instant;
 
 use super::{Attached, Branch, Entry, Lock, State, Stop, Xid, broken, down, wrong_state};
 use crate::resource::memory::shape::{Cell, Row, Shape};
-use crate::resource::{Finished, LedgerEntry};
+use crate::resource::{Finished, LedgerEntry, known_request};
 
 impl State {
     /// A connection and `XA START`. `None`: wait for a connection.
@@ -109,7 +109,7 @@ impl State {
         &mut self,
         branch: BranchId,
         connection: u64,
-        request: Option<&str>,
+        request: Option<&Request>,
     ) -> Option<Result<(), Stop>> {
         if let Err(stop) = self.active(branch, connection) {
             return Some(Err(stop));
@@ -123,23 +123,22 @@ impl State {
             return Some(Err(Stop::refused(Reason::new(code, text))));
         }
         if let Some(request) = request {
-            match self.acquire(branch, &Lock::Request(request.to_owned()))? {
+            match self.acquire(branch, &Lock::Request(request.id.clone()))? {
                 Ok(()) => {}
                 Err(stop) => return Some(Err(stop)),
             }
-            let former = self
-                .ledger
-                .iter()
-                .find(|(_, e)| e.request.as_deref() == Some(request));
-            if let Some((former, _)) = former {
-                let former = former.gtrid.to_string();
-                let reason = Reason::new(code::REQUEST_ALREADY_COMMITTED, former);
+            let former = self.ledger.iter().find_map(|(former, entry)| {
+                let kept = entry.request.as_ref()?;
+                (kept.id == request.id).then_some((former.gtrid, kept.fingerprint))
+            });
+            if let Some((former, fingerprint)) = former {
+                let reason = known_request(request, former, Some(fingerprint));
                 return Some(Err(Stop::refused(reason)));
             }
         }
         Some(self.active(branch, connection).map(|mine| {
             mine.ledger = true;
-            mine.request = request.map(str::to_owned);
+            mine.request = request.cloned();
         }))
     }
 

@@ -1,0 +1,324 @@
+//! The driver's books: who is told what, whose time is over, and what a wrong clock may do.
+//!
+//! Time is paused, and the disk takes as long as a test wants.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use concord_core::id::{Bqual, Request, RequestId};
+use concord_core::message::{Finish, Outcome};
+use concord_core::reason::code;
+use concord_core::transaction::Ack;
+use tokio::time::sleep;
+
+use super::*;
+use crate::engine::{AckMode, BranchWork, OneShot};
+use crate::log::MemoryLog;
+use crate::mint::Mint;
+
+const EPOCH: Epoch = Epoch(1);
+/// Time between the tests' own looks.
+const MOMENT: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_hours(1);
+
+/// A machine with a clock that can be set.
+#[derive(Debug)]
+struct Machine {
+    unix_ms: AtomicU64,
+    chance: AtomicU64,
+    disk: Duration,
+}
+
+impl Surroundings for Machine {
+    fn unix_ms(&self) -> u64 {
+        self.unix_ms.load(Ordering::Relaxed)
+    }
+
+    fn random(&self) -> u128 {
+        u128::from(self.chance.fetch_add(1, Ordering::Relaxed)) << 64
+    }
+
+    fn disk_pause(&self) -> Option<Duration> {
+        Some(self.disk)
+    }
+}
+
+struct World {
+    calls: mpsc::Sender<Call>,
+    machine: Arc<Machine>,
+    mint: Mint,
+    _links: Vec<mpsc::UnboundedReceiver<Outbound>>,
+}
+
+fn p(n: u32) -> ParticipantName {
+    ParticipantName::new(format!("p{n}"))
+}
+
+impl World {
+    /// A driver with links to two participants, and a disk whose every write takes so long.
+    async fn new(write: Duration) -> Self {
+        let machine = Arc::new(Machine {
+            unix_ms: AtomicU64::new(1_700_000_000_000),
+            chance: AtomicU64::new(1),
+            disk: write / 2,
+        });
+        let surroundings: Arc<dyn Surroundings> = machine.clone();
+        let mut coordinator = Coordinator::new();
+        coordinator.apply(&Record::Epoch(EPOCH)).expect("an epoch");
+        let (driver, calls) = Driver::new(Parts {
+            recovered: Recovered {
+                machine: coordinator,
+                incarnations: BTreeMap::new(),
+                witnesses: Witnesses::default(),
+            },
+            log: MemoryLog::new(),
+            config: DriverConfig {
+                max_in_flight: 100,
+                max_in_flight_bytes: 1 << 20,
+                retention: HOUR,
+                max_remembered: 100,
+                forget_interval: SECOND,
+            },
+            history: History::new(100, EPOCH, surroundings.clone()),
+            counters: Arc::default(),
+            participants: vec![p(1), p(2)],
+            accepted: BTreeMap::new(),
+            surroundings: surroundings.clone(),
+        })
+        .expect("a driver");
+        tokio::spawn(driver.run(CancellationToken::new()));
+        let mut world = Self {
+            calls,
+            machine,
+            mint: Mint::above(Gtrid::MIN, surroundings),
+            _links: Vec::new(),
+        };
+        for n in 1..=2 {
+            let (sender, outbound) = mpsc::unbounded_channel();
+            world._links.push(outbound);
+            let up = |answer| Call::LinkUp {
+                participant: p(n),
+                data: Data {
+                    incarnation: format!("data-{n}"),
+                    missing: None,
+                },
+                generation: u64::from(n),
+                sender,
+                answer,
+            };
+            let accepted = world.ask(up).await.await.expect("an answer");
+            accepted.expect("a link");
+        }
+        sleep(2 * write + SECOND).await;
+        world
+    }
+
+    async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> oneshot::Receiver<T> {
+        let (answer, wait) = oneshot::channel();
+        self.calls.send(call(answer)).await.expect("a driver");
+        wait
+    }
+
+    /// Sends a transaction with one branch, on `p1`.
+    async fn run(
+        &self,
+        gtrid: Gtrid,
+        request: Option<&str>,
+        timeout: Duration,
+        down: Option<Reason>,
+    ) -> oneshot::Receiver<Told> {
+        let tx = Box::new(OneShot {
+            gtrid,
+            branches: vec![BranchWork {
+                participant: p(1),
+                statements: Vec::new(),
+            }],
+            request: request.map(|id| Request {
+                id: RequestId::new(id),
+                fingerprint: 1,
+            }),
+            isolation: None,
+            ack: AckMode::Applied,
+            timeout,
+        });
+        self.ask(|answer| Call::Run { tx, down, answer }).await
+    }
+
+    /// Runs one to its end, as new.
+    async fn done(&self, gtrid: Gtrid, request: Option<&str>) {
+        let told = self.run(gtrid, request, HOUR, None).await;
+        sleep(SECOND).await;
+        self.committed(gtrid).await;
+        is_committed(told.await.expect("an answer"));
+    }
+
+    async fn begin(&self, timeout: Duration) -> Result<Gtrid, Reason> {
+        let gtrid = self.mint.mint();
+        let begin = |answer| Call::Begin {
+            gtrid,
+            isolation: None,
+            timeout,
+            answer,
+        };
+        let begun = self.ask(begin).await.await.expect("an answer");
+        begun.map(|()| gtrid)
+    }
+
+    async fn commit(&self, gtrid: Gtrid) -> oneshot::Receiver<Told> {
+        let ack = Ack::Applied;
+        self.ask(|answer| Call::Commit { gtrid, ack, answer }).await
+    }
+
+    async fn rollback(&self, gtrid: Gtrid) -> oneshot::Receiver<Told> {
+        let reason = Reason::new(code::ROLLED_BACK, "wanted");
+        let rollback = |answer| Call::Rollback {
+            gtrid,
+            reason,
+            answer,
+        };
+        self.ask(rollback).await
+    }
+
+    /// A statement of it failed, or was none.
+    async fn statement_failed(&self, gtrid: Gtrid) {
+        let failed = Some(Reason::new(code::INVALID_FIELD, "no SQL"));
+        let done = Call::StatementDone { gtrid, failed };
+        self.calls.send(done).await.expect("a driver");
+    }
+
+    /// `p1` says that it committed its branch.
+    async fn committed(&self, gtrid: Gtrid) {
+        let branch = BranchId {
+            gtrid,
+            bqual: Bqual(1),
+        };
+        let received = Call::Received {
+            from: p(1),
+            message: concord_core::message::FromParticipant::Finished {
+                branch,
+                epoch: EPOCH,
+                finish: Finish::Committed,
+            },
+            results: Vec::new(),
+            failed_statement: None,
+        };
+        self.calls.send(received).await.expect("a driver");
+    }
+}
+
+fn is_committed(told: Told) {
+    assert!(
+        matches!(&told, Told::Ended(ended) if ended.outcome == Outcome::Committed),
+        "{told:?}"
+    );
+}
+
+fn is_refused(told: Told, code: &str) {
+    assert!(
+        matches!(&told, Told::Refused(reason) if &*reason.code == code),
+        "{told:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_time_out_within_a_slow_write_takes_nobody_elses() {
+    let world = World::new(2 * SECOND).await;
+    let first = world.mint.mint();
+    // It is over before the record of its only branch is written.
+    let told = world.run(first, None, SECOND / 2, None).await;
+    sleep(SECOND).await;
+    let second = world.begin(3 * SECOND).await.expect("a transaction");
+    let told = told.await.expect("an answer");
+    assert!(
+        matches!(&told, Told::Ended(ended) if ended.outcome == Outcome::Unknown(first)),
+        "{told:?}"
+    );
+    sleep(4 * SECOND).await;
+    let told = world.commit(second).await.await.expect("an answer");
+    is_refused(told, code::TRANSACTION_NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_call_gets_its_own_refusal() {
+    let world = World::new(2 * SECOND).await;
+    let gtrid = world.begin(HOUR).await.expect("a transaction");
+    let enlist = |answer| Call::Enlist {
+        gtrid,
+        participant: p(1),
+        answer,
+    };
+    let enlisted = world.ask(enlist).await.await.expect("an answer");
+    enlisted.expect("a branch");
+    let failed = None;
+    let done = Call::StatementDone { gtrid, failed };
+    world.calls.send(done).await.expect("a driver");
+    // The decision is handed to its only branch, and on its way to the disk.
+    let first = world.commit(gtrid).await;
+    let rollback = world.rollback(gtrid).await;
+    let second = world.commit(gtrid).await;
+    world.statement_failed(gtrid).await;
+    is_refused(rollback.await.expect("an answer"), code::WRONG_STATE);
+    world.committed(gtrid).await;
+    is_committed(first.await.expect("an answer"));
+    is_committed(second.await.expect("an answer"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_elses_statement_ends_a_transaction_that_came_whole() {
+    let world = World::new(MOMENT).await;
+    let gtrid = world.mint.mint();
+    let told = world.run(gtrid, None, HOUR, None).await;
+    world.statement_failed(gtrid).await;
+    sleep(SECOND).await;
+    world.statement_failed(gtrid).await;
+    world.committed(gtrid).await;
+    is_committed(told.await.expect("an answer"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_its_server_away_nothing_new_begins_and_a_repetition_is_recognised() {
+    let world = World::new(MOMENT).await;
+    let away = || Some(Reason::new(code::SERVER_DOWN, "away"));
+    let first = world.mint.mint();
+    let told = world.run(first, Some("r"), HOUR, None).await;
+    let repeated = world.run(world.mint.mint(), Some("r"), HOUR, away()).await;
+    let fresh = world.run(world.mint.mint(), Some("s"), HOUR, away()).await;
+    is_refused(fresh.await.expect("an answer"), code::SERVER_DOWN);
+    sleep(SECOND).await;
+    world.committed(first).await;
+    is_committed(told.await.expect("an answer"));
+    let told = repeated.await.expect("an answer");
+    assert!(
+        matches!(&told, Told::Replayed { first: of, .. } if *of == first),
+        "{told:?}"
+    );
+    let numbers = |answer| Call::Numbers { answer };
+    let numbers = world.ask(numbers).await.await.expect("an answer");
+    assert_eq!((numbers.active, numbers.committing), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_ahead_forgets_nothing_and_stops_nothing() {
+    let world = World::new(MOMENT).await;
+    let first = world.mint.mint();
+    world.done(first, Some("r")).await;
+    world.done(world.mint.mint(), None).await;
+    let ahead = 3 * 3_600_000;
+    world.machine.unix_ms.fetch_add(ahead, Ordering::Relaxed);
+    sleep(10 * SECOND).await;
+    world.machine.unix_ms.fetch_sub(ahead, Ordering::Relaxed);
+    let told = world.run(world.mint.mint(), Some("r"), HOUR, None).await;
+    let told = told.await.expect("an answer");
+    assert!(
+        matches!(&told, Told::Replayed { first: of, .. } if *of == first),
+        "{told:?}"
+    );
+    // What is old is forgotten as before.
+    world.done(world.mint.mint(), None).await;
+    world
+        .machine
+        .unix_ms
+        .fetch_add(2 * 3_600_000, Ordering::Relaxed);
+    sleep(2 * HOUR).await;
+    world.done(world.mint.mint(), Some("r")).await;
+}

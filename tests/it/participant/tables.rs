@@ -1,0 +1,100 @@
+//! What a statement may write to, and what a session must not tell of whoever had it before.
+
+use concord_proto::status::reason_of;
+use concord_proto::v1::{Finish, Vote};
+
+use super::harness::{World, branch, code, on_every_server};
+
+const TAKE: &str = "UPDATE shop.till SET n = n - 1 WHERE id = 1";
+const PLUS: &str = "UPDATE shop.t SET n = n + 1 WHERE id = 1";
+
+async fn till(world: &World) -> i64 {
+    world
+        .number("SELECT CAST(n AS SIGNED) FROM shop.till WHERE id = 1")
+        .await
+}
+
+#[test]
+fn a_table_that_cannot_roll_back_is_not_written_to() {
+    on_every_server(|world| async move {
+        let daemon = world.start().await;
+        let create = "CREATE TABLE shop.till (id INT PRIMARY KEY, n INT NOT NULL) ENGINE=MyISAM; \
+                      INSERT INTO shop.till VALUES (1, 100); \
+                      CREATE TABLE shop.`tïll``'` (n INT) ENGINE=MyISAM";
+        world.sql(create).await;
+
+        let vote = daemon.prepare(&branch(1), &[PLUS, TAKE]).await;
+        assert_eq!(vote.vote(), Vote::Abort);
+        assert_eq!(code(vote.reason.as_ref()), "STATEMENT_NOT_ALLOWED");
+        let why = vote.reason.expect("a reason").message;
+        let mend = "ALTER TABLE `shop`.`till` ENGINE=InnoDB";
+        assert!(why.contains("MyISAM") && why.contains(mend), "{why}");
+        assert_eq!(vote.failed_statement, Some(1));
+        let one = daemon.one_phase(&branch(1), &[TAKE]).await;
+        assert_eq!(one.finish(), Finish::Aborted, "{one:?}");
+        let open = branch(1);
+        daemon.begin(&open, 10_000).await;
+        daemon.execute(&open, PLUS).await.expect("it runs");
+        let refused = daemon.execute(&open, TAKE).await.expect_err("a refusal");
+        let reason = reason_of(&refused).expect("a reason");
+        assert_eq!(&*reason.code, "STATEMENT_NOT_ALLOWED", "{reason}");
+        assert_eq!(daemon.prepare(&open, &[]).await.vote(), Vote::Abort);
+        for sql in [
+            "INSERT INTO shop.`tïll``'` VALUES (1)",
+            "REPLACE INTO shop.till VALUES (1, 1)",
+            "DELETE FROM shop.till",
+            "DELETE a FROM shop.till AS a JOIN shop.t AS b ON a.id = b.id",
+            "UPDATE shop.t AS b JOIN shop.till AS a ON a.id = b.id SET a.n = 0",
+        ] {
+            let vote = daemon.prepare(&branch(1), &[sql]).await;
+            assert_eq!(code(vote.reason.as_ref()), "STATEMENT_NOT_ALLOWED", "{sql}");
+        }
+        assert_eq!((till(&world).await, world.n(1).await), (100, 100));
+
+        // It may be read, and a table that is none is the server's to refuse.
+        let read = "INSERT INTO shop.t SELECT id + 10, n FROM shop.till";
+        let one = daemon.one_phase(&branch(1), &[read]).await;
+        assert_eq!(one.finish(), Finish::Committed, "{one:?}");
+        let vote = daemon.prepare(&branch(1), &["DELETE FROM shop.no"]).await;
+        assert_eq!(code(vote.reason.as_ref()), "STATEMENT_FAILED");
+
+        world.sql("ALTER TABLE shop.till ENGINE=InnoDB").await;
+        let one = daemon.one_phase(&branch(1), &[PLUS, TAKE]).await;
+        assert_eq!(one.finish(), Finish::Committed, "{one:?}");
+        assert_eq!((till(&world).await, world.n(1).await), (99, 101));
+    });
+}
+
+#[test]
+fn the_last_generated_id_is_the_branchs_own() {
+    on_every_server(|world| async move {
+        let daemon = world.start().await;
+        world
+            .sql(
+                "CREATE TABLE shop.orders (id INT AUTO_INCREMENT PRIMARY KEY, word VARCHAR(9), \
+                 UNIQUE (word)) AUTO_INCREMENT = 41",
+            )
+            .await;
+        let (add, again) = (
+            "INSERT INTO shop.orders (word) VALUES ('one')",
+            "INSERT IGNORE INTO shop.orders (word) VALUES ('one')",
+        );
+        let keep = |id| format!("INSERT INTO shop.t VALUES ({id}, LAST_INSERT_ID())");
+        let one = daemon.one_phase(&branch(1), &[add, &keep(50)]).await;
+        assert_eq!(one.finish(), Finish::Committed, "{one:?}");
+        assert_eq!(world.n(50).await, 41);
+
+        // Nothing is generated: what an earlier branch of the session generated is not told.
+        let one = daemon.one_phase(&branch(1), &[again, &keep(51)]).await;
+        assert_eq!(one.finish(), Finish::Committed, "{one:?}");
+        assert_eq!(world.n(51).await, 0);
+        let one = daemon.one_phase(&branch(1), &["SELECT 1", add]).await;
+        assert_eq!(one.finish(), Finish::Aborted, "{one:?}");
+        let open = branch(1);
+        daemon.begin(&open, 10_000).await;
+        daemon.execute(&open, &keep(52)).await.expect("it runs");
+        let one = daemon.one_phase(&open, &[]).await;
+        assert_eq!(one.finish(), Finish::Committed, "{one:?}");
+        assert_eq!(world.n(52).await, 0);
+    });
+}
