@@ -144,6 +144,8 @@ pub struct Driver {
     /// Records in line for the log.
     pending: Vec<Record>,
     forget: Option<(Vec<Gtrid>, Gtrid)>,
+    /// The log was told to forget, which it does with its next append.
+    forgetting: bool,
     pending_forced: bool,
     /// Position of the last forced record in line or with the writer.
     appended: u64,
@@ -210,6 +212,7 @@ impl Driver {
             next_token: 0,
             pending: Vec::new(),
             forget: None,
+            forgetting: false,
             pending_forced: false,
             appended: 0,
             durable: 0,
@@ -254,7 +257,9 @@ impl Driver {
                 }
                 _ = sweep.tick() => self.input(Input::Sweep)?,
                 _ = flush.tick() => {
-                    if !self.writing && (!self.pending.is_empty() || self.forget.is_some()) {
+                    let lazy =
+                        !self.pending.is_empty() || self.forget.is_some() || self.forgetting;
+                    if lazy && !self.writing {
                         self.hand_over()?;
                     }
                 }
@@ -349,6 +354,7 @@ impl Driver {
             .log_records
             .fetch_add(records, std::sync::atomic::Ordering::Relaxed);
         self.pending_forced = false;
+        self.forgetting = batch.forget.is_some();
         // With nothing else in flight there is nothing that a slow disk could hold up.
         let batch = if self.machine.live() <= 1 && batch.forget.is_none() {
             match self.writer.write_now(batch) {

@@ -54,7 +54,7 @@ fn what_is_in_doubt_is_finished_before_the_ledger_is_brought_up_to_date() {
         let old = branch(1);
         prepared_by_the_version_before(&world, &old, "old").await;
 
-        // Its table cannot be changed before the branch has ended, and no vote is given before that.
+        // Its table cannot be changed before the branch has ended; no vote is given before that.
         world.inquiries.decide(&old, Decision::Commit);
         let daemon = world.start().await;
         until("the branch to end", || async {
