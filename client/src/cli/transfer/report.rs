@@ -373,6 +373,8 @@ mod tests {
                 Verdict::Unavailable("X".into(), "x".into()),
                 Exit::Unavailable,
             ),
+            // Ctrl-C: what was not even tried is more than what failed.
+            (Verdict::NotTried, Exit::Interrupted),
         ] {
             summary.add(&verdict);
             assert_eq!(summary.exit(), exit);
