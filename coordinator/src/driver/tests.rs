@@ -47,7 +47,8 @@ struct World {
     calls: mpsc::Sender<Call>,
     machine: Arc<Machine>,
     mint: Mint,
-    _links: Vec<mpsc::UnboundedReceiver<Outbound>>,
+    /// What the driver sends; nobody reads it, and the links are up as long as it is here.
+    links: Vec<mpsc::UnboundedReceiver<Outbound>>,
 }
 
 fn p(n: u32) -> ParticipantName {
@@ -91,11 +92,11 @@ impl World {
             calls,
             machine,
             mint: Mint::above(Gtrid::MIN, surroundings),
-            _links: Vec::new(),
+            links: Vec::new(),
         };
         for n in 1..=2 {
             let (sender, outbound) = mpsc::unbounded_channel();
-            world._links.push(outbound);
+            world.links.push(outbound);
             let up = |answer| Call::LinkUp {
                 participant: p(n),
                 data: Data {

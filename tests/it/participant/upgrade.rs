@@ -33,10 +33,11 @@ async fn prepared_by_the_version_before(world: &World, branch: &v1::BranchRef, r
 
 fn with_request(branch: &v1::BranchRef, fingerprint: u64) -> v1::PrepareRequest {
     let mut request = prepare(branch, &[PLUS]);
-    if let Some(work) = &mut request.work {
-        work.request_id = "old".to_owned();
-        work.request_fingerprint = fingerprint;
-    }
+    request.work = request.work.map(|work| v1::Work {
+        request_id: "old".to_owned(),
+        request_fingerprint: fingerprint,
+        ..work
+    });
     request
 }
 
