@@ -535,6 +535,31 @@ impl Client {
         }
     }
 
+    /// Now and then somebody else has to do with a transaction that is being committed: a call of
+    /// his is refused or it is not, and whoever commits is told the truth all the same.
+    fn meddler(&mut self, gtrid: &str) -> impl Future<Output = ()> + use<> {
+        let meddles = self.chance.permille(250);
+        let with_statement = self.chance.permille(500);
+        let pause = Duration::from_micros(self.chance.pause_us(100..2_000_000));
+        let mut client = TransactionServiceClient::new(self.channel.clone());
+        let gtrid = gtrid.to_owned();
+        async move {
+            if !meddles {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+            let time = Duration::from_secs(5);
+            if with_statement {
+                let statement = None;
+                let request = v1::ExecuteStatementRequest { gtrid, statement };
+                let _ = tokio::time::timeout(time, client.execute_statement(request)).await;
+            } else {
+                let request = v1::RollbackTransactionRequest { gtrid };
+                let _ = tokio::time::timeout(time, client.rollback(request)).await;
+            }
+        }
+    }
+
     async fn commit(&mut self, label: &str, gtrid: String, id: Option<Gtrid>) {
         let mut client = TransactionServiceClient::new(self.channel.clone());
         loop {
@@ -543,7 +568,10 @@ impl Client {
                 ..v1::CommitTransactionRequest::default()
             };
             let time = Duration::from_millis(self.chance.between(2_000..8_000));
-            match tokio::time::timeout(time, client.commit(request)).await {
+            let told = tokio::time::timeout(time, client.commit(request));
+            let meddler = self.meddler(&gtrid);
+            let (told, ()) = tokio::join!(told, meddler);
+            match told {
                 Ok(Ok(_)) => return self.committed(label, id),
                 Ok(Err(status)) if status.code() == Code::NotFound => {
                     // A coordinator that restarted has never heard of it: presumed aborted.

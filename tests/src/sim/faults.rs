@@ -12,6 +12,8 @@ use concord_participant::resource::memory::server::Cut;
 const RESTART_US: std::ops::Range<u64> = 50_000..1_500_000;
 /// An operator accepts replaced data after a time in this range.
 const ACCEPT_US: std::ops::Range<u64> = 1_000_000..4_000_000;
+/// Longest time of a slow disk before and after a batch.
+const SLOW_DISK_US: u64 = 4_000_000;
 /// Time between two backups of every server.
 const BACKUP_US: u64 = 1_500_000;
 /// How often an operator looks for a branch in doubt, and how long it takes in between.
@@ -103,6 +105,7 @@ impl World {
                 self.disk.set_faults(|faults| {
                     (faults.writes_fail, faults.syncs_fail, faults.full) = (false, false, false);
                 });
+                self.disk_us.store(self.plan.disk_us, Ordering::Relaxed);
             }
             Action::MendServer(index) => {
                 self.servers[index].set_read_only(false);
@@ -183,9 +186,11 @@ impl World {
             | Fault::Stale(_)
             | Fault::ClientGone
             | Fault::Order { .. } => self.disturb(&planned.fault, for_us),
-            Fault::WritesFail | Fault::SyncsFail | Fault::DiskFull | Fault::Torn { .. } => {
-                self.spoil_disk(&planned.fault, for_us)
-            }
+            Fault::WritesFail
+            | Fault::SyncsFail
+            | Fault::DiskFull
+            | Fault::SlowDisk
+            | Fault::Torn { .. } => self.spoil_disk(&planned.fault, for_us),
             Fault::ClockJump { by_ms } => {
                 self.skew_ms.fetch_add(*by_ms, Ordering::Relaxed);
                 true
@@ -311,6 +316,9 @@ impl World {
     }
 
     fn spoil_disk(&mut self, fault: &Fault, for_us: u64) -> bool {
+        if *fault == Fault::SlowDisk {
+            self.disk_us.store(SLOW_DISK_US, Ordering::Relaxed);
+        }
         self.disk.set_faults(|faults| match fault {
             Fault::WritesFail => faults.writes_fail = true,
             Fault::SyncsFail => faults.syncs_fail = true,
@@ -409,6 +417,7 @@ impl World {
         self.note(format_args!("everything heals"));
         self.disk
             .set_faults(|faults| *faults = super::disk::Faults::default());
+        self.disk_us.store(self.plan.disk_us, Ordering::Relaxed);
         let rest = std::mem::take(&mut self.actions);
         for action in rest.into_values() {
             match action {

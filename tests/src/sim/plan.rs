@@ -71,6 +71,8 @@ pub enum Fault {
     SyncsFail,
     /// The log's disk is full.
     DiskFull,
+    /// The log's disk takes its time: longer than a transaction has.
+    SlowDisk,
     /// The coordinator's machine loses its power in the middle of the log's work.
     Torn {
         /// After so many operations.
@@ -148,6 +150,7 @@ impl Fault {
             Self::WritesFail => "writes fail",
             Self::SyncsFail => "syncs fail",
             Self::DiskFull => "disk full",
+            Self::SlowDisk => "slow disk",
             Self::Torn { .. } => "power lost in a write",
             Self::ServerCrash(_) => "server killed",
             Self::SessionKill(_) => "sessions killed",
@@ -185,6 +188,7 @@ pub const KINDS: &[&str] = &[
     "writes fail",
     "syncs fail",
     "disk full",
+    "slow disk",
     "power lost in a write",
     "server killed",
     "sessions killed",
@@ -371,7 +375,8 @@ fn draw(chance: &mut Chance, servers: usize) -> Fault {
         },
         41..48 => Fault::Mischief(server),
         48..53 => Fault::Stale(server),
-        53..55 => Fault::WritesFail,
+        53 => Fault::WritesFail,
+        54 => Fault::SlowDisk,
         55..58 => Fault::SyncsFail,
         58..60 => Fault::DiskFull,
         60..65 => Fault::Torn {

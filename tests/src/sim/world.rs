@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ struct Machine {
     clock: Clock,
     skew_ms: Arc<AtomicI64>,
     chance: Mutex<Chance>,
-    disk_us: u64,
+    disk_us: Arc<AtomicU64>,
 }
 
 impl Surroundings for Machine {
@@ -82,7 +82,7 @@ impl Surroundings for Machine {
 
     fn disk_pause(&self) -> Option<Duration> {
         let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(chance.pause(0..self.disk_us))
+        Some(chance.pause(0..self.disk_us.load(Ordering::Relaxed)))
     }
 }
 
@@ -142,6 +142,8 @@ pub struct World {
     pub(super) shared: client::Shared,
     pub(super) watch: Watch,
     pub(super) skew_ms: Arc<AtomicI64>,
+    /// Longest time of the log's disk before and after a batch.
+    pub(super) disk_us: Arc<AtomicU64>,
     /// What the operator accepted of each server's data.
     pub(super) accepted: Vec<Accepted>,
     pub(super) backups: Vec<Backup>,
@@ -211,6 +213,7 @@ impl World {
             shared,
             watch,
             skew_ms: Arc::default(),
+            disk_us: Arc::new(AtomicU64::new(plan.disk_us)),
             chance,
             actions: BTreeMap::new(),
             next_action: 0,
@@ -260,7 +263,7 @@ impl World {
             clock: self.clock.clone(),
             skew_ms: Arc::clone(&self.skew_ms),
             chance: Mutex::new(self.chance.fork()),
-            disk_us: self.plan.disk_us,
+            disk_us: Arc::clone(&self.disk_us),
         });
         let loaded = Loaded {
             config: self.coordinator_config(),
