@@ -40,6 +40,25 @@ pub struct Launch {
     pub output: PathBuf,
 }
 
+/// Gives itself the policy SCHED_BATCH, if the system lets it, and becomes the program.
+const BECOME_BATCH: &str = "chrt --batch --pid 0 $$ 2>/dev/null; exec \"$0\" \"$@\"";
+
+impl Launch {
+    /// Lets the program run under SCHED_BATCH (sched(7)): it has as much of the processors as any
+    /// other, and does not take one away from whoever has just woken it. For programs that are
+    /// woken by one process only to wake another, when all share a few processors.
+    #[must_use]
+    pub fn as_batch(self) -> Self {
+        let script = [OsString::from("-c"), BECOME_BATCH.into()];
+        let program = [self.program.into_os_string()];
+        Self {
+            program: "/bin/sh".into(),
+            args: script.into_iter().chain(program).chain(self.args).collect(),
+            ..self
+        }
+    }
+}
+
 /// A process that we started. Dropping it kills it and waits until it has gone.
 #[derive(Debug)]
 pub struct Child {
@@ -285,6 +304,31 @@ mod tests {
         assert_eq!(log_tail(&folder.path().join("out"), 3), "hello");
         assert!(!child.id().is_alive());
         child.signal(Signal::SIGKILL);
+    }
+
+    #[tokio::test]
+    async fn a_batch_program_is_the_program_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = Child::spawn(
+            &Launch {
+                program: "/bin/sleep".into(),
+                args: vec!["60".into()],
+                env: Vec::new(),
+                output: folder.path().join("out"),
+            }
+            .as_batch(),
+        )
+        .unwrap();
+        let id = child.id();
+        while id.command_line() != ["/bin/sleep", "60"] {
+            tokio::task::yield_now().await;
+        }
+        // The field "policy" of proc_pid_stat(5), the 41st; SCHED_BATCH is 3.
+        let stat = fs::read_to_string(format!("/proc/{}/stat", id.pid)).unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1;
+        assert_eq!(fields.split_ascii_whitespace().nth(38), Some("3"));
+        child.kill9();
+        assert_eq!(log_tail(&folder.path().join("out"), 1), "");
     }
 
     #[tokio::test]
