@@ -65,16 +65,19 @@ pub struct Cli {
     command: Command,
 }
 
+/// Where the gateway listens when nothing else is said.
+pub(crate) const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7400";
+
 /// What every command understands.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// Address of the coordinator's gateway.
+    /// Address of the coordinator's gateway; unix:/PATH for its socket on this host.
     #[arg(
         long,
         global = true,
         env = "CONCORD_ENDPOINT",
-        default_value = "http://127.0.0.1:7400",
+        default_value = DEFAULT_ENDPOINT,
         value_name = "URL"
     )]
     pub endpoint: String,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use concord_proto::local;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Response, Status};
@@ -103,7 +104,11 @@ impl ClientBuilder {
             source,
         };
         let mut endpoint = Endpoint::from_shared(self.endpoint.clone()).map_err(invalid)?;
-        let scheme = endpoint.uri().scheme_str().unwrap_or_default().to_owned();
+        let scheme = match local::path_of(&self.endpoint) {
+            Some(_) => "http".to_owned(),
+            None if self.endpoint.starts_with("unix:") => String::new(),
+            None => endpoint.uri().scheme_str().unwrap_or_default().to_owned(),
+        };
         if scheme != "http" && scheme != "https" || endpoint.uri().host().is_none() {
             return Err(ConnectError::Scheme {
                 endpoint: self.endpoint,
@@ -116,12 +121,12 @@ impl ClientBuilder {
                 endpoint: self.endpoint,
             });
         }
-        let channel = endpoint
+        let endpoint = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .connect_lazy();
+            .keep_alive_timeout(KEEP_ALIVE);
+        let channel = local::connect_lazy(&self.endpoint, &endpoint);
         Ok(Client {
             channel,
             endpoint: self.endpoint.into(),
@@ -156,7 +161,8 @@ fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
 }
 
 impl Client {
-    /// A client of the gateway at `endpoint`, e.g. `http://127.0.0.1:7400`, with the defaults.
+    /// A client of the gateway at `endpoint`, e.g. `http://127.0.0.1:7400`, or
+    /// `unix:/run/concord/gateway.sock` on the same host, with the defaults.
     /// Nothing is sent before the first call. It has to be called within a tokio runtime.
     pub fn connect(endpoint: impl Into<String>) -> Result<Self, ConnectError> {
         Self::builder(endpoint).build()

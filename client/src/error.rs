@@ -22,7 +22,10 @@ pub enum ConnectError {
         source: tonic::transport::Error,
     },
     /// The endpoint is not of the form that is understood.
-    #[error("the endpoint \"{endpoint}\" must look like http://HOST:PORT or https://HOST:PORT")]
+    #[error(
+        "the endpoint \"{endpoint}\" must look like http://HOST:PORT, https://HOST:PORT or \
+         unix:/ABSOLUTE/PATH"
+    )]
     Scheme {
         /// As given.
         endpoint: String,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use concord_daemon::crash::{CrashPoint, reach};
 use concord_daemon::{Loaded, Tasks, serve};
+use concord_proto::local::LocalIncoming;
 use concord_proto::transport::restate;
 use concord_proto::v1;
 use concord_proto::v1::admin_service_server::AdminServiceServer;
@@ -79,6 +80,7 @@ pub struct App {
     calls: tokio::sync::mpsc::Sender<crate::driver::Call>,
     accepting: Arc<AtomicBool>,
     drain_timeout: Duration,
+    local: Option<LocalIncoming>,
 }
 
 impl App {
@@ -87,12 +89,19 @@ impl App {
         let config = &loaded.config;
         let participants = Participants::new(config.endpoints()?);
         let (incoming, address) = serve::bind(config.listen, "listen (or --listen)").await?;
+        let local = match &config.listen_socket {
+            Some(path) => Some(serve::bind_unix(path, "listen_socket").await?),
+            None => None,
+        };
         let ground = Ground {
             log: EmbeddedLog::open(&config.data_dir, &config.cluster)?,
             participants,
             surroundings: Arc::new(Machine),
         };
-        let app = Self::on(ground, &loaded).await?;
+        let app = Self {
+            local,
+            ..Self::on(ground, &loaded).await?
+        };
         tracing::info!(%address, "listening");
         Ok((app, incoming))
     }
@@ -164,6 +173,7 @@ impl App {
             calls,
             accepting,
             drain_timeout: Duration::from_secs(config.drain_timeout_s),
+            local: None,
         })
     }
 
@@ -188,6 +198,12 @@ impl App {
                 link.await;
                 Ok(())
             });
+        }
+        if let Some(local) = self.local {
+            let server = serve::server(restate).add_routes(self.routes.clone());
+            let serving =
+                server.serve_with_incoming_shutdown(local, stop.clone().cancelled_owned());
+            tasks.spawn("gateway's socket", async move { Ok(serving.await?) });
         }
         let server = serve::server(restate).add_routes(self.routes);
         let serving = server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());

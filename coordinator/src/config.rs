@@ -28,6 +28,8 @@ pub struct Config {
     pub cluster: String,
     /// Where the gateway listens.
     pub listen: SocketAddr,
+    /// Unix socket to listen on as well, for clients on the same host.
+    pub listen_socket: Option<PathBuf>,
     /// Where the decision log lives.
     pub data_dir: PathBuf,
     /// The participants; the order decides which hash slots they get in a new cluster.
@@ -50,7 +52,7 @@ pub struct Config {
 pub struct ParticipantConfig {
     /// Its name.
     pub name: String,
-    /// Its address, e.g. "http://127.0.0.1:7411".
+    /// Its address, e.g. "http://127.0.0.1:7411", or "unix:/run/concord/p1.sock" on the same host.
     pub address: String,
     /// Accepts the data behind it although it is not what the cluster knows: the incarnation that
     /// the coordinator complained about. To be set by hand, once.
@@ -91,6 +93,7 @@ impl Default for Config {
         Self {
             cluster: "concord".to_owned(),
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            listen_socket: None,
             data_dir: PathBuf::from("coordinator-data"),
             participants: Vec::new(),
             limits: Limits::default(),
@@ -140,7 +143,10 @@ pub enum InvalidConfig {
     #[error("accept_without = {0:?} of participant {1} is not a gtrid in text form")]
     Gtrid(String, String),
     /// An address is not one.
-    #[error("the address {address:?} of participant {name} is not one like http://127.0.0.1:7411")]
+    #[error(
+        "the address {address:?} of participant {name} is not one like http://127.0.0.1:7411 or \
+         unix:/run/concord/p1.sock"
+    )]
     Address {
         name: String,
         address: String,
@@ -151,7 +157,7 @@ pub enum InvalidConfig {
 
 impl Config {
     /// Checks what the types do not.
-    pub fn endpoints(&self) -> Result<Vec<(ParticipantName, Endpoint)>, InvalidConfig> {
+    pub fn endpoints(&self) -> Result<Vec<(ParticipantName, String, Endpoint)>, InvalidConfig> {
         if !is_name(&self.cluster) {
             return Err(InvalidConfig::Name {
                 setting: "cluster",
@@ -161,7 +167,7 @@ impl Config {
         if self.participants.is_empty() {
             return Err(InvalidConfig::NoParticipants);
         }
-        let mut endpoints: Vec<(ParticipantName, Endpoint)> = Vec::new();
+        let mut endpoints: Vec<(ParticipantName, String, Endpoint)> = Vec::new();
         for participant in &self.participants {
             let ParticipantConfig {
                 name,
@@ -180,17 +186,17 @@ impl Config {
                     name,
                 });
             }
-            if endpoints.iter().any(|(known, _)| *known.as_str() == *name) {
+            if endpoints.iter().any(|(known, ..)| *known.as_str() == *name) {
                 return Err(InvalidConfig::Twice(name));
             }
             let endpoint = Endpoint::from_shared(address.clone()).map_err(|source| {
                 InvalidConfig::Address {
                     name: name.clone(),
-                    address,
+                    address: address.clone(),
                     source,
                 }
             })?;
-            endpoints.push((ParticipantName::new(name), endpoint));
+            endpoints.push((ParticipantName::new(name), address, endpoint));
         }
         Ok(endpoints)
     }
@@ -224,7 +230,7 @@ mod tests {
     use super::*;
 
     /// Settings without a default, which the sample shows commented out.
-    const LEFT_OUT: &[&str] = &[];
+    const LEFT_OUT: &[&str] = &["listen_socket"];
 
     fn with(participants: &[(&str, &str)]) -> Config {
         let participants = participants
@@ -246,6 +252,8 @@ mod tests {
     fn participants_are_checked() {
         let http = "http://127.0.0.1:7411";
         assert!(with(&[("p1", http), ("p2", http)]).endpoints().is_ok());
+        let unix = with(&[("p1", "unix:/run/p1.sock")]).endpoints();
+        assert_eq!(unix.expect("an endpoint")[0].1, "unix:/run/p1.sock");
         assert!(matches!(
             with(&[]).endpoints(),
             Err(InvalidConfig::NoParticipants)

@@ -13,8 +13,8 @@ use std::time::Duration;
 use concord_core::id::ParticipantName;
 use concord_core::reason::{Reason, code};
 use concord_proto::convert::link::reason;
-use concord_proto::v1;
 use concord_proto::v1::participant_client::ParticipantClient;
+use concord_proto::{local, v1};
 use tonic::transport::{Channel, Endpoint};
 
 /// Time to establish a connection, and for the first answers on it.
@@ -88,10 +88,10 @@ pub struct Participants {
 
 impl Participants {
     /// Prepares a lazy connection to each.
-    pub fn new(endpoints: impl IntoIterator<Item = (ParticipantName, Endpoint)>) -> Self {
-        Self::from_channels(endpoints.into_iter().map(|(name, endpoint)| {
-            let address = endpoint.uri().to_string();
-            (name, address, tuned(endpoint).connect_lazy())
+    pub fn new(endpoints: impl IntoIterator<Item = (ParticipantName, String, Endpoint)>) -> Self {
+        Self::from_channels(endpoints.into_iter().map(|(name, address, endpoint)| {
+            let channel = local::connect_lazy(&address, &tuned(endpoint));
+            (name, address, channel)
         }))
     }
 

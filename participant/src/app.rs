@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use concord_daemon::serve;
+use concord_proto::local::LocalIncoming;
 use concord_proto::v1::participant_server::ParticipantServer;
 use concord_proto::v1::{self, participant_server};
 use futures::Stream;
+use futures::future::{OptionFuture, try_join};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -63,6 +65,7 @@ pub struct App<R> {
     handle: Handle,
     wishes: Wishes,
     coordinator: Channel,
+    local: Option<LocalIncoming>,
 }
 
 impl<R: ResourceManager> App<R> {
@@ -76,6 +79,16 @@ impl<R: ResourceManager> App<R> {
             handle,
             wishes,
             coordinator,
+            local: None,
+        }
+    }
+
+    /// Serves on a unix socket as well.
+    #[must_use]
+    pub fn also_on(self, local: LocalIncoming) -> Self {
+        Self {
+            local: Some(local),
+            ..self
         }
     }
 
@@ -113,9 +126,18 @@ impl<R: ResourceManager> App<R> {
             )?);
 
         let (closed, cut) = (CancellationToken::new(), CancellationToken::new());
+        let local = self.local.map(|local| {
+            serve::server(concord_proto::transport::restate)
+                .add_routes(routes.clone())
+                .serve_with_incoming_shutdown(local, closed.clone().cancelled_owned())
+        });
         let server = serve::server(concord_proto::transport::restate)
             .add_routes(routes)
             .serve_with_incoming_shutdown(incoming, closed.clone().cancelled_owned());
+        let server = async move {
+            let local = async { OptionFuture::from(local).await.unwrap_or(Ok(())) };
+            try_join(server, local).await.map(|((), ())| ())
+        };
         let mut background = JoinSet::new();
         let (rm, handle) = (self.rm.clone(), self.handle.clone());
         background.spawn(readiness(rm, handle, reporter, open, stop.clone()));

@@ -44,6 +44,8 @@ pub struct Config {
     pub cluster: String,
     /// Address to listen on.
     pub listen: SocketAddr,
+    /// Unix socket to listen on as well, for a coordinator on the same host.
+    pub listen_socket: Option<PathBuf>,
     /// Where the coordinator listens, for inquiries.
     pub coordinator: String,
     /// Form of log lines: `text` or `json`.
@@ -127,6 +129,7 @@ impl Default for Config {
             name: String::new(),
             cluster: "concord".to_owned(),
             listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
+            listen_socket: None,
             coordinator: "http://127.0.0.1:7400".to_owned(),
             log_format: LogFormat::default(),
             max_branches: BRANCHES_DEFAULT,
@@ -187,6 +190,8 @@ pub struct Checked {
     pub identity: Identity,
     /// Address to listen on.
     pub listen: SocketAddr,
+    /// Unix socket to listen on as well.
+    pub listen_socket: Option<PathBuf>,
     /// The coordinator.
     pub coordinator: Endpoint,
     /// How the driver behaves.
@@ -224,6 +229,7 @@ impl Config {
                 cluster: self.cluster.clone(),
             },
             listen: self.listen,
+            listen_socket: self.listen_socket.clone(),
             coordinator,
             driver: Settings {
                 branches_max: self.max_branches,
@@ -296,6 +302,7 @@ mod tests {
 
     /// Settings without a default, which the sample shows commented out.
     const LEFT_OUT: &[&str] = &[
+        "listen_socket",
         "server.database",
         "server.host",
         "server.password_file",

@@ -106,7 +106,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
             tracing::info!(%address, name = %checked.identity.name, "listening");
             let rm = MySql::start(checked.server);
             let coordinator = checked.coordinator.connect_lazy();
-            let app = App::new(checked.identity, checked.driver, rm, coordinator);
+            let mut app = App::new(checked.identity, checked.driver, rm, coordinator);
+            if let Some(path) = &checked.listen_socket {
+                app = app.also_on(serve::bind_unix(path, "listen_socket").await?);
+            }
             Ok(app.serve(incoming, stop, checked.drain).await?)
         })
 }

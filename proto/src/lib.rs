@@ -2,9 +2,11 @@
 //!
 //! [`v1`] is generated code. [`model`] holds the validated types that the daemons work with,
 //! [`convert`] is the one place where raw input becomes them, and [`status`] is the one place
-//! where a [`concord_core::reason::Reason`] becomes a gRPC status and back.
+//! where a [`concord_core::reason::Reason`] becomes a gRPC status and back. [`local`] is how
+//! processes of one host reach each other.
 
 pub mod convert;
+pub mod local;
 pub mod model;
 pub mod status;
 pub mod transport;

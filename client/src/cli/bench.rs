@@ -14,9 +14,12 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::DEFAULT_ENDPOINT;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::Ctx;
 use crate::cli::servers::Folder;
+use crate::client::ClientBuilder;
+use crate::local::cluster::gateway_socket;
 use crate::retry::RetryPolicy;
 use books::Books;
 use load::{Side, Worker};
@@ -111,7 +114,7 @@ pub(crate) async fn run(ctx: &Ctx, args: BenchArgs) -> Result<(), Failure> {
         );
     }
     // A retry would hide what is measured: aborts are counted, not mended.
-    let quiet = ctx.global.builder().retry(RetryPolicy::none());
+    let quiet = builder(ctx, &args).retry(RetryPolicy::none());
     let channels = usize::from(args.clients).div_ceil(CLIENTS_PER_CHANNEL);
     let mut clients = Vec::new();
     for _ in 0..channels {
@@ -133,6 +136,20 @@ pub(crate) async fn run(ctx: &Ctx, args: BenchArgs) -> Result<(), Failure> {
     };
     ctx.print(&report.json(), || report.text())?;
     report.verdict()
+}
+
+/// The raw client is on the servers' unix sockets; so is Concord's on its gateway's, unless another
+/// way is asked for.
+fn builder(ctx: &Ctx, args: &BenchArgs) -> ClientBuilder {
+    let mut global = ctx.global.clone();
+    if args.against.is_some() && global.endpoint == DEFAULT_ENDPOINT {
+        let folder = args.dir.canonicalize().ok();
+        let socket = folder.and_then(|folder| gateway_socket(&folder));
+        if let Some(socket) = socket.filter(|socket| socket.exists()) {
+            global.endpoint = format!("unix:{}", socket.display());
+        }
+    }
+    global.builder()
 }
 
 /// One line of progress for people; programs read stdout only.

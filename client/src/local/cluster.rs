@@ -11,6 +11,7 @@
 //!   log/*.log            one log per process
 //!   servers/s1…          one private folder per server
 //!   coordinator/         the decision log
+//!   gateway.sock         the gateway, for clients on this machine
 //! ```
 //!
 //! This module starts nothing.
@@ -30,7 +31,7 @@ use super::config::{
 use super::lock::{ClusterLock, LockError};
 use super::ports::PortError;
 use super::process::Launch;
-use super::server::{ServerError, ServerFolder, ServerSpec, Tcp};
+use super::server::{SOCKET_PATH_MAX, ServerError, ServerFolder, ServerSpec, Tcp};
 use super::state::Role;
 
 mod settings;
@@ -237,7 +238,8 @@ impl Cluster {
         for index in 0..self.settings.servers {
             let server = self.server(index)?;
             let participant = self.participant(index)?;
-            let address = format!("http://{}", participant.address);
+            let link = ServerFolder::open(&self.server_folder(index))?.link();
+            let address = format!("unix:{}", link.display());
             addresses.push(ParticipantAddress {
                 name: participant.name.clone(),
                 address,
@@ -277,7 +279,7 @@ impl Cluster {
         let config = ParticipantConfig::new(
             &name,
             CLUSTER_NAME,
-            address.clone(),
+            (address.clone(), server.link()),
             self.gateway(),
             (
                 server.socket().to_owned(),
@@ -302,6 +304,7 @@ impl Cluster {
         let config = CoordinatorConfig {
             cluster: CLUSTER_NAME.into(),
             listen: address.clone(),
+            listen_socket: gateway_socket(&self.folder),
             data_dir: self.folder.join("coordinator"),
             participants,
         };
@@ -326,12 +329,14 @@ impl Cluster {
         let file = self.folder.join("config").join(format!("{name}.toml"));
         let own = self.folder.join("own").join(format!("{name}.toml"));
         config::write(&file, config, &own).map_err(io_error("cannot write", &file))?;
-        Ok(Program::Daemon(Launch {
+        let launch = Launch {
             program: self.daemons.join(program),
             args: vec!["--config".into(), file.into_os_string()],
             env: Vec::new(),
             output: self.log(name),
-        }))
+        };
+        // All processes of a local cluster share this machine, and the servers have the most to do.
+        Ok(Program::Daemon(launch.as_batch()))
     }
 
     fn server_folder(&self, index: u16) -> PathBuf {
@@ -341,6 +346,12 @@ impl Cluster {
     fn log(&self, name: &str) -> PathBuf {
         self.folder.join("log").join(format!("{name}.log"))
     }
+}
+
+/// The unix socket of a cluster's gateway; none when its path would be too long for one.
+pub fn gateway_socket(folder: &Path) -> Option<PathBuf> {
+    let path = folder.join("gateway.sock");
+    (path.as_os_str().len() <= SOCKET_PATH_MAX).then_some(path)
 }
 
 /// Removes a cluster's folder with all data. The caller holds its lock.

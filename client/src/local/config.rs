@@ -21,6 +21,7 @@ pub struct ParticipantConfig {
     name: String,
     cluster: String,
     listen: String,
+    listen_socket: PathBuf,
     coordinator: String,
     server: ServerConfig,
 }
@@ -34,11 +35,11 @@ struct ServerConfig {
 }
 
 impl ParticipantConfig {
-    /// A participant that reaches its server by a unix socket.
+    /// A participant that reaches its server by a unix socket, and is reached by one.
     pub fn new(
         name: &str,
         cluster: &str,
-        listen: String,
+        (listen, listen_socket): (String, PathBuf),
         coordinator: String,
         (socket, password_file): (PathBuf, PathBuf),
     ) -> Self {
@@ -52,6 +53,7 @@ impl ParticipantConfig {
             name: name.into(),
             cluster: cluster.into(),
             listen,
+            listen_socket,
             coordinator,
             server,
         }
@@ -65,6 +67,9 @@ pub struct CoordinatorConfig {
     pub cluster: String,
     /// Where the gateway listens.
     pub listen: String,
+    /// Its unix socket, where the path is not too long for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen_socket: Option<PathBuf>,
     /// Where the decision log lives.
     pub data_dir: PathBuf,
     /// All participants, in the order that the hash slots are dealt out.
@@ -129,7 +134,7 @@ mod tests {
         let config = ParticipantConfig::new(
             "p1",
             "local",
-            "127.0.0.1:7411".into(),
+            ("127.0.0.1:7411".into(), "/a/server.link".into()),
             "http://127.0.0.1:7400".into(),
             ("/a/server.sock".into(), "/a/password".into()),
         );
@@ -137,13 +142,15 @@ mod tests {
         write(&file, &config, &none).unwrap();
         let expected = "# Written by `concord up` at every start; changes are lost.\n\
             name = \"p1\"\ncluster = \"local\"\nlisten = \"127.0.0.1:7411\"\n\
-            coordinator = \"http://127.0.0.1:7400\"\n\n[server]\nsocket = \"/a/server.sock\"\n\
+            listen_socket = \"/a/server.link\"\ncoordinator = \"http://127.0.0.1:7400\"\n\n\
+            [server]\nsocket = \"/a/server.sock\"\n\
             user = \"concord\"\npassword_file = \"/a/password\"\nmax_connections = 100\n";
         assert_eq!(fs::read_to_string(&file).unwrap(), expected);
 
         let config = CoordinatorConfig {
             cluster: "local".into(),
             listen: "127.0.0.1:7400".into(),
+            listen_socket: None,
             data_dir: "/a/coordinator".into(),
             participants: vec![ParticipantAddress {
                 name: "p1".into(),
@@ -168,7 +175,7 @@ mod tests {
         let config = ParticipantConfig::new(
             "p1",
             "local",
-            "127.0.0.1:7411".into(),
+            ("127.0.0.1:7411".into(), "/a/server.link".into()),
             "http://127.0.0.1:7400".into(),
             ("/a/server.sock".into(), "/a/password".into()),
         );

@@ -28,7 +28,7 @@ mod init;
 #[cfg(test)]
 mod tests;
 
-pub use folder::ServerFolder;
+pub use folder::{SOCKET_PATH_MAX, ServerFolder};
 
 /// The account that participants use.
 pub const ACCOUNT: &str = "concord";

@@ -1,8 +1,11 @@
 //! Listeners, and what every gRPC server of Concord has: health, reflection, limits.
 
+use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use concord_proto::local::LocalIncoming;
 use http::Response;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -43,6 +46,17 @@ pub enum ServeError {
         #[source]
         source: std::io::Error,
     },
+    /// The unix socket cannot be made, or another process listens on it.
+    #[error("cannot listen on {}; another process may. Change {setting}", path.display())]
+    BindUnix {
+        /// Its path.
+        path: PathBuf,
+        /// The setting that chooses it.
+        setting: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The descriptors are not descriptors.
     #[error("the reflection service cannot be built")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -61,6 +75,16 @@ pub async fn bind(
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((TcpIncoming::from(listener).with_nodelay(Some(true)), bound))
+}
+
+/// Binds a unix socket, see [`LocalIncoming::bind`].
+pub async fn bind_unix(path: &Path, setting: &'static str) -> Result<LocalIncoming, ServeError> {
+    let bound = LocalIncoming::bind(path).await;
+    bound.map_err(|source| ServeError::BindUnix {
+        path: path.to_owned(),
+        setting,
+        source,
+    })
 }
 
 /// Says a refusal of the transport in the daemon's own words; none when it is right as it is.

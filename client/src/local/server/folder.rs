@@ -26,7 +26,7 @@ use rand::distr::{Alphanumeric, SampleString};
 use super::{ServerError, read};
 
 /// Longest path of a unix socket on Linux in bytes: 108, with one for the final NUL.
-const SOCKET_PATH_MAX: usize = 107;
+pub const SOCKET_PATH_MAX: usize = 107;
 
 /// Characters of the participant's password: 190 random bits.
 const PASSWORD_CHARS: usize = 32;
@@ -69,6 +69,11 @@ impl ServerFolder {
     /// The unix socket.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// The unix socket of the participant in front of it, beside its own and as long.
+    pub fn link(&self) -> PathBuf {
+        self.socket.with_extension("link")
     }
 
     /// The file with the participant's password.
@@ -121,6 +126,8 @@ impl ServerFolder {
     /// Removes what lies outside of the folder, for someone who is about to remove the folder.
     pub fn forget_socket(&self) -> Result<(), ServerError> {
         self.sweep()?;
+        // It may never have been made.
+        let _ = fs::remove_file(self.link());
         if let Some(shared) = self
             .socket
             .parent()
