@@ -106,7 +106,7 @@ impl ClientBuilder {
         let mut endpoint = Endpoint::from_shared(self.endpoint.clone()).map_err(invalid)?;
         let scheme = match local::path_of(&self.endpoint) {
             Some(_) => "http".to_owned(),
-            None if self.endpoint.starts_with("unix:") => String::new(),
+            None if self.endpoint.starts_with(local::SCHEME) => String::new(),
             None => endpoint.uri().scheme_str().unwrap_or_default().to_owned(),
         };
         if scheme != "http" && scheme != "https" || endpoint.uri().host().is_none() {

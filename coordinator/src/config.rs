@@ -9,6 +9,7 @@ use concord_core::id::ParticipantName;
 use concord_core::limits::NAME_LEN_MAX;
 use concord_daemon::telemetry::LogFormat;
 use concord_proto::convert::text::{is_name, parse_gtrid};
+use concord_proto::local;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tonic::transport::Endpoint;
@@ -142,6 +143,9 @@ pub enum InvalidConfig {
     /// A transaction is not one.
     #[error("accept_without = {0:?} of participant {1} is not a gtrid in text form")]
     Gtrid(String, String),
+    /// A socket's path is not absolute.
+    #[error("the address {address:?} of participant {name} has no absolute path after unix:")]
+    Socket { name: String, address: String },
     /// An address is not one.
     #[error(
         "the address {address:?} of participant {name} is not one like http://127.0.0.1:7411 or \
@@ -188,6 +192,9 @@ impl Config {
             }
             if endpoints.iter().any(|(known, ..)| *known.as_str() == *name) {
                 return Err(InvalidConfig::Twice(name));
+            }
+            if address.starts_with(local::SCHEME) && local::path_of(&address).is_none() {
+                return Err(InvalidConfig::Socket { name, address });
             }
             let endpoint = Endpoint::from_shared(address.clone()).map_err(|source| {
                 InvalidConfig::Address {
@@ -252,6 +259,10 @@ mod tests {
     fn participants_are_checked() {
         let http = "http://127.0.0.1:7411";
         assert!(with(&[("p1", http), ("p2", http)]).endpoints().is_ok());
+        assert!(matches!(
+            with(&[("p1", "unix:p1.sock")]).endpoints(),
+            Err(InvalidConfig::Socket { .. })
+        ));
         let unix = with(&[("p1", "unix:/run/p1.sock")]).endpoints();
         assert_eq!(unix.expect("an endpoint")[0].1, "unix:/run/p1.sock");
         assert!(matches!(

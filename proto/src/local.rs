@@ -23,12 +23,14 @@ use tokio::net::UnixListener;
 use tonic::transport::server::Connected;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-/// What an address on the same host begins with; an absolute path follows.
-const SCHEME: &str = "unix:";
+/// What an address on the same host begins with.
+pub const SCHEME: &str = "unix:";
 
-/// The path of an address on the same host; None for any other.
+/// The path of an address on the same host, `unix:/path` or `unix:///path` (gRPC's naming); None
+/// for any other, and for one without an absolute path.
 pub fn path_of(address: &str) -> Option<&Path> {
-    let path = Path::new(address.strip_prefix(SCHEME)?);
+    let path = address.strip_prefix(SCHEME)?;
+    let path = Path::new(path.strip_prefix("//").unwrap_or(path));
     path.is_absolute().then_some(path)
 }
 
@@ -231,6 +233,28 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).expect("a file"), "precious");
     }
 
+    fn byte(at: usize) -> u8 {
+        u8::try_from(at % 251).unwrap_or(0)
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(path_of("unix:/run/p.sock"), Some(Path::new("/run/p.sock")));
+        assert_eq!(
+            path_of("unix:///run/p.sock"),
+            Some(Path::new("/run/p.sock"))
+        );
+        for other in [
+            "unix:",
+            "unix:p.sock",
+            "unix://host/p.sock",
+            "http://h:1",
+            "/p.sock",
+        ] {
+            assert_eq!(path_of(other), None, "{other}");
+        }
+    }
+
     /// More than fits into the kernel's buffers, both ways at once, in pieces of many sizes; then
     /// the ends, each in its turn.
     #[tokio::test]
@@ -244,7 +268,7 @@ mod tests {
         let talks = ends.map(|end| {
             let (mut reader, mut writer) = tokio::io::split(end.expect("a stream"));
             let send = tokio::spawn(async move {
-                let all: Vec<u8> = (0..BYTES).map(|at| (at % 251) as u8).collect();
+                let all: Vec<u8> = (0..BYTES).map(byte).collect();
                 let mut rest = all.as_slice();
                 let mut size = 1;
                 while !rest.is_empty() {
@@ -267,7 +291,7 @@ mod tests {
                 let wrong = got
                     .iter()
                     .enumerate()
-                    .find(|(at, byte)| **byte != (at % 251) as u8);
+                    .find(|(at, found)| **found != byte(*at));
                 assert_eq!(wrong, None);
                 drop(send.await.expect("a writer"));
             })

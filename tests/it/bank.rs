@@ -63,6 +63,7 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
         inventory::an_order_exists_once,
         inventory::the_last_piece_is_sold_once,
         inventory::orders_page_newest_first,
+        transactions::the_sockets_of_one_host,
         transactions::interactive_commit_and_rollback,
         transactions::a_failed_statement_aborts_all,
         transactions::a_statement_that_is_refused_at_the_door_aborts_all,

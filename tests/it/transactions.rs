@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use concord_client::{CallError, Outcome, Statement, v1};
+use concord_client::{CallError, Client, Outcome, RetryPolicy, Statement, v1};
 use concord_tests::cluster::{Cluster, eventually};
 use sqlx::Row;
 use tokio::time::timeout;
@@ -66,6 +66,29 @@ fn refusal<T: std::fmt::Debug>(answer: Result<T, CallError>, code: &str) -> anyh
         Err(CallError::Refused { reason, .. }) if &*reason.code == code => Ok(()),
         other => bail!("not refused with {code}: {other:?}"),
     }
+}
+
+pub async fn the_sockets_of_one_host(world: &World) -> anyhow::Result<()> {
+    let socket = world.cluster.dir().canonicalize()?.join("gateway.sock");
+    let client = Client::connect(format!("unix:{}", socket.display()))?;
+    committed(client.one_shot().on("p1", add(9)).send().await)?;
+    let participants = client.list_participants().await?;
+    ensure!(
+        participants.iter().all(|p| p.address.starts_with("unix:/")),
+        "{participants:?}"
+    );
+    for wrong in ["unix:", "unix:gateway.sock", "unix://host/path"] {
+        let refused = Client::connect(wrong).map(|_| ());
+        ensure!(refused.is_err(), "{wrong} is no address");
+    }
+    let nobody = format!("unix:{}/nobody.sock", world.cluster.dir().display());
+    let nobody = Client::connect(nobody)?.with_retry(RetryPolicy::none());
+    let refused = nobody.cluster_status().await;
+    ensure!(
+        matches!(refused, Err(CallError::NotSent { .. })),
+        "{refused:?}"
+    );
+    Ok(())
 }
 
 pub async fn interactive_commit_and_rollback(world: &World) -> anyhow::Result<()> {

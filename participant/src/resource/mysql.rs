@@ -131,7 +131,6 @@ async fn kill_for(pool: Weak<Pool>, mut kills: mpsc::UnboundedReceiver<u64>) {
         let deadline = Deadline::now() + KILL_TIMEOUT;
         // A server that cannot be reached has nothing to kill, or closes the connection itself.
         let _ = pool.end(Class::Control, id, deadline).await;
-        pool.leases().killed(id);
     }
 }
 

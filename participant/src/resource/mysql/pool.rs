@@ -174,7 +174,7 @@ impl Pool {
             let Some(idle) = lock(&self.idle).pop() else {
                 break;
             };
-            if idle.generation == generation && !self.leases.is_doomed(idle.id) {
+            if idle.generation == generation {
                 return Ok(self.conn(idle.raw, idle.id, generation, permit));
             }
             self.open.fetch_sub(1, Ordering::Relaxed);
@@ -438,7 +438,7 @@ impl Conn {
             Failure::Refused { .. } => self.busy = false,
             Failure::Broken(_) => {
                 self.pool.raise_suspicion();
-                if !self.pool.leases.is_doomed(self.id) {
+                if !self.pool.leases.is_killed(self.id) {
                     // What ended this one may have ended the idle ones as well.
                     self.pool.close_idle(true);
                 }
@@ -489,16 +489,17 @@ impl Conn {
         Ok(rows)
     }
 
-    /// Gives it back, or closes it when it saw an error.
+    /// Gives it back, or closes it when it saw an error or was to be killed.
     pub fn release(mut self) {
-        let doomed = self.pool.leases.is_doomed(self.id);
-        if self.tainted || self.busy || doomed || self.generation != self.pool.generation() {
+        if self.tainted || self.busy || self.generation != self.pool.generation() {
             return;
         }
         if let Some(raw) = self.raw.take() {
             let (id, generation) = (self.id, self.generation);
-            // Not held any more before somebody else can hold it.
-            self.pool.leases.end(id);
+            if !self.pool.leases.end(id) {
+                self.pool.open.fetch_sub(1, Ordering::Relaxed);
+                return;
+            }
             lock(&self.pool.idle).push(Idle {
                 raw,
                 id,
@@ -538,6 +539,7 @@ impl Pool {
             conn.release();
             return Ok(());
         }
+        self.forget_idle(id);
         match conn.execute(format!("KILL {id}"), deadline, "KILL").await {
             Ok(_) => {
                 conn.release();
@@ -546,6 +548,15 @@ impl Pool {
             Err(failure) if failure.number() == Some(NO_SUCH_THREAD) => Ok(()),
             Err(failure) => Err(refused(failure)),
         }
+    }
+
+    /// One of our own that nobody has, and that is about to be killed.
+    fn forget_idle(&self, id: u64) {
+        let mut idle = lock(&self.idle);
+        let before = idle.len();
+        idle.retain(|idle| idle.id != id);
+        let gone = u32::try_from(before - idle.len()).unwrap_or(0);
+        self.open.fetch_sub(gone, Ordering::Relaxed);
     }
 
     fn generation(&self) -> u64 {
