@@ -9,6 +9,7 @@ mod calls;
 mod context;
 mod data;
 mod release;
+mod retention;
 #[cfg(test)]
 mod tests;
 mod witness;
@@ -279,18 +280,18 @@ impl Driver {
 
     /// What is in line for the log reaches it before a stop; nobody is promised anything by it.
     async fn drain_log(mut self) -> Result<(), DriverError> {
-        if self.writing {
-            self.writer
-                .written()
-                .await
-                .ok_or(DriverError::LogThread)??;
-        }
+        self.rest_written().await?;
         if !self.pending.is_empty() {
             self.hand_over()?;
-            self.writer
-                .written()
-                .await
-                .ok_or(DriverError::LogThread)??;
+        }
+        self.rest_written().await
+    }
+
+    /// What the writer has, if the driver has not written it by itself.
+    async fn rest_written(&mut self) -> Result<(), DriverError> {
+        if std::mem::take(&mut self.writing) {
+            let written = self.writer.written().await;
+            written.ok_or(DriverError::LogThread)??;
         }
         Ok(())
     }
@@ -520,35 +521,6 @@ impl Driver {
         }
         self.links.remove(&participant);
         self.input(Input::LinkDown { participant })
-    }
-
-    /// Forgets what is past its retention, but only while every participant has been connected
-    /// for a while: one that was away may still have branches in doubt, and "never heard of it"
-    /// must go on meaning "aborted" until it has asked.
-    fn forget(&mut self) -> Result<(), DriverError> {
-        let settled = |link: &Link| link.since.elapsed() >= 3 * self.config.forget_interval;
-        if !self
-            .participants
-            .iter()
-            .all(|name| self.links.get(name).is_some_and(settled))
-        {
-            return Ok(());
-        }
-        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        // A clock that is set forwards makes nothing older than it is.
-        let now = self.started_ms.saturating_add(ms(self.started.elapsed()));
-        let now = now.min(self.surroundings.unix_ms());
-        let mut below = Gtrid::lowest_at(now.saturating_sub(ms(self.config.retention)));
-        let surplus = self
-            .machine
-            .remembered()
-            .saturating_sub(self.config.max_remembered);
-        if surplus > 0 {
-            below = below.max(self.machine.ended_at(surplus).unwrap_or(below));
-        }
-        // Whatever the clocks say, what comes next is above.
-        let below = below.min(self.machine.highest_gtrid());
-        self.input(Input::Forget { below })
     }
 
     fn numbers(&self) -> Numbers {

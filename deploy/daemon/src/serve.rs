@@ -47,7 +47,11 @@ pub enum ServeError {
         source: std::io::Error,
     },
     /// The unix socket cannot be made, or another process listens on it.
-    #[error("cannot listen on {}; another process may. Change {setting}", path.display())]
+    #[error(
+        "cannot listen on {}: its folder must be there and writable, and no other process may listen \
+         on it. Change {setting}",
+        path.display()
+    )]
     BindUnix {
         /// Its path.
         path: PathBuf,

@@ -126,7 +126,7 @@ impl MySql {
         if thorough {
             facts.problems.extend(self.try_recover(deadline).await?);
         }
-        let identity = match self.prepare_ledger(&mut conn, &facts, deadline).await {
+        let identity = match self.prepare_ledger(&mut conn, &mut facts, deadline).await {
             Ok(Ok(identity)) => identity,
             Ok(Err(problem)) => {
                 facts.problems.push(problem);
@@ -198,7 +198,7 @@ impl MySql {
     async fn prepare_ledger(
         &self,
         conn: &mut Conn,
-        facts: &Facts,
+        facts: &mut Facts,
         deadline: Deadline,
     ) -> Result<Result<String, Reason>, Failure> {
         let current = ledger::current_version();
@@ -226,18 +226,18 @@ impl MySql {
             let versions = ledger::versions();
             let migrated = self.migrate_schema(ledger::SCHEMA, &versions, deadline);
             if let Err(failure) = migrated.await {
-                // A table with prepared branches cannot be changed: they are finished first.
-                return match failure.reason() {
-                    reason if reason.kind() == ReasonKind::Conflict => Ok(Err(Reason::new(
-                        reason.code.clone(),
-                        format!(
-                            "the schema concord cannot be brought to version {current} yet; it is \
-                             tried again ({})",
-                            reason.message
-                        ),
-                    ))),
-                    _ => Err(failure),
-                };
+                let reason = failure.reason();
+                if reason.kind() != ReasonKind::Conflict || version == 0 {
+                    return Err(failure);
+                }
+                // Prepared branches, or a dump, hold a table. What is prepared is finished as
+                // always; votes have to wait.
+                let text = format!(
+                    "the schema concord cannot be brought to version {current} yet, because a \
+                     branch in doubt or a dump holds a table of it; it is tried again ({})",
+                    reason.message
+                );
+                facts.problems.push(Reason::new(reason.code.clone(), text));
             }
         }
         let probe = "SELECT state FROM concord.ledger LIMIT 1";

@@ -122,7 +122,7 @@ impl MySql {
     /// Interrupts what runs in a branch.
     pub(super) fn cancel_running(&self, branch: BranchId) {
         if let Some(lease) = self.branches.running(branch) {
-            self.pool.leases().kill_lease(lease);
+            self.pool.leases().kill(lease);
         }
     }
 

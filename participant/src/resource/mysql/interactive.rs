@@ -67,7 +67,7 @@ impl MySql {
         };
         let fit = match self.facts().await {
             Ok(_) => self
-                .check_tables(&judged)
+                .check_tables(&judged, deadline)
                 .await
                 .map_err(|(_, reason)| reason),
             Err(reason) => Err(reason),

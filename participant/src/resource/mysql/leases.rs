@@ -50,10 +50,17 @@ impl Leases {
     }
 
     /// It leaves them, before somebody else can have it. False when nobody must: it was to be
-    /// killed.
-    pub fn end(&self, connection: u64) -> bool {
-        let lease = lock(&self.held).remove(&connection);
-        lease.is_some_and(|lease| !lease.killed)
+    /// killed, or it is a connection of a former life of the server, whose ids start again.
+    pub fn end(&self, connection: u64, number: u64) -> bool {
+        let mut held = lock(&self.held);
+        match held.get(&connection) {
+            Some(lease) if lease.number == number => {
+                let killed = lease.killed;
+                held.remove(&connection);
+                !killed
+            }
+            Some(_) | None => false,
+        }
     }
 
     /// Whether a connection is in somebody's hands.
@@ -61,36 +68,24 @@ impl Leases {
         lock(&self.held).contains_key(&connection)
     }
 
-    /// Whether a connection that is in somebody's hands was to be killed.
-    pub fn is_killed(&self, connection: u64) -> bool {
+    /// Whether a lease was to be killed.
+    pub fn is_killed(&self, number: u64) -> bool {
         let held = lock(&self.held);
-        held.get(&connection).is_some_and(|lease| lease.killed)
+        let lease = held.values().find(|lease| lease.number == number);
+        lease.is_some_and(|lease| lease.killed)
     }
 
-    /// Asks for the end of a connection that is in the caller's hands. Returns at once.
-    pub fn kill(&self, connection: u64) {
-        if let Some(lease) = lock(&self.held).get_mut(&connection) {
-            lease.killed = true;
-        }
-        self.send(connection);
-    }
-
-    /// Asks for the end of what runs in a lease; nothing when the lease is over.
-    pub fn kill_lease(&self, number: u64) {
+    /// Asks for the end of what runs in a lease; nothing when the lease is over, or when its
+    /// connection's id is that of a later one. Returns at once.
+    pub fn kill(&self, number: u64) {
         let mut held = lock(&self.held);
         let found = held.iter_mut().find(|(_, lease)| lease.number == number);
         let Some((connection, lease)) = found else {
             return;
         };
         lease.killed = true;
-        let connection = *connection;
-        drop(held);
-        self.send(connection);
-    }
-
-    fn send(&self, connection: u64) {
         // Without a receiver the process is stopping, and closes every connection anyway.
-        let _ = self.kill.send(connection);
+        let _ = self.kill.send(*connection);
     }
 }
 
@@ -103,16 +98,30 @@ mod tests {
         let (kill, mut kills) = mpsc::unbounded_channel();
         let leases = Leases::new(kill);
         let first = leases.begin(7);
-        assert!(leases.end(7));
+        assert!(leases.end(7, first));
         let second = leases.begin(7);
-        leases.kill_lease(first);
+        leases.kill(first);
         assert!(kills.try_recv().is_err(), "it is another's now");
-        assert!(!leases.is_killed(7));
-        leases.kill_lease(second);
+        assert!(!leases.is_killed(second));
+        leases.kill(second);
         assert_eq!(kills.try_recv(), Ok(7));
-        assert!(leases.is_killed(7) && leases.holds(7));
+        assert!(leases.is_killed(second) && leases.holds(7));
         // Whatever the server still answered on it.
-        assert!(!leases.end(7), "it is leased again");
+        assert!(!leases.end(7, second), "it is leased again");
         assert!(!leases.holds(7));
+    }
+
+    #[test]
+    fn a_connection_of_a_servers_former_life_takes_nothing_from_a_later_one() {
+        let (kill, mut kills) = mpsc::unbounded_channel();
+        let leases = Leases::new(kill);
+        let old = leases.begin(40);
+        // The server was restarted, and has given the id again.
+        let new = leases.begin(40);
+        leases.kill(old);
+        assert!(kills.try_recv().is_err());
+        assert!(!leases.end(40, old));
+        assert!(leases.holds(40) && !leases.is_killed(new));
+        assert!(leases.end(40, new));
     }
 }

@@ -395,7 +395,7 @@ impl Conn {
         self.id
     }
 
-    /// The number of this lease, for [`Leases::kill_lease`].
+    /// The number of this lease, for [`Leases::kill`].
     pub fn lease(&self) -> u64 {
         self.lease
     }
@@ -438,7 +438,7 @@ impl Conn {
             Failure::Refused { .. } => self.busy = false,
             Failure::Broken(_) => {
                 self.pool.raise_suspicion();
-                if !self.pool.leases.is_killed(self.id) {
+                if !self.pool.leases.is_killed(self.lease) {
                     // What ended this one may have ended the idle ones as well.
                     self.pool.close_idle(true);
                 }
@@ -496,7 +496,7 @@ impl Conn {
         }
         if let Some(raw) = self.raw.take() {
             let (id, generation) = (self.id, self.generation);
-            if !self.pool.leases.end(id) {
+            if !self.pool.leases.end(id, self.lease) {
                 self.pool.open.fetch_sub(1, Ordering::Relaxed);
                 return;
             }
@@ -568,9 +568,9 @@ impl Drop for Conn {
     fn drop(&mut self) {
         if self.raw.take().is_some() {
             if self.busy {
-                self.pool.leases.kill(self.id);
+                self.pool.leases.kill(self.lease);
             }
-            self.pool.leases.end(self.id);
+            self.pool.leases.end(self.id, self.lease);
             self.pool.open.fetch_sub(1, Ordering::Relaxed);
         }
     }

@@ -14,9 +14,11 @@ use concord_core::reason::{Reason, code};
 use sqlparser::ast::{
     FromTable, ObjectName, Statement, TableFactor, TableObject, TableWithJoins, Visit, Visitor,
 };
+use tokio::time::{Instant as Deadline, timeout_at};
 
 use super::MySql;
-use super::pool::lock;
+use super::error::Failure;
+use super::pool::{Class, lock};
 use super::sql::Judged;
 use super::xa::hex;
 
@@ -24,6 +26,8 @@ use super::xa::hex;
 const KNOWN_FOR: Duration = Duration::from_mins(1);
 /// Tables that are known at once; with more, all are looked at anew.
 const KNOWN_MAX: usize = 4_096;
+/// What the look at a table is called.
+const LOOK: &str = "the table's engine";
 /// The engine that can prepare and roll back, in capitals.
 const ENGINE: &str = "INNODB";
 
@@ -53,7 +57,7 @@ impl Table {
         };
         format!(
             "SELECT ENGINE FROM information_schema.TABLES WHERE TABLE_SCHEMA={schema} \
-             AND TABLE_NAME=_utf8mb3 x'{}' AND ENGINE IS NOT NULL",
+             AND TABLE_NAME=_utf8mb3 x'{}'",
             hex(self.name.as_bytes())
         )
     }
@@ -113,16 +117,21 @@ impl Visitor for Joined {
 
 /// Tables that were looked at, and when.
 #[derive(Debug, Default)]
-pub struct Tables(Mutex<HashMap<Table, Instant>>);
+pub struct Tables {
+    known: Mutex<HashMap<Table, Instant>>,
+    /// Held while a table is looked at: one at a time is enough, and leaves the connections to
+    /// those who finish branches.
+    looking: tokio::sync::Mutex<()>,
+}
 
 impl Tables {
     fn knows(&self, table: &Table) -> bool {
-        let known = lock(&self.0);
+        let known = lock(&self.known);
         known.get(table).is_some_and(|at| at.elapsed() < KNOWN_FOR)
     }
 
     fn note(&self, table: &Table) {
-        let mut known = lock(&self.0);
+        let mut known = lock(&self.known);
         if known.len() >= KNOWN_MAX {
             known.clear();
         }
@@ -132,11 +141,17 @@ impl Tables {
 
 impl MySql {
     /// Refuses statements that write to what cannot be rolled back; the index is the statement's.
-    pub(super) async fn check_tables(&self, judged: &[Arc<Judged>]) -> Result<(), (usize, Reason)> {
+    pub(super) async fn check_tables(
+        &self,
+        judged: &[Arc<Judged>],
+        deadline: Deadline,
+    ) -> Result<(), (usize, Reason)> {
         for (index, judged) in judged.iter().enumerate() {
             for table in &judged.written {
                 if !self.tables.knows(table) {
-                    let looked = self.look_at(table).await;
+                    let looked = timeout_at(deadline, self.look_at(table, deadline)).await;
+                    let late = |_| Failure::timed_out(LOOK).reason().clone();
+                    let looked = looked.unwrap_or_else(|elapsed| Err(late(elapsed)));
                     looked.map_err(|reason| (index, reason))?;
                 }
             }
@@ -144,12 +159,21 @@ impl MySql {
         Ok(())
     }
 
-    async fn look_at(&self, table: &Table) -> Result<(), Reason> {
-        let rows = self.rows(table.engine(), "the table's engine").await;
-        let rows = rows.map_err(|failure| failure.reason().clone())?;
-        let Some(engine) = rows.first().and_then(|row| row.first()?.as_deref()) else {
-            // A view, or no table at all: the server says so by itself.
+    async fn look_at(&self, table: &Table, deadline: Deadline) -> Result<(), Reason> {
+        let _one_at_a_time = self.tables.looking.lock().await;
+        if self.tables.knows(table) {
             return Ok(());
+        }
+        let mut conn = self.pool.acquire_by(Class::Finish, deadline).await?;
+        let rows = conn.rows(table.engine(), deadline, LOOK).await;
+        let rows = rows.map_err(|failure| failure.reason().clone())?;
+        conn.release();
+        let engine = match rows.first().and_then(|row| row.first()) {
+            Some(Some(engine)) => engine.as_slice(),
+            // A view.
+            Some(None) => ENGINE.as_bytes(),
+            // No table: the server says so by itself.
+            None => return Ok(()),
         };
         if !engine.eq_ignore_ascii_case(ENGINE.as_bytes()) {
             let engine = String::from_utf8_lossy(engine);

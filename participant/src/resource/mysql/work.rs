@@ -30,7 +30,7 @@ impl MySql {
     /// Prepares a branch with all its work, in one round trip.
     pub(super) async fn prepare_work(&self, branch: BranchId, work: &Work) -> Prepared {
         let deadline = Deadline::now() + work.timeout;
-        let (facts, judged) = match self.admit(work).await {
+        let (facts, judged) = match self.admit(work, deadline).await {
             Ok(admitted) => admitted,
             Err(refused) => return refused.into(),
         };
@@ -74,7 +74,7 @@ impl MySql {
     /// whether the second one commits.
     pub(super) async fn one_phase_work(&self, branch: BranchId, work: &Work) -> OnePhase {
         let deadline = Deadline::now() + work.timeout;
-        let (facts, judged) = match self.admit(work).await {
+        let (facts, judged) = match self.admit(work, deadline).await {
             Ok(admitted) => admitted,
             Err(refused) => return refused.into(),
         };
@@ -168,15 +168,40 @@ impl MySql {
         }
     }
 
-    /// What must be true before anything is sent.
-    async fn admit(&self, work: &Work) -> Result<(Arc<Facts>, Vec<Arc<Judged>>), Unfinished> {
+    /// What must be true before anything is sent. A request that has taken effect is told so
+    /// whatever stands against it now: a refusal would be taken for its end.
+    async fn admit(
+        &self,
+        work: &Work,
+        deadline: Deadline,
+    ) -> Result<(Arc<Facts>, Vec<Arc<Judged>>), Unfinished> {
+        let refused = match (self.fit(work, deadline).await, &work.request) {
+            (Err(refused), Some(request)) if refused.reason.kind().is_final() => {
+                match self.former_transaction(&request.id).await {
+                    Ok(None) => refused,
+                    Ok(Some((former, fingerprint))) => {
+                        Unfinished::never_began(known_request(request, former, fingerprint), None)
+                    }
+                    Err(reason) => Unfinished::never_began(reason, None),
+                }
+            }
+            (fit, _) => return fit,
+        };
+        Err(refused)
+    }
+
+    async fn fit(
+        &self,
+        work: &Work,
+        deadline: Deadline,
+    ) -> Result<(Arc<Facts>, Vec<Arc<Judged>>), Unfinished> {
         let judged = judge_all(&self.judge, &work.statements)
             .map_err(|(index, reason)| Unfinished::never_began(reason, Some(index)))?;
         let facts = self
             .voting_facts()
             .await
             .map_err(|reason| Unfinished::never_began(reason, None))?;
-        self.check_tables(&judged)
+        self.check_tables(&judged, deadline)
             .await
             .map_err(|(index, reason)| Unfinished::never_began(reason, Some(index)))?;
         Ok((facts, judged))
