@@ -48,8 +48,8 @@ pub enum ServeError {
     },
     /// The unix socket cannot be made, or another process listens on it.
     #[error(
-        "cannot listen on {}: its folder must be there and writable, and no other process may listen \
-         on it. Change {setting}",
+        "cannot listen on {}: its folder must be there and writable, and nobody else may listen \
+         there. Change {setting}",
         path.display()
     )]
     BindUnix {
