@@ -237,12 +237,10 @@ impl Cluster {
         let mut addresses = Vec::new();
         for index in 0..self.settings.servers {
             let server = self.server(index)?;
-            let participant = self.participant(index)?;
-            let link = ServerFolder::open(&self.server_folder(index))?.link();
-            let address = format!("unix:{}", link.display());
+            let (participant, link) = self.participant(index)?;
             addresses.push(ParticipantAddress {
                 name: participant.name.clone(),
-                address,
+                address: format!("unix:{}", link.display()),
             });
             servers.push(server);
             participants.push(participant);
@@ -272,14 +270,16 @@ impl Cluster {
         })
     }
 
-    fn participant(&self, index: u16) -> Result<Service, ClusterError> {
+    /// A participant, and the unix socket that the coordinator reaches it by.
+    fn participant(&self, index: u16) -> Result<(Service, PathBuf), ClusterError> {
         let name = format!("p{}", index + 1);
         let address = format!("127.0.0.1:{}", self.settings.participant_port(index)?);
         let server = ServerFolder::open(&self.server_folder(index))?;
+        let link = server.link();
         let config = ParticipantConfig::new(
             &name,
             CLUSTER_NAME,
-            (address.clone(), server.link()),
+            (address.clone(), link.clone()),
             self.gateway(),
             (
                 server.socket().to_owned(),
@@ -288,14 +288,15 @@ impl Cluster {
         );
         let program = self.daemon("concord-participant", &name, &config)?;
         let log = self.log(&name);
-        Ok(Service {
+        let service = Service {
             name,
             role: Role::Participant,
             address,
             log,
             program,
             pause_max: self.pause_max,
-        })
+        };
+        Ok((service, link))
     }
 
     fn coordinator(&self, participants: Vec<ParticipantAddress>) -> Result<Service, ClusterError> {

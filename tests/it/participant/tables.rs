@@ -3,10 +3,10 @@
 use concord_proto::status::reason_of;
 use concord_proto::v1::{Finish, Vote};
 
+use super::PLUS;
 use super::harness::{World, branch, code, on_every_server};
 
 const TAKE: &str = "UPDATE shop.till SET n = n - 1 WHERE id = 1";
-const PLUS: &str = "UPDATE shop.t SET n = n + 1 WHERE id = 1";
 
 async fn till(world: &World) -> i64 {
     world

@@ -6,9 +6,8 @@ use concord_proto::v1;
 use concord_proto::v1::{Decision, Vote};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 
+use super::PLUS;
 use super::harness::{World, branch, code, on_every_server, prepare, until};
-
-const PLUS: &str = "UPDATE shop.t SET n = n + 1 WHERE id = 1";
 
 /// Prepares a branch as the version before did, and leaves it.
 async fn prepared_by_the_version_before(world: &World, branch: &v1::BranchRef, request: &str) {

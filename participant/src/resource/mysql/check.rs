@@ -127,11 +127,7 @@ impl MySql {
             facts.problems.extend(self.try_recover(deadline).await?);
         }
         let identity = match self.prepare_ledger(&mut conn, &mut facts, deadline).await {
-            Ok(Ok(identity)) => identity,
-            Ok(Err(problem)) => {
-                facts.problems.push(problem);
-                String::new()
-            }
+            Ok(identity) => identity,
             Err(failure @ Failure::Broken(_)) => return Err(failure.reason().clone()),
             Err(failure) => {
                 facts.problems.push(self.no_ledger(&failure));
@@ -193,24 +189,25 @@ impl MySql {
         )
     }
 
-    /// Brings the ledger schema up to date and reads whose it is. The inner error is a problem
-    /// that an operator must solve.
+    /// Brings the ledger schema up to date and reads whose it is; empty when that is not known or
+    /// not ours. What an operator must solve is a problem among the facts.
     async fn prepare_ledger(
         &self,
         conn: &mut Conn,
         facts: &mut Facts,
         deadline: Deadline,
-    ) -> Result<Result<String, Reason>, Failure> {
+    ) -> Result<String, Failure> {
         let current = ledger::current_version();
         let version = self.schema_version(ledger::SCHEMA, deadline).await?;
         if version > current {
-            return Ok(Err(Reason::new(
+            facts.problems.push(Reason::new(
                 code::UNSAFE_SERVER,
                 format!(
                     "the schema concord has version {version} and this participant knows \
                      {current}: run a newer participant"
                 ),
-            )));
+            ));
+            return Ok(String::new());
         }
         if version < current {
             let read_only = facts
@@ -218,10 +215,11 @@ impl MySql {
                 .iter()
                 .any(|p| &*p.code == code::READ_ONLY_SERVER);
             if read_only {
-                return Ok(Err(Reason::new(
+                facts.problems.push(Reason::new(
                     code::READ_ONLY_SERVER,
                     "the schema concord is missing or old, and the server is read-only",
-                )));
+                ));
+                return Ok(String::new());
             }
             let versions = ledger::versions();
             let migrated = self.migrate_schema(ledger::SCHEMA, &versions, deadline);
@@ -248,9 +246,9 @@ impl MySql {
     async fn identity(
         &self,
         conn: &mut Conn,
-        facts: &Facts,
+        facts: &mut Facts,
         deadline: Deadline,
-    ) -> Result<Result<String, Reason>, Failure> {
+    ) -> Result<String, Failure> {
         let options = self.pool.options();
         let select = "SELECT id, cluster, participant FROM concord.identity WHERE one = 1";
         let mut rows = conn.rows(select.into(), deadline, "the identity").await?;
@@ -262,14 +260,14 @@ impl MySql {
         }
         let column = |at: usize| rows.first().and_then(|row| row.get(at)?.as_deref());
         let (Some(id), Some(cluster), Some(participant)) = (column(0), column(1), column(2)) else {
-            return Ok(Ok(String::new()));
+            return Ok(String::new());
         };
         let (cluster, participant) = (
             String::from_utf8_lossy(cluster),
             String::from_utf8_lossy(participant),
         );
         if cluster != options.cluster || participant != options.participant {
-            return Ok(Err(Reason::new(
+            facts.problems.push(Reason::new(
                 code::INCARNATION_CHANGED,
                 format!(
                     "the schema concord on this server belongs to participant {participant} of \
@@ -277,8 +275,9 @@ impl MySql {
                      address leads",
                     options.participant, options.cluster
                 ),
-            )));
+            ));
+            return Ok(String::new());
         }
-        Ok(Ok(hex(id)))
+        Ok(hex(id))
     }
 }

@@ -1,6 +1,6 @@
 //! The second phase: committing and rolling back, and finding out what became of a branch.
 
-use concord_core::id::{BranchId, Gtrid, RequestId};
+use concord_core::id::{BranchId, Request};
 use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
 use tokio::time::Instant as Deadline;
@@ -10,7 +10,7 @@ use super::branches::State;
 use super::error::{self, Failure, VerbFailure, verb_failure, verb_reason};
 use super::pool::{Class, Conn};
 use super::{MySql, ledger};
-use crate::resource::{Finished, LedgerEntry, Recovered};
+use crate::resource::{Finished, LedgerEntry, Recovered, known_request};
 
 /// What ends a branch.
 #[derive(Clone, Copy, Debug)]
@@ -293,18 +293,16 @@ impl MySql {
     }
 
     /// The transaction in which a request id took effect.
-    /// The transaction that a request id took effect in, and its fingerprint if that was kept.
-    pub(super) async fn former_transaction(
-        &self,
-        request: &RequestId,
-    ) -> Result<Option<(Gtrid, Option<u64>)>, Reason> {
+    /// Why a request is refused whose id has taken effect; None when it has not.
+    pub(super) async fn former_request(&self, request: &Request) -> Result<Option<Reason>, Reason> {
         let rows = self
-            .rows(ledger::select_request(request), "the ledger")
+            .rows(ledger::select_request(&request.id), "the ledger")
             .await
             .map_err(|failure| failure.reason().clone())?;
         let former = rows.first().and_then(|row| {
             let former = gtrid(row.first()?.as_deref()?)?;
-            Some((former, row.get(1).and_then(number)))
+            let fingerprint = row.get(1).and_then(number);
+            Some(known_request(request, former, fingerprint))
         });
         Ok(former)
     }

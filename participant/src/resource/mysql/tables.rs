@@ -150,8 +150,8 @@ impl MySql {
             for table in &judged.written {
                 if !self.tables.knows(table) {
                     let looked = timeout_at(deadline, self.look_at(table, deadline)).await;
-                    let late = |_| Failure::timed_out(LOOK).reason().clone();
-                    let looked = looked.unwrap_or_else(|elapsed| Err(late(elapsed)));
+                    let late = || Failure::timed_out(LOOK).reason().clone();
+                    let looked = looked.unwrap_or_else(|_| Err(late()));
                     looked.map_err(|reason| (index, reason))?;
                 }
             }

@@ -20,7 +20,7 @@ use super::script::{End, Outcome, Script, Step, judge_all};
 use super::sql::{Judged, StatementKind};
 use super::unfinished::Unfinished;
 use super::{MySql, ledger};
-use crate::resource::{LedgerEntry, OnePhase, Prepared, known_request};
+use crate::resource::{LedgerEntry, OnePhase, Prepared};
 
 /// Time to undo a branch after something went wrong in it. Not part of the work's own time: the
 /// undoing begins when that has run out.
@@ -175,19 +175,15 @@ impl MySql {
         work: &Work,
         deadline: Deadline,
     ) -> Result<(Arc<Facts>, Vec<Arc<Judged>>), Unfinished> {
-        let refused = match (self.fit(work, deadline).await, &work.request) {
+        match (self.fit(work, deadline).await, &work.request) {
             (Err(refused), Some(request)) if refused.reason.kind().is_final() => {
-                match self.former_transaction(&request.id).await {
+                Err(match self.former_request(request).await {
                     Ok(None) => refused,
-                    Ok(Some((former, fingerprint))) => {
-                        Unfinished::never_began(known_request(request, former, fingerprint), None)
-                    }
-                    Err(reason) => Unfinished::never_began(reason, None),
-                }
+                    Ok(Some(reason)) | Err(reason) => Unfinished::never_began(reason, None),
+                })
             }
-            (fit, _) => return fit,
-        };
-        Err(refused)
+            (fit, _) => fit,
+        }
     }
 
     async fn fit(
@@ -473,13 +469,12 @@ impl MySql {
         else {
             return failure.reason().clone();
         };
-        match self.former_transaction(&request.id).await {
-            Ok(Some((former, fingerprint))) => known_request(request, former, fingerprint),
+        match self.former_request(request).await {
+            Ok(Some(reason)) | Err(reason) => reason,
             Ok(None) => Reason::new(
                 code::DEADLOCK,
                 "the request id was taken by a transaction that has just gone; try again",
             ),
-            Err(reason) => reason,
         }
     }
 }

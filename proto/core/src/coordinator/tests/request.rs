@@ -318,7 +318,7 @@ fn a_damaged_one_is_never_told_as_committed_and_never_forgotten() {
     let mut machine = coordinator();
     decided(&mut machine, g(1), Some(request("r", 1)), Ack::Applied);
     machine
-        .step(finished(g(1), 1, Finish::Damaged(damage)))
+        .step(finished(g(1), 1, Finish::Damaged(damage.clone())))
         .unwrap();
     // Branch 2 is still being told.
     assert_eq!(
@@ -342,13 +342,7 @@ fn a_damaged_one_is_never_told_as_committed_and_never_forgotten() {
     );
     let mut machine = recovered(&[
         decision(g(1), &[1, 2], Some(request("r", 1))),
-        Record::Heuristic {
-            gtrid: g(1),
-            bqual: Bqual(1),
-            participant: p(1),
-            committed: None,
-            reason: Reason::new(code::HEURISTIC_ROLLBACK, "by hand"),
-        },
+        heuristic(g(1), 1, None, &damage),
         Record::End {
             gtrid: g(1),
             committed: true,
