@@ -47,6 +47,9 @@ use handle::{queue_full, stopping};
 const INBOX_EVENTS: usize = 8_192;
 /// Events that are taken from the inbox at once; their records share one append.
 const BATCH_EVENTS: usize = 1_024;
+/// A connection that a branch was attached to is ended: how soon the prepared branches are looked
+/// at again. The server needs a moment to let go of it, and the branch holds its locks meanwhile.
+const DETACHED_SWEEP: Duration = Duration::from_millis(50);
 /// Orders that wait for an answer. Each may hold a call to the server, and a coordinator that
 /// repeats itself must not fill the memory.
 pub const WAITING_MAX: usize = 65_536;
@@ -92,6 +95,8 @@ pub struct Driver<R> {
     loaded: watch::Sender<bool>,
     inquire: watch::Sender<Vec<BranchId>>,
     prune: watch::Sender<Gtrid>,
+    /// Whether a branch was detached, so that the next sweep is to come soon.
+    detached: bool,
     /// Whoever waits for nothing to run.
     draining: Option<oneshot::Sender<()>>,
 }
@@ -123,6 +128,7 @@ impl<R: ResourceManager> Driver<R> {
             loaded,
             inquire,
             prune,
+            detached: false,
             draining: None,
             rm,
         };
@@ -177,6 +183,7 @@ impl<R: ResourceManager> Driver<R> {
                     Event::ForgetBelow(_)
                     | Event::Linked
                     | Event::Done(_)
+                    | Event::Detached
                     | Event::Durable(_)
                     | Event::Swept(_)
                     | Event::Decided(..) => {}
@@ -199,6 +206,7 @@ impl<R: ResourceManager> Driver<R> {
         let mut sweeps = tokio::time::interval(self.settings.sweep_interval);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reachable = self.health.borrow_and_update().reachable;
+        let mut soon = false;
         loop {
             tokio::select! {
                 // What is rare comes first, so that a full inbox cannot starve it.
@@ -214,12 +222,19 @@ impl<R: ResourceManager> Driver<R> {
                     }
                     reachable = now;
                 }
-                _ = sweeps.tick() => self.begin_sweep(reachable),
+                _ = sweeps.tick() => {
+                    soon = false;
+                    self.begin_sweep(reachable);
+                }
                 _ = self.inbox.recv_many(&mut events, BATCH_EVENTS) => {
                     for event in events.drain(..) {
                         self.handle(event);
                     }
                 }
+            }
+            // Only the first one brings the sweep forward, so that others cannot put it off.
+            if std::mem::take(&mut self.detached) && !std::mem::replace(&mut soon, true) {
+                sweeps.reset_after(DETACHED_SWEEP.min(self.settings.sweep_interval));
             }
             if let Some(records) = self.gate.next_append() {
                 self.append(records);
@@ -252,6 +267,7 @@ impl<R: ResourceManager> Driver<R> {
                     self.release(released);
                 }
             }
+            Event::Detached => self.detached = true,
             Event::Swept(result) => self.swept(result),
             Event::Decided(epoch, decisions) => {
                 self.decided(epoch, decisions);
@@ -465,13 +481,17 @@ impl<R: ResourceManager> Driver<R> {
     }
 
     fn detach(&self, branch: BranchId) {
-        let rm = self.rm.clone();
+        let (rm, results) = (self.rm.clone(), self.results.clone());
         self.spawn_call(async move {
             reach(CrashPoint::ParticipantDetachBefore);
-            if let Err(reason) = rm.detach(branch).await {
-                tracing::warn!(%branch, %reason, "the branch's other connection is still open");
-            }
+            let detached = rm.detach(branch).await;
             reach(CrashPoint::ParticipantDetachAfter);
+            match detached {
+                Ok(()) => drop(results.send(Event::Detached).await),
+                Err(reason) => {
+                    tracing::warn!(%branch, %reason, "the branch's other connection is still open");
+                }
+            }
         });
     }
 

@@ -12,8 +12,8 @@ fn a_payment_file_survives_random_kills() -> anyhow::Result<()> {
             lines: 1_500,
             accounts: 100,
             seed: 7,
-            pause: Duration::from_secs(2),
-            min_kills: 1,
+            pause: Duration::from_millis(500),
+            min_kills: 2,
         };
         let report = tokio::runtime::Runtime::new()?.block_on(prove(&server, &plan))?;
         eprintln!("on {} {}: {report:?}", server.kind(), server.version());

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use concord_client::Client;
 use concord_client::local::binary::ServerBinary;
-use concord_client::local::state::{ClusterState, ProcessState};
+use concord_client::local::process::ProcessId;
+use concord_client::local::state::{ClusterState, ProcessState, Readiness};
 use nix::sys::signal::Signal;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
 use sqlx::{ConnectOptions, Connection};
@@ -20,6 +21,11 @@ use sqlx::{ConnectOptions, Connection};
 const UP_TIMEOUT: Duration = Duration::from_secs(180);
 /// Pause between two looks at a condition that is waited for.
 const LOOK: Duration = Duration::from_millis(25);
+
+/// Arguments of `concord up` for a cluster that is to be killed all the time: the supervisor starts
+/// what was killed at once, however often that was. The pauses by which it spares a machine a
+/// program that cannot work would leave nothing to kill.
+pub const TO_BE_KILLED: [&str; 3] = ["--no-seed", "--restart-pause-max-ms", "200"];
 
 /// A running cluster.
 #[derive(Debug)]
@@ -178,6 +184,14 @@ impl Cluster {
     /// The processes now.
     pub fn state(&self) -> anyhow::Result<ClusterState> {
         ClusterState::read(&self.dir())?.context("the cluster has no state file")
+    }
+
+    /// Whether every process is alive and has answered since its start.
+    pub fn is_up(&self) -> anyhow::Result<bool> {
+        Ok(self.state()?.processes.iter().all(|process| {
+            process.readiness == Readiness::Ready
+                && process.process.is_some_and(ProcessId::is_alive)
+        }))
     }
 
     /// One process now.

@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
 use crate::books::Books;
-use crate::cluster::{Cluster, eventually};
+use crate::cluster::{Cluster, TO_BE_KILLED, eventually};
 
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +27,7 @@ pub struct Plan {
     pub accounts: usize,
     /// Decides lines and kills.
     pub seed: u64,
-    /// Longest pause between two kills.
+    /// Longest pause before a kill; of four, three come only when everything is up again.
     pub pause: Duration,
     /// Kills that must have happened, or the run proves nothing.
     pub min_kills: usize,
@@ -51,6 +51,8 @@ const OPENING: i64 = 10_000;
 /// Runs of the file until it must be through.
 const RUNS_MAX: usize = 40;
 const SERVERS: u16 = 2;
+/// Between two looks whether everything is up.
+const LOOK: Duration = Duration::from_millis(20);
 const CURRENCY: &str = "EUR";
 
 /// A line that is meant to be read.
@@ -113,7 +115,7 @@ fn write_file(plan: &Plan, rng: &mut StdRng) -> File {
 /// Runs the whole proof on a fresh cluster of this server.
 pub async fn prove(server: &ServerBinary, plan: &Plan) -> anyhow::Result<Report> {
     let mut rng = StdRng::seed_from_u64(plan.seed);
-    let cluster = Arc::new(Cluster::start_with(server, SERVERS, &["--no-seed"])?);
+    let cluster = Arc::new(Cluster::start_with(server, SERVERS, &TO_BE_KILLED)?);
     open_accounts(&cluster, plan.accounts).await?;
     let before = Books::read(&cluster, SERVERS.into()).await?;
     let file = write_file(plan, &mut rng);
@@ -275,7 +277,8 @@ fn check_requests(
     Ok(())
 }
 
-/// Kills one process after the other, without waiting for the last one to be back.
+/// Kills one process after the other. A kill in four does not wait for the last one to be back; if
+/// none did, a fast machine would never see the end of the file.
 async fn kill_at_random(
     cluster: Arc<Cluster>,
     plan: Plan,
@@ -294,6 +297,11 @@ async fn kill_at_random(
         "p2",
     ];
     while !stop.load(Ordering::Relaxed) {
+        if rng.random_ratio(3, 4) {
+            while !stop.load(Ordering::Relaxed) && !cluster.is_up()? {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
         let pause = rng.random_range(plan.pause / 4..plan.pause);
         tokio::time::sleep(pause).await;
         let name = names[rng.random_range(0..names.len())];

@@ -349,6 +349,8 @@ pub(super) enum Event {
     Request(Box<Request>),
     /// A call to the server ended.
     Done(Box<(Input, Payload)>),
+    /// A connection that a branch was attached to is ended.
+    Detached,
     /// So many of the records that were handed over are durable.
     Durable(usize),
     /// A sweep ended.

@@ -26,6 +26,8 @@ struct Scripted {
     prepares: Semaphore,
     /// Appends that fail before the next one succeeds.
     failures: Mutex<u32>,
+    /// A branch whose other connection is still open.
+    attached: Mutex<Option<BranchId>>,
     appended: Mutex<Vec<Vec<ParticipantRecord>>>,
     prepared: Mutex<BTreeSet<BranchId>>,
     log: Mutex<Vec<String>>,
@@ -42,6 +44,7 @@ impl Scripted {
             appends: Semaphore::new(Semaphore::MAX_PERMITS),
             prepares: Semaphore::new(Semaphore::MAX_PERMITS),
             failures: Mutex::default(),
+            attached: Mutex::default(),
             appended: Mutex::default(),
             prepared: Mutex::default(),
             log: Mutex::default(),
@@ -54,6 +57,10 @@ impl Scripted {
 
     fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
+    }
+
+    fn is_attached(&self, branch: BranchId) -> bool {
+        *self.attached.lock().unwrap() == Some(branch)
     }
 }
 
@@ -112,6 +119,9 @@ impl ResourceManager for Scripted {
 
     async fn rollback(&self, branch: BranchId) -> resource::Finished {
         self.note("rollback");
+        if self.is_attached(branch) {
+            return resource::Finished::NoSuchBranch;
+        }
         self.prepared.lock().unwrap().remove(&branch);
         resource::Finished::Done
     }
@@ -124,12 +134,17 @@ impl ResourceManager for Scripted {
         Ok(LedgerEntry::Absent)
     }
 
-    async fn tombstone(&self, _: BranchId) -> Result<LedgerEntry, Reason> {
+    async fn tombstone(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
         self.note("tombstone");
+        if self.is_attached(branch) {
+            return Err(Reason::new(code::BRANCH_ATTACHED, "it is held"));
+        }
         Ok(LedgerEntry::Tombstone)
     }
 
     async fn detach(&self, _: BranchId) -> Result<(), Reason> {
+        self.note("detach");
+        *self.attached.lock().unwrap() = None;
         Ok(())
     }
 
@@ -451,6 +466,27 @@ async fn a_forgotten_branch_is_asked_about_by_the_third_sweep() {
     settle().await;
     assert_eq!(rm.log(), ["prepare", "commit"]);
     assert_eq!(handle.branches(None, 10).await.unwrap(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_detached_branch_is_finished_before_the_next_sweep_would_come() {
+    let rm = Scripted::new();
+    let (handle, _wishes) = started(&rm).await;
+    assert_eq!(vote(handle.call(prepare(1, 1, "sql")).await), Vote::Commit);
+    *rm.attached.lock().unwrap() = Some(branch(1));
+    let answer = handle.call(abort(1, 1)).await;
+    assert!(matches!(finish(answer), Finish::Retry(_)));
+    let began = tokio::time::Instant::now();
+    while handle.summary().await.unwrap().branches > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(
+        began.elapsed() <= Duration::from_millis(100),
+        "it held its locks for {:?}",
+        began.elapsed()
+    );
+    let ended = ["prepare", "rollback", "tombstone", "detach", "rollback"];
+    assert_eq!(rm.log(), ended);
 }
 
 #[tokio::test(start_paused = true)]

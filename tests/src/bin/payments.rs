@@ -25,8 +25,8 @@ struct Args {
     /// Of the file and of the kills.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Mean pause between two kills, in milliseconds.
-    #[arg(long, default_value_t = 1_500)]
+    /// Longest pause before a kill, in milliseconds; most wait until everything is up again.
+    #[arg(long, default_value_t = 700)]
     pause_ms: u64,
     /// Kills without which it proves nothing.
     #[arg(long, default_value_t = 15)]

@@ -7,15 +7,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
-use concord_client::local::process::ProcessId;
 use concord_client::local::server::ServerKind;
-use concord_client::local::state::{ClusterState, Readiness};
 use concord_client::v1::{self, TransactionState as State};
 use concord_core::id::BranchId;
 use concord_participant::resource::mysql::xa::Xids;
 use sqlx::mysql::MySqlConnection;
 
-use super::stage::{FOREIGN_XID, SERVERS, Stage, names};
+use super::stage::{FOREIGN_XID, SERVERS, Stage};
 use crate::cluster::eventually;
 use crate::rig::{self, DRAINED_IN, Listed};
 
@@ -80,7 +78,7 @@ pub async fn watch(stage: &mut Stage) -> anyhow::Result<Drained> {
     let mut quiet: Option<Instant> = None;
     loop {
         let working = stage.clients_work()?;
-        let all_up = is_up(&stage.cluster.state()?);
+        let all_up = stage.cluster.is_up()?;
         for (n, watch) in (1..).zip(&mut watches) {
             look(stage, n, watch, healed, up, &mut drained).await?;
         }
@@ -134,18 +132,9 @@ async fn settled(stage: &Stage) -> anyhow::Result<Option<v1::Transaction>> {
 /// Waits until every process serves.
 pub async fn up(stage: &Stage) -> anyhow::Result<()> {
     eventually("every process up", UP_TIMEOUT, async || {
-        Ok(is_up(&stage.cluster.state()?).then_some(()))
+        Ok(stage.cluster.is_up()?.then_some(()))
     })
     .await
-}
-
-fn is_up(state: &ClusterState) -> bool {
-    names().iter().all(|name| {
-        state.process(name).is_some_and(|process| {
-            process.readiness == Readiness::Ready
-                && process.process.is_some_and(ProcessId::is_alive)
-        })
-    })
 }
 
 async fn look(

@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use sqlx::mysql::MySqlConnection;
 use tokio::process::{Child, Command};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, TO_BE_KILLED};
 use crate::proxy::{Address, Kind, Link, Proxy};
 use crate::rig;
 
@@ -37,9 +37,6 @@ pub const COUNTERS_PER_CLIENT: i64 = 4;
 pub const PRODUCTS: u32 = 6;
 /// What each product has in stock.
 pub const STOCK: i64 = 1_000_000_000;
-/// The supervisor starts what was killed at once, however often that was: the pauses by which it
-/// spares a machine a program that cannot work would leave nothing to kill.
-const RESTART_PAUSE_MAX_MS: &str = "200";
 /// Longest wait for a client that was told to end. Its last operation may repeat itself a while.
 const CLIENT_END_TIMEOUT: Duration = Duration::from_secs(20);
 /// What a foreign branch is called. Format id 7 is nobody's that we know.
@@ -111,8 +108,7 @@ impl Stage {
     pub async fn start(server: &ServerBinary, seed: u64) -> anyhow::Result<Self> {
         let cluster = Cluster::prepare(server, SERVERS)?;
         let sides = lay_links(&cluster).await?;
-        let up = ["--no-seed", "--restart-pause-max-ms", RESTART_PAUSE_MAX_MS];
-        tokio::task::block_in_place(|| cluster.up(&up))?;
+        tokio::task::block_in_place(|| cluster.up(&TO_BE_KILLED))?;
         let mut stage = Self {
             cluster,
             sides,
