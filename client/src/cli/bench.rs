@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::DEFAULT_ENDPOINT;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::output::Ctx;
+use crate::cli::output::{self, Ctx};
 use crate::cli::servers::Folder;
 use crate::client::ClientBuilder;
 use crate::local::cluster::gateway_socket;
@@ -154,7 +154,7 @@ fn builder(ctx: &Ctx, args: &BenchArgs) -> ClientBuilder {
 
 /// One line of progress for people; programs read stdout only.
 fn say(text: &str) {
-    eprintln!("{text} …");
+    output::note(&format!("{text} …"));
 }
 
 /// The workers of every side, ready to go.

@@ -1,14 +1,14 @@
 //! `concord down`: stops a local cluster, and removes it when asked to.
 
-use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use nix::sys::signal::Signal;
 
+use crate::cli::Exit;
+use crate::cli::output::note;
 use crate::cli::up::{cluster_failure, failed, with_causes};
-use crate::cli::{Exit, Failure};
 use crate::local::cluster::{self, ClusterError};
 use crate::local::lock::ClusterLock;
 use crate::local::strays;
@@ -20,7 +20,10 @@ const STOP_TIMEOUT_S: u64 = 150;
 const EXAMPLES: &str = "\
 Examples:
   concord down           stops the cluster; `concord up` goes on with the same data
-  concord down --wipe    also removes its folder with all data";
+  concord down --wipe    also removes all its data
+
+--wipe removes the folder too, unless you keep files in it that are not the cluster's. Your settings
+in FOLDER/own go with it.";
 
 /// Arguments of `concord down`.
 #[derive(Clone, Debug, Args)]
@@ -29,7 +32,7 @@ pub struct DownArgs {
     /// The cluster's folder.
     #[arg(long, default_value = ".concord", value_name = "FOLDER")]
     dir: PathBuf,
-    /// Remove the folder with all data.
+    /// Remove the cluster with all data.
     #[arg(long)]
     wipe: bool,
 }
@@ -37,12 +40,12 @@ pub struct DownArgs {
 /// Stops the cluster in a folder; returns when every process has ended.
 pub async fn run(args: DownArgs) -> anyhow::Result<()> {
     if !args.dir.exists() {
-        say(&format!("there is no cluster in {}", args.dir.display()));
+        note(&format!("there is no cluster in {}", args.dir.display()));
         return Ok(());
     }
     if !cluster::is_cluster(&args.dir) {
-        let error = ClusterError::ForeignFolder { folder: args.dir };
-        return Err(Failure::new(Exit::Usage, error.to_string()).into());
+        let error = ClusterError::NoCluster { folder: args.dir };
+        return Err(cluster_failure(&error).into());
     }
     let folder = args
         .dir
@@ -50,13 +53,13 @@ pub async fn run(args: DownArgs) -> anyhow::Result<()> {
         .map_err(|error| failed("cannot find the folder", error))?;
     let holder = ClusterLock::holder(&folder);
     if let Some(supervisor) = holder {
-        say(&format!(
+        note(&format!(
             "stopping the supervisor (pid {}) and its processes",
             supervisor.pid
         ));
         supervisor.signal(Signal::SIGTERM);
         if !supervisor.ended(Duration::from_secs(STOP_TIMEOUT_S)).await {
-            say("it does not end; killing it");
+            note("it does not end; killing it");
             supervisor.stop(Duration::ZERO).await;
         }
     }
@@ -67,23 +70,28 @@ pub async fn run(args: DownArgs) -> anyhow::Result<()> {
         .await
         .map_err(|error| failed("cannot stop all processes of the cluster", error))?;
     if strays > 0 {
-        say(&format!(
+        note(&format!(
             "stopped {strays} processes that had no supervisor any more"
         ));
     }
     if args.wipe {
-        cluster::wipe(&folder, lock).map_err(|error| cluster_failure(&error))?;
-        say(&format!("removed {}", folder.display()));
+        let left = cluster::wipe(&folder, lock).map_err(|error| cluster_failure(&error))?;
+        note(&removed(&folder, &left));
     } else if holder.is_some() || strays > 0 {
-        say(&format!("stopped; the data stays in {}", folder.display()));
+        note(&format!("stopped; the data stays in {}", folder.display()));
     } else {
-        say("nothing was running");
+        note("nothing was running");
     }
     Ok(())
 }
 
-/// Tells a person; a program looks at the exit code.
-fn say(text: &str) {
-    // Nobody may be reading, which must not stop the stopping.
-    let _ = writeln!(std::io::stderr(), "{text}");
+/// What is told after the cluster was removed.
+fn removed(folder: &Path, left: &[PathBuf]) -> String {
+    let folder = folder.display();
+    if left.is_empty() {
+        return format!("removed {folder}");
+    }
+    let left: Vec<String> = left.iter().map(|path| path.display().to_string()).collect();
+    let left = left.join(", ");
+    format!("removed the cluster in {folder}; what is not part of it stays: {left}")
 }

@@ -1,11 +1,15 @@
 //! What commands print: tables for people, JSON for programs, failures on stderr.
 
 use std::fmt::{self, Write as _};
-use std::io::{self, IsTerminal as _, Write as _};
+use std::future::pending;
+use std::io::{self, IsTerminal as _, Write};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde_json::{Value, json};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::cli::exit::{Exit, Failure, advice};
 use crate::cli::{Global, view};
@@ -162,14 +166,56 @@ fn unknown(
     }
 }
 
-/// Writes to stdout. A reader that went away (`| head`) is not a failure.
+/// Whether anybody still reads what is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "whoever prints without end must stop when nobody reads any more"]
+pub(crate) enum Reader {
+    /// As far as the system knows.
+    There,
+    /// It went away, as `head` does when it has seen enough.
+    Gone,
+}
+
+/// Writes a result to stdout. A reader that went away is not a failure: it wanted no more, and how
+/// the command ended is for its exit code to say, not for the pipe.
 pub(crate) fn print_bytes(bytes: &[u8]) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(Failure::silent(Exit::Done)),
+    print_part(bytes).map(drop)
+}
+
+/// Writes a part of what has no end to stdout.
+pub(crate) fn print_part(bytes: &[u8]) -> Result<Reader, Failure> {
+    write_part(&mut io::stdout().lock(), bytes)
+}
+
+fn write_part(out: &mut impl Write, bytes: &[u8]) -> Result<Reader, Failure> {
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => Ok(Reader::There),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
         Err(error) => Err(Failure::new(Exit::Other, "cannot write to stdout").why(error)),
     }
+}
+
+/// Waits until the reader of stdout has gone, for who prints only now and then and would not notice
+/// before that. It waits for ever when stdout is a file, which has no reader.
+pub(crate) async fn reader_gone() {
+    other_end_closed(io::stdout()).await;
+}
+
+// It is deprecated because a type may lie about the descriptor that it owns. The one that does not
+// ask for a promise of ours is right for the standard library's own.
+#[allow(deprecated)]
+async fn other_end_closed(out: impl AsRawFd) {
+    if let Ok(out) = AsyncFd::with_interest(out, Interest::ERROR)
+        && out.ready(Interest::ERROR).await.is_ok()
+    {
+        return;
+    }
+    pending::<()>().await;
+}
+
+/// Tells a person something on stderr, where nobody may be reading: that must stop nothing.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Tells a failure on stderr.
@@ -268,6 +314,29 @@ mod tests {
             ("price", "5".into()),
         ]);
         assert_eq!(text, "id     a\nprice  5");
+    }
+
+    #[test]
+    fn a_reader_that_went_away_is_no_failure_and_is_noticed() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        assert_eq!(write_part(&mut writer, b"one\n").unwrap(), Reader::There);
+        drop(reader);
+        assert_eq!(write_part(&mut writer, b"two\n").unwrap(), Reader::Gone);
+        let mut full = std::fs::File::create("/dev/full").unwrap();
+        let failure = write_part(&mut full, b"three\n").unwrap_err();
+        assert_eq!(failure.code(), Exit::Other);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_goes_away_is_noticed_without_printing() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut closed = std::pin::pin!(other_end_closed(writer));
+        assert!(futures::poll!(closed.as_mut()).is_pending());
+        drop(reader);
+        closed.await;
+        let file = tempfile::tempfile().unwrap();
+        let mut never = std::pin::pin!(other_end_closed(file));
+        assert!(futures::poll!(never.as_mut()).is_pending());
     }
 
     #[test]

@@ -76,9 +76,9 @@ impl Folder {
     /// The process of a daemon, which is looked up anew because a supervisor restarts it.
     pub(crate) fn process(&self, name: &str) -> Result<ProcessId, Failure> {
         let state = self.state()?;
-        let process = state.process(name).and_then(|process| process.process);
+        let process = state.process(name);
         process
-            .filter(|id| id.is_alive())
+            .and_then(|process| state.living(process))
             .ok_or_else(|| self.missing(format!("its process \"{name}\" does not run")))
     }
 

@@ -1,6 +1,5 @@
 //! `concord status`: the processes of a local cluster as they are now, and the gateway's view.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -53,16 +52,17 @@ pub async fn run(args: StatusArgs, json: bool) -> anyhow::Result<()> {
         state
             .processes
             .iter()
-            .map(|process| word(process, supervised)),
+            .map(|process| word(&state, process, supervised)),
     )
     .await;
     let all_ready = words.iter().all(|word| *word == Readiness::Ready.word());
     let view = gateway_view(&state.gateway).await;
     if json {
         let value = to_json(&state, supervised, &words, view.as_ref());
-        print(&format!("{value:#}\n"))?;
+        output::print_bytes(format!("{value:#}\n").as_bytes())?;
     } else {
-        print(&to_text(&state, supervised, &words, view.as_ref()))?;
+        let text = to_text(&state, supervised, &words, view.as_ref());
+        output::print_bytes(text.as_bytes())?;
     }
     if all_ready {
         Ok(())
@@ -72,10 +72,8 @@ pub async fn run(args: StatusArgs, json: bool) -> anyhow::Result<()> {
 }
 
 /// How a process is now, which the state file cannot know.
-async fn word(process: &ProcessState, supervised: bool) -> &'static str {
-    let alive = process
-        .process
-        .is_some_and(crate::local::process::ProcessId::is_alive);
+async fn word(state: &ClusterState, process: &ProcessState, supervised: bool) -> &'static str {
+    let alive = state.living(process).is_some();
     let recorded = process.readiness;
     match recorded {
         Readiness::Starting | Readiness::Ready if alive => {
@@ -115,7 +113,7 @@ fn to_json(
         json!({
             "name": process.name,
             "role": process.role,
-            "pid": process.process.filter(|id| id.is_alive()).map(|id| id.pid),
+            "pid": state.living(process).map(|id| id.pid),
             "address": process.address,
             "readiness": word,
             "restarts": process.restarts,
@@ -141,10 +139,11 @@ fn to_text(
     view: Option<&crate::v1::GetClusterStatusResponse>,
 ) -> String {
     let rows = state.processes.iter().zip(words).map(|(process, word)| {
-        let alive = process.process.filter(|id| id.is_alive());
         vec![
             process.name.clone(),
-            alive.map_or_else(|| "-".to_owned(), |id| id.pid.to_string()),
+            state
+                .living(process)
+                .map_or_else(|| "-".to_owned(), |id| id.pid.to_string()),
             process.address.clone(),
             (*word).to_owned(),
             process.restarts.to_string(),
@@ -183,11 +182,4 @@ fn shown(path: &Path) -> String {
         .unwrap_or(path)
         .display()
         .to_string()
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|error| failed("cannot write to stdout", error))
 }

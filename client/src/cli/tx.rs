@@ -1,13 +1,15 @@
 //! `concord tx`: runs SQL in one transaction over several servers, and looks at transactions.
 
 use std::ffi::OsString;
+use std::pin::pin;
 
 use clap::{Args, Subcommand, ValueEnum};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 
 use crate::cli::account::{cut, limit};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::output::{self, Ctx};
+use crate::cli::output::{self, Ctx, Reader};
 use crate::cli::sql::{self, StatementArgs, Targeted};
 use crate::cli::view;
 use crate::v1;
@@ -32,7 +34,9 @@ pub(crate) enum TxCommand {
     #[command(after_help = "Examples:\n  \
         concord tx watch\n  \
         concord tx watch 01890c1d-5b9e-7c00-8000-000000000001\n  \
-        concord --json tx watch          # one JSON object a line")]
+        concord --json tx watch          # one JSON object a line\n\n\
+        Ctrl-C ends it. With a gtrid the exit code is then 130: that transaction was not seen to \
+        end.")]
     Watch {
         /// Only this transaction.
         gtrid: Option<String>,
@@ -326,7 +330,7 @@ fn has_ended(state: v1::TransactionState) -> bool {
 
 async fn watch(ctx: &Ctx, gtrid: Option<String>) -> Result<(), Failure> {
     let failed = |error| Failure::of_call("transactions cannot be watched", &error);
-    let mut changes = ctx
+    let changes = ctx
         .client
         .watch_transactions(gtrid.as_deref())
         .await
@@ -335,37 +339,78 @@ async fn watch(ctx: &Ctx, gtrid: Option<String>) -> Result<(), Failure> {
         // Asked after the stream is open, so that no change falls between the two.
         let now = ctx.client.transaction(gtrid).await.map_err(failed)?;
         let value = view::transaction(&now);
-        line(ctx, &value, || {
+        let reader = line(ctx, &value, || {
             format!("{gtrid}  is {}", view::state(now.state()))
         })?;
-        if has_ended(now.state()) {
+        if has_ended(now.state()) || reader == Reader::Gone {
             return Ok(());
         }
     }
+    let changes = changes.map_err(|status| {
+        failed(crate::CallError::from_status(
+            &status,
+            ctx.client.endpoint(),
+        ))
+    });
+    let stop = async {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => Stop::Interrupted,
+            () = output::reader_gone() => Stop::Unread,
+        }
+    };
+    let show = |change: &_| line(ctx, &change_json(change), || change_text(change));
+    follow(gtrid.as_deref(), changes, stop, show).await
+}
+
+/// Why changes are followed no longer, although there may be more.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    /// By Ctrl-C.
+    Interrupted,
+    /// Nobody reads what is printed.
+    Unread,
+}
+
+/// Shows changes until they end, or those of one transaction until that has ended.
+async fn follow(
+    gtrid: Option<&str>,
+    changes: impl Stream<Item = Result<v1::WatchTransactionsResponse, Failure>>,
+    stop: impl Future<Output = Stop>,
+    mut show: impl FnMut(&v1::WatchTransactionsResponse) -> Result<Reader, Failure>,
+) -> Result<(), Failure> {
+    let (mut changes, mut stop) = (pin!(changes), pin!(stop));
     loop {
         let change = tokio::select! {
-            change = changes.message() => change,
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            change = changes.next() => change,
+            why = &mut stop => return match (why, gtrid) {
+                (Stop::Interrupted, Some(gtrid)) => Err(end_not_seen(gtrid)),
+                // Whoever watches everything has no other way to end it.
+                (Stop::Interrupted, None) | (Stop::Unread, _) => Ok(()),
+            },
         };
-        let change =
-            change.map_err(|status| crate::CallError::from_status(&status, ctx.client.endpoint()));
-        let Some(change) = change.map_err(failed)? else {
+        let Some(change) = change.transpose()? else {
             return Err(
                 Failure::new(Exit::Unavailable, "the coordinator ended the stream")
                     .next("it is being stopped or restarted; watch again"),
             );
         };
-        line(ctx, &change_json(&change), || change_text(&change))?;
-        if gtrid.is_some() && change.bqual == 0 && has_ended(change.state()) {
+        let reader = show(&change)?;
+        let over = gtrid.is_some() && change.bqual == 0 && has_ended(change.state());
+        if over || reader == Reader::Gone {
             return Ok(());
         }
     }
 }
 
+fn end_not_seen(gtrid: &str) -> Failure {
+    let what = format!("interrupted; the end of {gtrid} was not seen");
+    Failure::new(Exit::Interrupted, what).next(format!("ask `concord tx get {gtrid}`"))
+}
+
 /// Prints one entry of a stream: one JSON object a line for programs.
-fn line(ctx: &Ctx, value: &Value, text: impl FnOnce() -> String) -> Result<(), Failure> {
+fn line(ctx: &Ctx, value: &Value, text: impl FnOnce() -> String) -> Result<Reader, Failure> {
     let text = if ctx.json { value.to_string() } else { text() };
-    output::print_bytes(format!("{text}\n").as_bytes())
+    output::print_part(format!("{text}\n").as_bytes())
 }
 
 fn change_json(change: &v1::WatchTransactionsResponse) -> Value {
@@ -404,4 +449,77 @@ pub(crate) fn change_text(change: &v1::WatchTransactionsResponse) -> String {
         output::push(&mut text, format_args!("  ({reason})"));
     }
     output::clean(&text).replace('\u{fffd}', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use futures::stream;
+
+    use super::*;
+
+    const GTRID: Option<&str> = Some("01890c1d-5b9e-7c00-8000-000000000001");
+
+    fn change(state: v1::TransactionState) -> v1::WatchTransactionsResponse {
+        v1::WatchTransactionsResponse {
+            state: state.into(),
+            ..v1::WatchTransactionsResponse::default()
+        }
+    }
+
+    /// A reader that stays.
+    fn reading() -> impl FnMut(&v1::WatchTransactionsResponse) -> Result<Reader, Failure> {
+        |_| Ok(Reader::There)
+    }
+
+    #[tokio::test]
+    async fn ctrl_c_before_a_watched_transaction_has_ended_is_an_interruption() {
+        let stopped = || ready(Stop::Interrupted);
+        let failure = follow(GTRID, stream::pending(), stopped(), reading()).await;
+        let failure = failure.unwrap_err();
+        assert_eq!(failure.code(), Exit::Interrupted);
+        assert!(
+            failure
+                .advice()
+                .unwrap()
+                .contains("concord tx get 01890c1d")
+        );
+        follow(None, stream::pending(), stopped(), reading())
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_watch_ends_when_its_reader_is_gone() {
+        let unread = ready(Stop::Unread);
+        follow(GTRID, stream::pending(), unread, reading())
+            .await
+            .unwrap();
+        let endless = || stream::repeat_with(|| Ok(change(v1::TransactionState::Active)));
+        for gtrid in [None, GTRID] {
+            let mut lines = 0;
+            let head = |_: &_| {
+                lines += 1;
+                Ok(if lines < 3 {
+                    Reader::There
+                } else {
+                    Reader::Gone
+                })
+            };
+            follow(gtrid, endless(), pending(), head).await.unwrap();
+            assert_eq!(lines, 3);
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_watch_of_one_transaction_ends_with_it() {
+        let states = [v1::TransactionState::Active, v1::TransactionState::Aborted];
+        let changes = || stream::iter(states.map(|state| Ok(change(state))));
+        follow(GTRID, changes(), pending(), reading())
+            .await
+            .unwrap();
+        let cut = follow(None, changes(), pending(), reading()).await;
+        assert_eq!(cut.unwrap_err().code(), Exit::Unavailable);
+    }
 }

@@ -5,7 +5,6 @@
 
 use std::env;
 use std::fs::OpenOptions;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,7 +12,7 @@ use std::time::Duration;
 use clap::Args;
 use nix::sys::signal::Signal;
 
-use crate::cli::{Exit, Failure};
+use crate::cli::{Exit, Failure, output};
 use crate::local::cluster::{Cluster, ClusterError, MAX_SERVERS, UP_LOG, Wishes};
 use crate::local::lock::LockError;
 use crate::local::ports::PortError;
@@ -105,13 +104,14 @@ pub async fn run(args: UpArgs) -> anyhow::Result<()> {
     let cluster = Cluster::open(&args.wishes()).map_err(|error| cluster_failure(&error))?;
     if args.detach {
         let state = detach(&args, cluster).await?;
-        return Ok(tell(&welcome(&state, &args.dir))?);
+        return Ok(output::print_bytes(welcome(&state, &args.dir).as_bytes())?);
     }
     let ended = supervisor::run(cluster, !args.no_seed, |state| {
         if !args.supervise {
-            // A closed stdout must not stop a cluster that works.
-            let _ = tell(&welcome(state, &args.dir));
-            let _ = tell("Ctrl-C stops the cluster and keeps its data.\n");
+            let mut text = welcome(state, &args.dir);
+            text.push_str("Ctrl-C stops the cluster and keeps its data.\n");
+            // A stdout that cannot be written to must not stop a cluster that works.
+            let _ = output::print_bytes(text.as_bytes());
         }
     });
     match ended.await.map_err(|error| supervisor_failure(&error))? {
@@ -203,13 +203,7 @@ fn progress(state: &ClusterState, told: &mut Vec<(String, Readiness)>) {
         };
         let news = (process.name.clone(), process.readiness);
         if !told.contains(&news) {
-            // Nobody may be reading.
-            let _ = writeln!(
-                std::io::stderr(),
-                "{} {word} ({})",
-                process.name,
-                process.address
-            );
+            output::note(&format!("{} {word} ({})", process.name, process.address));
             told.push(news);
         }
     }
@@ -272,13 +266,6 @@ fn own_name() -> String {
         .to_string()
 }
 
-fn tell(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(|error| failed("cannot write to stdout", error))
-}
-
 /// The supervisor's events go to stderr: the terminal, or the log of a detached one.
 fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CONCORD_LOG")
@@ -305,8 +292,14 @@ pub(super) fn cluster_failure(error: &ClusterError) -> Failure {
         ClusterError::Lock(LockError::Held { .. }) => with_causes(Exit::Other, error)
             .next("`concord status` shows it, `concord down` stops it"),
         ClusterError::Port(PortError::Taken { .. }) => with_causes(Exit::Unavailable, error),
-        ClusterError::ForeignFolder { .. }
-        | ClusterError::OtherSize { .. }
+        ClusterError::ForeignFolder { .. } => with_causes(Exit::Usage, error).next(
+            "choose another folder with --dir, or move this away: a cluster needs a folder for \
+             itself",
+        ),
+        ClusterError::NoCluster { .. } => {
+            with_causes(Exit::Usage, error).next("name the cluster's folder with --dir")
+        }
+        ClusterError::OtherSize { .. }
         | ClusterError::OtherKind { .. }
         | ClusterError::Port(_)
         | ClusterError::Binary(_) => with_causes(Exit::Usage, error),

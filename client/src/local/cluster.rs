@@ -17,7 +17,6 @@
 //! This module starts nothing.
 
 use std::env;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,16 +33,21 @@ use super::process::Launch;
 use super::server::{SOCKET_PATH_MAX, ServerError, ServerFolder, ServerSpec, Tcp};
 use super::state::Role;
 
+mod claim;
 mod settings;
 
+pub use claim::{is_cluster, wipe};
+use settings::Settings;
 pub use settings::Wishes;
-use settings::{SETTINGS_FILE, Settings};
 
 /// Most servers of a local cluster: what one machine can carry.
 pub const MAX_SERVERS: u16 = 16;
 
 /// The cluster's name, which is part of every branch's xid.
 const CLUSTER_NAME: &str = "local";
+
+/// The gateway's socket.
+const GATEWAY_SOCKET: &str = "gateway.sock";
 
 /// The supervisor's log when nobody watches it.
 pub const UP_LOG: &str = "up.log";
@@ -62,8 +66,16 @@ pub enum ClusterError {
         source: io::Error,
     },
     /// The folder has other things in it.
-    #[error("{folder} is not empty and holds no cluster; choose another folder with --dir")]
+    #[error("{folder} holds no cluster, and {found} is in the way of a new one")]
     ForeignFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// The first of them.
+        found: PathBuf,
+    },
+    /// The folder is not a cluster's.
+    #[error("{folder} holds no cluster")]
+    NoCluster {
         /// The folder.
         folder: PathBuf,
     },
@@ -160,12 +172,13 @@ impl Cluster {
     pub fn open(wishes: &Wishes) -> Result<Self, ClusterError> {
         let daemons = daemon_folder()?;
         let known = Settings::read(&wishes.folder)?;
-        if known.is_none() && !is_free(&wishes.folder)? {
+        let is_new = known.is_none();
+        if is_new && let Some(found) = claim::obstacle(&wishes.folder)? {
             return Err(ClusterError::ForeignFolder {
                 folder: wishes.folder.clone(),
+                found,
             });
         }
-        let is_new = known.is_none();
         let (settings, binary) = settings::settle(wishes, known)?;
         if is_new {
             // Nothing of it can be running yet, so a refusal need not leave a folder behind.
@@ -351,66 +364,8 @@ impl Cluster {
 
 /// The unix socket of a cluster's gateway; none when its path would be too long for one.
 pub fn gateway_socket(folder: &Path) -> Option<PathBuf> {
-    let path = folder.join("gateway.sock");
+    let path = folder.join(GATEWAY_SOCKET);
     (path.as_os_str().len() <= SOCKET_PATH_MAX).then_some(path)
-}
-
-/// Removes a cluster's folder with all data. The caller holds its lock.
-pub fn wipe(folder: &Path, lock: ClusterLock) -> Result<(), ClusterError> {
-    if Settings::read(folder)?.is_none() {
-        return Err(ClusterError::ForeignFolder {
-            folder: folder.to_owned(),
-        });
-    }
-    let servers = folder.join("servers");
-    for server in fs::read_dir(&servers).into_iter().flatten().flatten() {
-        ServerFolder::open(&server.path())?.forget_socket()?;
-    }
-    // The mark goes last, so that an interrupted removal can be taken up again.
-    for entry in fs::read_dir(folder)
-        .map_err(io_error("cannot read", folder))?
-        .flatten()
-    {
-        let path = entry.path();
-        if entry.file_name() == SETTINGS_FILE {
-            continue;
-        }
-        let removed = if path.is_dir() && !path.is_symlink() {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
-        };
-        removed.map_err(io_error("cannot remove", &path))?;
-    }
-    fs::remove_dir_all(folder).map_err(io_error("cannot remove", folder))?;
-    drop(lock);
-    Ok(())
-}
-
-/// True when the folder is a cluster's.
-pub fn is_cluster(folder: &Path) -> bool {
-    folder.join(SETTINGS_FILE).is_file()
-}
-
-/// True when nothing of anyone else is in the folder.
-fn is_free(folder: &Path) -> Result<bool, ClusterError> {
-    let ours = [
-        "lock",
-        UP_LOG,
-        "config",
-        "log",
-        "own",
-        "servers",
-        "coordinator",
-        "cluster.json.new",
-    ];
-    match fs::read_dir(folder) {
-        Ok(entries) => Ok(entries
-            .flatten()
-            .all(|entry| ours.iter().any(|name| entry.file_name() == *name))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-        Err(error) => Err(io_error("cannot read", folder)(error)),
-    }
 }
 
 /// Our daemons are installed, or built, beside this program.
@@ -431,20 +386,4 @@ fn daemon_folder() -> Result<PathBuf, ClusterError> {
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ClusterError + use<> {
     let path = path.to_owned();
     move |source| ClusterError::Io { what, path, source }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_folder_of_someone_else_is_neither_used_nor_wiped() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("thesis.txt"), "").unwrap();
-        assert!(!is_free(folder.path()).unwrap());
-        let lock = ClusterLock::acquire(folder.path()).unwrap();
-        let error = wipe(folder.path(), lock).unwrap_err();
-        assert!(matches!(error, ClusterError::ForeignFolder { .. }));
-        assert!(folder.path().join("thesis.txt").exists());
-    }
 }

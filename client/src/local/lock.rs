@@ -1,7 +1,8 @@
 //! The lock that makes a cluster's folder belong to one supervisor.
 //!
 //! The system gives the lock back when its holder ends, however it ends, so a held lock means a
-//! living supervisor and a free one means none. The holder writes its process into the file.
+//! living supervisor and a free one means none. The holder writes its process into the file, and
+//! the boot of the machine, in another one of which a process number names a stranger.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
@@ -10,11 +11,23 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
 
 use super::process::ProcessId;
+use super::state::{ClusterState, boot_id};
 
 /// The file's name inside the cluster's folder.
-const LOCK_FILE: &str = "lock";
+pub(super) const LOCK_FILE: &str = "lock";
+
+/// What the holder writes into the file.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Holder {
+    #[serde(flatten)]
+    process: ProcessId,
+    /// The boot of the machine in which this was written. Files of older versions lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    boot_id: Option<String>,
+}
 
 /// Why the lock cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -68,10 +81,9 @@ impl ClusterLock {
             let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => file,
                 Err((_, Errno::EWOULDBLOCK)) => {
-                    let holder = read_holder(&path);
                     return Err(LockError::Held {
                         folder: folder.to_owned(),
-                        holder,
+                        holder: Self::holder(folder),
                     });
                 }
                 Err((_, error)) => return Err(io(error.into())),
@@ -90,7 +102,19 @@ impl ClusterLock {
     /// The living supervisor of a folder, or `None`. This only looks and takes no lock, so it is
     /// never in the way of a supervisor that is just starting.
     pub fn holder(folder: &Path) -> Option<ProcessId> {
-        read_holder(&folder.join(LOCK_FILE)).filter(|holder| holder.is_alive())
+        let found = read_holder(&folder.join(LOCK_FILE))?;
+        let this_boot = match &found.boot_id {
+            Some(boot) => *boot == boot_id(),
+            // A supervisor of an older version told the boot in its state only. Without that it is
+            // not known, and whoever takes the lock still learns from the system that it is held.
+            None => ClusterState::read(folder)
+                .ok()
+                .flatten()
+                .is_some_and(|state| {
+                    state.supervisor == found.process && state.boot_id == boot_id()
+                }),
+        };
+        Some(found.process).filter(|process| this_boot && process.is_alive())
     }
 }
 
@@ -102,19 +126,23 @@ impl Drop for ClusterLock {
 }
 
 fn write_holder(file: &mut File) -> io::Result<()> {
-    let text = serde_json::to_string(&ProcessId::own()?)?;
+    let text = serde_json::to_string(&Holder {
+        process: ProcessId::own()?,
+        boot_id: Some(boot_id()),
+    })?;
     file.rewind()?;
     file.set_len(0)?;
     file.write_all(text.as_bytes())
 }
 
-fn read_holder(path: &Path) -> Option<ProcessId> {
+fn read_holder(path: &Path) -> Option<Holder> {
     serde_json::from_str(&fs::read_to_string(path).ok()?).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::local::state::StateKeeper;
 
     #[test]
     fn one_holder_at_a_time_and_it_is_named() {
@@ -129,5 +157,36 @@ mod tests {
         drop(lock);
         assert_eq!(ClusterLock::holder(folder.path()), None);
         ClusterLock::acquire(folder.path()).unwrap();
+    }
+
+    fn write(folder: &Path, holder: &Holder) {
+        let text = serde_json::to_string(holder).unwrap();
+        fs::write(folder.join(LOCK_FILE), text).unwrap();
+    }
+
+    #[test]
+    fn a_holder_of_another_boot_is_none_though_its_number_and_start_are_taken_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let process = ProcessId::own().unwrap();
+        let boot_id = Some(boot_id());
+        write(folder.path(), &Holder { process, boot_id });
+        assert_eq!(ClusterLock::holder(folder.path()), Some(process));
+        let boot_id = Some("another".to_owned());
+        write(folder.path(), &Holder { process, boot_id });
+        assert_eq!(ClusterLock::holder(folder.path()), None);
+    }
+
+    #[test]
+    fn the_boot_of_a_holder_of_an_older_version_is_in_its_state() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut state = crate::local::state::tests::state();
+        let (process, boot_id) = (state.supervisor, None);
+        write(folder.path(), &Holder { process, boot_id });
+        assert_eq!(ClusterLock::holder(folder.path()), None);
+        StateKeeper::new(folder.path(), state.clone()).unwrap();
+        assert_eq!(ClusterLock::holder(folder.path()), Some(process));
+        state.boot_id = "another".into();
+        StateKeeper::new(folder.path(), state).unwrap();
+        assert_eq!(ClusterLock::holder(folder.path()), None);
     }
 }

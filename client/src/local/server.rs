@@ -28,6 +28,7 @@ mod init;
 #[cfg(test)]
 mod tests;
 
+pub(super) use folder::PARTS;
 pub use folder::{SOCKET_PATH_MAX, ServerFolder};
 
 /// The account that participants use.

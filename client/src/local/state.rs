@@ -135,16 +135,18 @@ impl ClusterState {
 
     /// Processes of this cluster that run now.
     pub fn alive(&self) -> Vec<(Role, ProcessId)> {
-        if self.boot_id != boot_id() {
-            return Vec::new();
-        }
-        let running = self.processes.iter().filter_map(|process| {
-            process
-                .process
-                .filter(|id| id.is_alive())
-                .map(|id| (process.role, id))
-        });
+        let running = self
+            .processes
+            .iter()
+            .filter_map(|process| self.living(process).map(|id| (process.role, id)));
         running.collect()
+    }
+
+    /// A process of this cluster, if it runs now. A number of an earlier boot names a stranger,
+    /// even when the start times happen to be the same.
+    pub fn living(&self, process: &ProcessState) -> Option<ProcessId> {
+        let known = process.process.filter(|_| self.boot_id == boot_id());
+        known.filter(|id| id.is_alive())
     }
 }
 
@@ -217,10 +219,10 @@ pub(super) fn boot_id() -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn state() -> ClusterState {
+    pub(in crate::local) fn state() -> ClusterState {
         let own = ProcessId::own().unwrap();
         let process = |name: &str, role, process| ProcessState {
             name: name.into(),
@@ -276,6 +278,7 @@ mod tests {
         );
         state.boot_id = "another".into();
         assert!(state.alive().is_empty());
+        assert_eq!(state.living(&state.processes[1]), None);
     }
 
     #[test]

@@ -114,9 +114,6 @@ impl Stage {
     }
 
     fn introduce(&self) {
-        if self.json {
-            return;
-        }
         let rows = [
             (
                 &self.anna.account_id,
@@ -135,22 +132,26 @@ impl Stage {
             ),
         ]
         .map(|(id, what, place)| vec![id.clone(), what, format!("behind {place}")]);
-        println!("{}", output::table(&["id", "holds", "server"], rows));
+        self.print(&output::table(&["id", "holds", "server"], rows));
+    }
+
+    /// Tells people. That nobody reads, or that it cannot be written, must not end the
+    /// demonstration while it holds a daemon still; how it ended is for its exit code to say.
+    fn print(&self, text: &str) {
+        if !self.json {
+            let _ = output::print_bytes(format!("{text}\n").as_bytes());
+        }
     }
 
     /// Begins a step.
     pub(super) fn title(&mut self, title: &str) {
-        if !self.json {
-            println!("\n{title}\n{}", "─".repeat(title.chars().count()));
-        }
+        self.print(&format!("\n{title}\n{}", "─".repeat(title.chars().count())));
     }
 
     /// Tells one thing.
     pub(super) fn say(&mut self, text: impl Into<String>) {
         let text = output::clean(&text.into());
-        if !self.json {
-            println!("  {text}");
-        }
+        self.print(&format!("  {text}"));
         self.record.push(json!(text));
     }
 

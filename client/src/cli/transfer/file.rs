@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::lines::{Line, Lines, Payment};
 use super::report::{FailedLines, Summary, Verdict};
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::output::Ctx;
+use crate::cli::output::{self, Ctx};
 use crate::client::Client;
 use crate::retry::RetryPolicy;
 use crate::v1;
@@ -43,7 +43,7 @@ type Input = Lines<Box<dyn BufRead + Send>>;
 pub(super) async fn run(ctx: &Ctx, job: Job) -> Result<(), Failure> {
     let (lines, size) = open(&job.path)?;
     for name in &lines.ignored {
-        eprintln!("warning: the column \"{name}\" is ignored");
+        output::note(&format!("warning: the column \"{name}\" is ignored"));
     }
     let mut failed = FailedLines::create(failed_path(&job)?)?;
     let progress = progress(size);
@@ -165,7 +165,7 @@ fn stop_on_ctrl_c(progress: &ProgressBar) -> CancellationToken {
         }
         token.cancel();
         progress.suspend(|| {
-            eprintln!("stopping: waiting for payments in flight (Ctrl-C again leaves at once)");
+            output::note("stopping: waiting for payments in flight (Ctrl-C again leaves at once)");
         });
         if tokio::signal::ctrl_c().await.is_ok() {
             std::process::exit(i32::from(Exit::Interrupted as u8));

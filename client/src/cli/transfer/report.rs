@@ -269,10 +269,10 @@ impl FailedLines {
             self.error = written.err().map(|error| error.to_string());
         }
         if self.error.is_some() {
-            eprintln!(
+            output::note(&format!(
                 "line {number}: {outcome} {reason}: {}",
                 output::clean(message)
-            );
+            ));
         }
     }
 

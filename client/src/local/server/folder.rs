@@ -31,6 +31,9 @@ pub const SOCKET_PATH_MAX: usize = 107;
 /// Characters of the participant's password: 190 random bits.
 const PASSWORD_CHARS: usize = 32;
 
+/// What [`ServerFolder::open`] makes in a folder.
+pub(in crate::local) const PARTS: [&str; 2] = ["run", "tmp"];
+
 /// The folder of one server.
 #[derive(Debug, Clone)]
 pub struct ServerFolder {
@@ -45,7 +48,7 @@ impl ServerFolder {
         make(path)?;
         // The server changes its working directory, so it gets absolute paths only.
         let path = path.canonicalize().map_err(io_error("cannot find", path))?;
-        for part in ["run", "tmp"] {
+        for part in PARTS {
             make(&path.join(part))?;
         }
         let socket = socket_path(&path)?;
