@@ -23,6 +23,8 @@ use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::server::{Connected, TcpIncoming};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 
 use crate::config::Config;
 use crate::counters::Counters;
@@ -79,6 +81,7 @@ pub struct App {
     links: Vec<(Arc<crate::participants::Peer>, Expected)>,
     calls: tokio::sync::mpsc::Sender<crate::driver::Call>,
     accepting: Arc<AtomicBool>,
+    health: HealthReporter,
     drain_timeout: Duration,
     local: Option<LocalIncoming>,
 }
@@ -150,7 +153,7 @@ impl App {
         let transactions = TransactionGateway::new(calls_of, known, counted, epoch);
         let open = Arc::clone(&accepting);
         let admin = AdminGateway::new(handle.clone(), history, counters, facts, open);
-        let routes = routes(
+        let (routes, health) = routes(
             transactions,
             OutcomeGateway::new(handle.clone(), epoch),
             BankGateway::new(business.clone()),
@@ -172,6 +175,7 @@ impl App {
             links: links.collect(),
             calls,
             accepting,
+            health,
             drain_timeout: Duration::from_secs(config.drain_timeout_s),
             local: None,
         })
@@ -209,6 +213,7 @@ impl App {
         let serving = server.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         tasks.spawn("gateway", async move { Ok(serving.await?) });
         let (handle, accepting, bound) = (self.handle, self.accepting, self.drain_timeout);
+        let health = self.health;
         let drained = stop.clone();
         tasks.spawn("drain", async move {
             tokio::select! {
@@ -217,6 +222,11 @@ impl App {
                 () = signal.cancelled() => {}
             }
             accepting.store(false, Ordering::Relaxed);
+            for service in SERVICES.into_iter().chain([""]) {
+                health
+                    .set_service_status(service, ServingStatus::NotServing)
+                    .await;
+            }
             drain(&handle, bound).await;
             drained.cancel();
             Ok(())
@@ -260,7 +270,7 @@ async fn routes(
     bank: BankGateway<Handle>,
     inventory: InventoryGateway<Handle>,
     admin: AdminGateway,
-) -> anyhow::Result<Routes> {
+) -> anyhow::Result<(Routes, HealthReporter)> {
     macro_rules! limited {
         ($service:expr) => {
             $service
@@ -297,5 +307,5 @@ async fn routes(
         .add_service(limited!(BankServiceServer::new(bank)))
         .add_service(limited!(InventoryServiceServer::new(inventory)))
         .add_service(limited!(AdminServiceServer::new(admin)));
-    Ok(routes.routes())
+    Ok((routes.routes(), reporter))
 }

@@ -23,10 +23,11 @@ use concord_core::coordinator::{
     ApplyError, Coordinator, CoordinatorStep, Effect, Input, Resolve, Seen,
 };
 use concord_core::id::{BranchId, Epoch, Gtrid, ParticipantName};
-use concord_core::message::Decision;
+use concord_core::message::{Decision, FromParticipant};
 use concord_core::reason::Reason;
 use concord_core::record::Record;
 use concord_daemon::crash::{CrashPoint, reach};
+use concord_proto::v1;
 use futures::StreamExt;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -144,6 +145,8 @@ pub struct Driver {
     next_token: u64,
     /// Records in line for the log.
     pending: Vec<Record>,
+    /// Everything below can be forgotten; nothing when no participant may be missing.
+    forgettable: Gtrid,
     forget: Option<(Vec<Gtrid>, Gtrid)>,
     /// The log was told to forget, which it does with its next append.
     forgetting: bool,
@@ -212,6 +215,7 @@ impl Driver {
             orders: BTreeMap::new(),
             next_token: 0,
             pending: Vec::new(),
+            forgettable: Gtrid::MIN,
             forget: None,
             forgetting: false,
             pending_forced: false,
@@ -239,11 +243,30 @@ impl Driver {
         let mut calls = Vec::with_capacity(DRAIN_MAX);
         loop {
             tokio::select! {
+                // What is rare comes first, so that calls without end cannot starve it.
                 biased;
                 () = stop.cancelled() => break,
                 written = self.writer.written() => {
                     self.writing = false;
                     self.written(&written.ok_or(DriverError::LogThread)??);
+                }
+                Some(expired) = self.deadlines.next(), if !self.deadlines.is_empty() => {
+                    self.expired(expired.into_inner())?;
+                }
+                _ = sweep.tick() => self.input(Input::Sweep)?,
+                _ = flush.tick() => {
+                    if !self.forgetting {
+                        self.forget_some()?;
+                    }
+                    let lazy =
+                        !self.pending.is_empty() || self.forget.is_some() || self.forgetting;
+                    if lazy && !self.writing {
+                        self.hand_over()?;
+                    }
+                }
+                _ = forget.tick() => {
+                    self.find_forgettable();
+                    self.forget_some()?;
                 }
                 count = self.calls.recv_many(&mut calls, DRAIN_MAX) => {
                     if count == 0 {
@@ -253,18 +276,6 @@ impl Driver {
                         self.call(call)?;
                     }
                 }
-                Some(expired) = self.deadlines.next(), if !self.deadlines.is_empty() => {
-                    self.expired(expired.into_inner())?;
-                }
-                _ = sweep.tick() => self.input(Input::Sweep)?,
-                _ = flush.tick() => {
-                    let lazy =
-                        !self.pending.is_empty() || self.forget.is_some() || self.forgetting;
-                    if lazy && !self.writing {
-                        self.hand_over()?;
-                    }
-                }
-                _ = forget.tick() => self.forget()?,
             }
             if self.superseded {
                 return Err(DriverError::Superseded {
@@ -384,6 +395,11 @@ impl Driver {
     fn call(&mut self, call: Call) -> Result<(), DriverError> {
         match call {
             Call::Run { tx, down, answer } => self.run_transaction(*tx, down, answer),
+            Call::Repeat {
+                gtrid,
+                request,
+                answer,
+            } => self.repeat(gtrid, request, answer),
             Call::Begin {
                 gtrid,
                 isolation,
@@ -393,8 +409,9 @@ impl Driver {
             Call::Enlist {
                 gtrid,
                 participant,
+                down,
                 answer,
-            } => self.enlist(gtrid, participant, answer),
+            } => self.enlist(gtrid, participant, down, answer),
             Call::StatementDone { gtrid, failed } => self.statement_done(gtrid, failed),
             Call::Commit { gtrid, ack, answer } => self.commit(gtrid, ack, answer),
             Call::Rollback {
@@ -435,16 +452,24 @@ impl Driver {
                 message,
                 results,
                 failed_statement,
-            } => {
-                let points = calls::points(&message);
-                reach(points.0);
-                self.keep_results(&from, &message, results, failed_statement);
-                self.input(Input::Received { from, message })?;
-                reach(points.1);
-                Ok(())
-            }
+            } => self.received(from, message, results, failed_statement),
             Call::Numbers { answer } => told(answer, self.numbers()),
         }
+    }
+
+    fn received(
+        &mut self,
+        from: ParticipantName,
+        mut message: FromParticipant,
+        results: Vec<v1::StatementResult>,
+        failed_statement: Option<u32>,
+    ) -> Result<(), DriverError> {
+        let points = calls::points(&message);
+        reach(points.0);
+        self.keep_results(&from, &mut message, results, failed_statement);
+        self.input(Input::Received { from, message })?;
+        reach(points.1);
+        Ok(())
     }
 
     fn resolve(
@@ -520,6 +545,7 @@ impl Driver {
             return Ok(());
         }
         self.links.remove(&participant);
+        self.forgettable = Gtrid::MIN;
         self.input(Input::LinkDown { participant })
     }
 

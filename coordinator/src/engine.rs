@@ -98,6 +98,12 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// choice.
     fn execute(&self, tx: OneShot) -> impl Future<Output = Result<Executed, Failure>> + Send;
 
+    /// What became of a request that is running or remembered; None when nothing is known of it.
+    fn repeat(
+        &self,
+        request: Request,
+    ) -> impl Future<Output = Option<Result<Executed, Failure>>> + Send;
+
     /// Runs one SELECT outside any transaction.
     fn query(
         &self,

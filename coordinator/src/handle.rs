@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use concord_core::coordinator::{Resolve, Seen};
-use concord_core::id::{BranchId, Gtrid, ParticipantName, RequestId};
+use concord_core::id::{BranchId, Gtrid, ParticipantName, Request, RequestId};
 use concord_core::message::{Decision, Outcome};
 use concord_core::reason::{Reason, code};
 use concord_core::transaction::Ack;
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use crate::driver::{Call, Ended, Enlisted, Numbers, Ordered, Told};
 use crate::engine::{Engine, Executed, Failure, Migration, OneShot};
 use crate::mint::Mint;
-use crate::participants::{Participants, reason_of};
+use crate::participants::{Participants, Peer, reason_of};
 
 /// What a read or migration may take longer than its own time-out on its way.
 const RPC_GRACE: Duration = Duration::from_secs(2);
@@ -66,6 +66,20 @@ impl Handle {
         }
     }
 
+    /// Why nothing can be begun there: that nothing was begun could not be made sure of, and such
+    /// transactions would pile up until the server is back.
+    fn stands_still(&self, participant: &ParticipantName) -> Option<Reason> {
+        let peer = self.participants.get(participant);
+        peer.ok().and_then(|peer| peer.stands_still())
+    }
+
+    /// The participant, unless the data behind it is known not to be the cluster's: what it says
+    /// would be told as true, and tables be made where nobody looks for them.
+    fn own_data(&self, participant: &ParticipantName) -> Result<&Arc<Peer>, Reason> {
+        let peer = self.participants.get(participant)?;
+        peer.strange_data().map_or(Ok(peer), Err)
+    }
+
     /// The participants and their health.
     pub fn peers(&self) -> &Participants {
         &self.participants
@@ -104,10 +118,12 @@ impl Handle {
         gtrid: Gtrid,
         participant: ParticipantName,
     ) -> Result<Enlisted, Reason> {
+        let down = self.stands_still(&participant);
         let enlisted = self
             .ask(|answer| Call::Enlist {
                 gtrid,
                 participant,
+                down,
                 answer,
             })
             .await;
@@ -238,15 +254,14 @@ impl Engine for Handle {
     async fn execute(&self, tx: OneShot) -> Result<Executed, Failure> {
         self.admit().map_err(Failure::Refused)?;
         let gtrid = tx.gtrid;
-        // With its only server away, nothing could be begun, and that nothing was begun could not
-        // be made sure of: such transactions would pile up until the server is back.
-        let down = match tx.branches.as_slice() {
-            [only] => {
-                let peer = self.participants.get(&only.participant);
-                peer.ok().and_then(|peer| peer.server_down())
-            }
-            _ => None,
-        };
+        // Of several branches, one whose server is away votes so, and has ended. One whose server
+        // takes no writes may not even be able to vote.
+        let alone = tx.branches.len() == 1;
+        let mut standing = tx.branches.iter();
+        let down = standing.find_map(|branch| {
+            let reason = self.stands_still(&branch.participant)?;
+            (alone || &*reason.code == code::READ_ONLY_SERVER).then_some(reason)
+        });
         let (answer, wait) = oneshot::channel();
         let run = Call::Run {
             tx: Box::new(tx),
@@ -259,13 +274,23 @@ impl Engine for Handle {
         wait.await.map_or(Err(Failure::Unknown { gtrid }), executed)
     }
 
+    async fn repeat(&self, request: Request) -> Option<Result<Executed, Failure>> {
+        let gtrid = self.mint();
+        let repeat = |answer| Call::Repeat {
+            gtrid,
+            request,
+            answer,
+        };
+        self.ask(repeat).await.map(executed)
+    }
+
     async fn query(
         &self,
         participant: &ParticipantName,
         statement: Statement,
         time: Duration,
     ) -> Result<v1::StatementResult, Reason> {
-        let peer = self.participants.get(participant)?;
+        let peer = self.own_data(participant)?;
         let request = v1::QueryRequest {
             statement: Some(statement.into()),
             timeout_ms: timeout_ms(time),
@@ -283,7 +308,7 @@ impl Engine for Handle {
         schema: &str,
         migrations: &[Migration],
     ) -> Result<(), Reason> {
-        let peer = self.participants.get(participant)?;
+        let peer = self.own_data(participant)?;
         let migrations = migrations
             .iter()
             .map(|migration| v1::Migration {

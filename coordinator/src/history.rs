@@ -147,6 +147,18 @@ impl History {
         self.kept().transactions.get(&gtrid).cloned()
     }
 
+    /// The state of a transaction, as if it had just changed to it.
+    pub fn state_of(&self, gtrid: Gtrid) -> Option<Change> {
+        let tx = self.get(gtrid)?;
+        Some(Change {
+            gtrid,
+            state: tx.state,
+            branch: None,
+            reason: tx.reason,
+            time_ms: tx.changed_ms,
+        })
+    }
+
     /// Transactions below `before`, newest first, that `wanted` accepts.
     pub fn list(
         &self,

@@ -53,22 +53,30 @@ pub struct Peer {
 impl Peer {
     /// What is known of it now.
     pub fn health(&self) -> Health {
-        self.health
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.lock().clone()
     }
 
-    /// Why the server behind it cannot be reached, if it said so last.
-    pub fn server_down(&self) -> Option<Reason> {
-        let health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        let status = health.status.as_ref().filter(|status| !status.can_vote)?;
-        let down = |problem: &&v1::Reason| problem.code == code::SERVER_DOWN;
-        status.problems.iter().find(down).map(reason)
+    /// Why no branch can end on the server behind it, not even by a rollback, if it said so last:
+    /// the server cannot be reached, or takes no tombstone.
+    pub fn stands_still(&self) -> Option<Reason> {
+        let health = self.lock();
+        health.status.as_ref().and_then(standstill)
+    }
+
+    /// Why its link was refused, if that is because of what data is behind it.
+    pub fn strange_data(&self) -> Option<Reason> {
+        let health = self.lock();
+        let strange =
+            |reason: &&Reason| matches!(&*reason.code, code::INCARNATION_CHANGED | code::DATA_LOST);
+        health.reason.as_ref().filter(strange).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, change: impl FnOnce(&mut Health)) {
-        change(&mut self.health.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.lock());
     }
 
     /// A client on its connection.
@@ -77,6 +85,15 @@ impl Peer {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
+}
+
+/// Why a participant of this status can end no branch.
+fn standstill(status: &v1::GetStatusResponse) -> Option<Reason> {
+    let standing = |problem: &&v1::Reason| {
+        matches!(&*problem.code, code::SERVER_DOWN | code::READ_ONLY_SERVER)
+    };
+    let problem = status.problems.iter().find(standing);
+    problem.filter(|_| !status.can_vote).map(reason)
 }
 
 /// All participants, in the configuration's order.

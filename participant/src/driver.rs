@@ -97,6 +97,8 @@ pub struct Driver<R> {
     prune: watch::Sender<Gtrid>,
     /// Whether a branch was detached, so that the next sweep is to come soon.
     detached: bool,
+    /// Whether it comes soon.
+    soon: bool,
     /// Whoever waits for nothing to run.
     draining: Option<oneshot::Sender<()>>,
 }
@@ -129,6 +131,7 @@ impl<R: ResourceManager> Driver<R> {
             inquire,
             prune,
             detached: false,
+            soon: false,
             draining: None,
             rm,
         };
@@ -206,7 +209,6 @@ impl<R: ResourceManager> Driver<R> {
         let mut sweeps = tokio::time::interval(self.settings.sweep_interval);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut reachable = self.health.borrow_and_update().reachable;
-        let mut soon = false;
         loop {
             tokio::select! {
                 // What is rare comes first, so that a full inbox cannot starve it.
@@ -223,7 +225,7 @@ impl<R: ResourceManager> Driver<R> {
                     reachable = now;
                 }
                 _ = sweeps.tick() => {
-                    soon = false;
+                    self.soon = false;
                     self.begin_sweep(reachable);
                 }
                 _ = self.inbox.recv_many(&mut events, BATCH_EVENTS) => {
@@ -233,7 +235,7 @@ impl<R: ResourceManager> Driver<R> {
                 }
             }
             // Only the first one brings the sweep forward, so that others cannot put it off.
-            if std::mem::take(&mut self.detached) && !std::mem::replace(&mut soon, true) {
+            if std::mem::take(&mut self.detached) && !std::mem::replace(&mut self.soon, true) {
                 sweeps.reset_after(DETACHED_SWEEP.min(self.settings.sweep_interval));
             }
             if let Some(records) = self.gate.next_append() {
@@ -499,6 +501,7 @@ impl<R: ResourceManager> Driver<R> {
     fn sweep_now(&mut self, sweeps: &mut Interval) {
         tracing::info!("the server is reachable; looking at its prepared branches");
         sweeps.reset();
+        self.soon = false;
         self.begin_sweep(true);
     }
 

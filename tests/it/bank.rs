@@ -71,6 +71,7 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
         transactions::a_client_that_disappears_leaves_no_lock,
         transactions::isolation_is_a_choice,
         transactions::branches_that_only_read,
+        transactions::locks_of_reads_last,
         transactions::results_of_every_type,
         transactions::the_same_row_twice,
         transactions::watchers_see_the_states_in_order,

@@ -1,13 +1,14 @@
 //! Kills at chosen moments of the protocol, refused second coordinators, and graceful ends: all
 //! or nothing, soon after everything is up again.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use concord_client::local::health::daemon_serves;
 use concord_client::local::process::Child;
-use concord_client::{Outcome, v1};
+use concord_client::{Outcome, RetryPolicy, v1};
 use concord_tests::backlog;
 use concord_tests::cluster::{eventually, servers};
 use concord_tests::rig::{
-    COORDINATOR, DRAINED_IN, PATIENCE, Rig, START, on_every_server, refused_with, unlock,
+    COORDINATOR, DRAINED_IN, OPEN, PATIENCE, Rig, START, on_every_server, refused_with, unlock,
 };
 use nix::sys::signal::Signal;
 use sqlx::mysql::MySqlConnection;
@@ -226,9 +227,14 @@ async fn coordinator_drains(rig: &mut Rig) -> anyhow::Result<()> {
     let half = half_prepared(rig, 1).await?;
     let client = rig.client()?;
     ensure!(client.cluster_status().await?.accepting);
+    ensure!(daemon_serves(&rig.endpoint()).await, "it does not serve");
     rig.signal(COORDINATOR, Signal::SIGTERM)?;
-    concord_tests::cluster::eventually("the drain", concord_tests::rig::PATIENCE, async || {
+    eventually("the drain", PATIENCE, async || {
         Ok((!client.cluster_status().await?.accepting).then_some(()))
+    })
+    .await?;
+    eventually("whoever balances load to be told", PATIENCE, async || {
+        Ok((!daemon_serves(&rig.endpoint()).await).then_some(()))
     })
     .await?;
     let sql = "UPDATE shop.t SET n = n + 1 WHERE id = 2";
@@ -333,5 +339,118 @@ fn a_branch_that_only_read_ends_from_another_connection() -> anyhow::Result<()> 
         let damage = rig.status(1).await?.damage;
         ensure!(damage.is_empty(), "{damage:?}");
         Ok(())
+    })
+}
+
+/// Nothing that the gateway must read first stands between a repetition and its answer.
+#[test]
+fn a_repeated_payment_is_recognised_while_a_server_is_away() -> anyhow::Result<()> {
+    on_every_server(2, async |rig| {
+        let client = rig.client()?;
+        let mut ids = Vec::new();
+        for n in 0..16 {
+            let opened = client
+                .open_account(v1::OpenAccountRequest {
+                    account_id: format!("account-{n}"),
+                    currency: "EUR".into(),
+                    initial_balance: 1_000,
+                    request_id: String::new(),
+                })
+                .await;
+            let Outcome::Committed { results, .. } = opened else {
+                bail!("{opened:?}");
+            };
+            ids.push((results.participant, results.account_id));
+        }
+        let on = |participant: &str| {
+            let found = ids.iter().find(|(there, _)| there == participant);
+            found.map(|(_, id)| id.clone()).context("an account")
+        };
+        let pay = |request_id: &str| -> anyhow::Result<v1::TransferRequest> {
+            Ok(v1::TransferRequest {
+                from_account_id: on("p1")?,
+                to_account_id: on("p2")?,
+                amount: 70,
+                request_id: request_id.into(),
+                ..v1::TransferRequest::default()
+            })
+        };
+        let first = client.transfer(pay("rent")?).await;
+        ensure!(first.is_committed(), "{first:?}");
+        // What it knew of accounts and tables is gone with it.
+        rig.kill9(COORDINATOR)?;
+        rig.servers[1].kill9();
+        rig.spawn(COORDINATOR)?;
+        let impatient = rig.client()?.with_retry(RetryPolicy::none());
+        eventually(
+            "the coordinator to see that s2 is away",
+            PATIENCE,
+            async || {
+                let other = impatient.transfer(pay("other")?).await;
+                let (code, message) = refused_with(&other)?;
+                let away = ["PARTICIPANT_DOWN", "SERVER_DOWN"].contains(&&*code);
+                ensure!(away, "{code}: {message}");
+                Ok(Some(()))
+            },
+        )
+        .await?;
+        let again = impatient.transfer(pay("rent")?).await;
+        let Outcome::Committed {
+            gtrid, replayed, ..
+        } = &again
+        else {
+            bail!("it was paid, and the answer is {again:?}");
+        };
+        ensure!(
+            *replayed && Some(gtrid.as_str()) == first.gtrid(),
+            "{again:?}"
+        );
+        let mut changed = pay("rent")?;
+        changed.amount = 71;
+        let (code, _) = refused_with(&impatient.transfer(changed).await)?;
+        ensure!(code == "REQUEST_ID_REUSED", "{code}");
+        rig.servers[1].restart().await?;
+        rig.linked().await
+    })
+}
+
+/// A coordinator that is new to a server that takes no writes cannot be remembered there, and what
+/// it begins elsewhere must not wait for that.
+#[test]
+fn a_new_coordinator_leaves_a_read_only_server_alone_until_it_takes_writes() -> anyhow::Result<()> {
+    on_every_server(2, async |rig| {
+        rig.sql(1, "SET GLOBAL read_only = ON").await?;
+        eventually("p1 to see it", PATIENCE, async || {
+            Ok((!rig.serves(1).await).then_some(()))
+        })
+        .await?;
+        rig.kill9(COORDINATOR)?;
+        rig.spawn(COORDINATOR)?;
+        let client = rig.client()?.with_retry(RetryPolicy::none());
+        let add = "UPDATE shop.t SET n = n + 1 WHERE id = 4";
+        eventually("p2 to be linked and p1 not", PATIENCE, async || {
+            let alone = client.one_shot().on("p2", add).send().await;
+            ensure!(alone.is_committed(), "{alone:?}");
+            let participants = client.list_participants().await?;
+            let p1 = participants.first().context("p1")?;
+            let why = p1.reason.as_ref().context("no reason yet")?;
+            ensure!(!p1.connected && why.code == "READ_ONLY_SERVER", "{p1:?}");
+            Ok(Some(()))
+        })
+        .await?;
+        for _ in 0..20 {
+            let both = client.one_shot().on("p1", add).on("p2", add).send().await;
+            let (code, message) = refused_with(&both)?;
+            ensure!(code == "READ_ONLY_SERVER", "{code}: {message}");
+            let mut tx = client.begin().await?;
+            ensure!(tx.execute("p1", add).await.is_err(), "a branch on p1");
+        }
+        let mut open = client.list_transactions(&OPEN, false, 50).await?;
+        // What the former one had decided is told p1 when that takes writes.
+        open.retain(|tx| tx.epoch > 1);
+        ensure!(open.is_empty(), "they pile up: {open:?}");
+        rig.sql(1, "SET GLOBAL read_only = OFF").await?;
+        rig.linked().await?;
+        rig.drained().await
     })
 }

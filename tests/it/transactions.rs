@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use concord_client::{CallError, Client, Outcome, RetryPolicy, Statement, v1};
 use concord_tests::cluster::{Cluster, eventually};
+use concord_tests::rig;
 use sqlx::Row;
 use tokio::time::timeout;
 use v1::transaction_service_client::TransactionServiceClient;
@@ -445,6 +446,35 @@ pub async fn branches_that_only_read(world: &World) -> anyhow::Result<()> {
         kept == [Committed, Committed],
         "so must explicit locks: {kept:?}"
     );
+    Ok(())
+}
+
+/// Locks of reads last until the outcome, also when the branch is prepared long before another one
+/// has its own.
+pub async fn locks_of_reads_last(world: &World) -> anyhow::Result<()> {
+    for lock in ["LOCK IN SHARE MODE", "FOR UPDATE"] {
+        let mut other = world.cluster.root(1).await?;
+        sqlx::raw_sql("BEGIN; SELECT n FROM work.t WHERE id = 6 FOR UPDATE")
+            .execute(&mut other)
+            .await?;
+        let locking = Statement::new(format!("SELECT n FROM work.t WHERE id = 6 {lock}"));
+        let tx = world.client.one_shot().on("p1", add(6)).on("p2", locking);
+        let running = tokio::spawn(async move { tx.send().await });
+        let kind = world.cluster.server.kind();
+        let mut probe = world.cluster.root(2).await?;
+        eventually("its locking branch is prepared", SOON, async || {
+            let listed = rig::recover(&mut probe, kind).await?;
+            Ok((!listed.is_empty()).then_some(()))
+        })
+        .await?;
+        let write = "SET innodb_lock_wait_timeout = 1; UPDATE work.t SET n = n + 1 WHERE id = 6";
+        let written = sqlx::raw_sql(write).execute(&mut probe).await;
+        let refused = written.as_ref().err().map(ToString::to_string);
+        let waited = refused.is_some_and(|error| error.contains("Lock wait timeout"));
+        ensure!(waited, "{lock}: its lock is gone: {written:?}");
+        sqlx::raw_sql("ROLLBACK").execute(&mut other).await?;
+        committed(running.await?)?;
+    }
     Ok(())
 }
 

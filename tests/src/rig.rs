@@ -5,6 +5,7 @@
 //! be changed, and how a daemon ends is seen. Dropping a rig kills and removes everything.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 use toml::Table;
 use tonic::transport::{Channel, Endpoint};
+use v1::TransactionState as State;
 use v1::participant_client::ParticipantClient;
 
 use crate::cluster::{binaries, eventually, free_ports};
@@ -35,6 +37,14 @@ pub const COORDINATOR: &str = "coordinator";
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// What the design promises: nothing stays in doubt longer than this once everything is up.
 pub const DRAINED_IN: Duration = Duration::from_secs(10);
+/// States of a transaction that is not over.
+pub const OPEN: [State; 5] = [
+    State::Active,
+    State::Preparing,
+    State::Prepared,
+    State::Committing,
+    State::Aborting,
+];
 /// A daemon bounds its own drain well below this.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
 /// Rows of `shop.t`, each with `n = 100`.
@@ -577,7 +587,7 @@ pub fn on_every_server(
 }
 
 /// The code of a transaction's reason, or what it was instead.
-pub fn refused_with(outcome: &Outcome) -> anyhow::Result<(String, String)> {
+pub fn refused_with<R: fmt::Debug>(outcome: &Outcome<R>) -> anyhow::Result<(String, String)> {
     match outcome {
         Outcome::Aborted { reason, .. } => {
             Ok((reason.code.to_string(), reason.message.to_string()))

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use concord_core::coordinator::{Resolve, Seen};
-use concord_core::id::{BranchId, Gtrid, ParticipantName, RequestId};
+use concord_core::id::{BranchId, Gtrid, ParticipantName, Request, RequestId};
 use concord_core::message::{Decision, FromParticipant, Outcome};
 use concord_core::reason::Reason;
 use concord_core::transaction::Ack;
@@ -97,6 +97,12 @@ pub enum Call {
         down: Option<Reason>,
         answer: oneshot::Sender<Told>,
     },
+    /// What became of a request? No answer comes when nothing is known of it.
+    Repeat {
+        gtrid: Gtrid,
+        request: Request,
+        answer: oneshot::Sender<Told>,
+    },
     /// Begins an interactive one.
     Begin {
         gtrid: Gtrid,
@@ -108,6 +114,8 @@ pub enum Call {
     Enlist {
         gtrid: Gtrid,
         participant: ParticipantName,
+        /// Why no branch can be begun there.
+        down: Option<Reason>,
         answer: oneshot::Sender<Result<Enlisted, Reason>>,
     },
     /// The statement ended.

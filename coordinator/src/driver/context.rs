@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use concord_core::coordinator::Input;
 use concord_core::id::{Gtrid, ParticipantName, Request};
+use concord_core::limits::{TIMEOUT_DEFAULT_MS, TRANSACTION_RESULT_BYTES_MAX};
 use concord_core::message::{Finish, FromParticipant, Vote};
 use concord_core::planted::{self, Bug};
 use concord_core::reason::{Reason, code};
@@ -13,6 +14,7 @@ use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::convert::work::statement_size;
 use concord_proto::model::{Isolation, Work};
 use concord_proto::v1;
+use prost::Message as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::time::delay_queue::Key;
@@ -46,7 +48,10 @@ pub(super) struct Context {
     pub deadline: Instant,
     /// Its place among the deadlines, until that has passed: then the place is another's.
     key: Option<Key>,
+    /// Of statements and results.
     bytes: usize,
+    /// Of the results only.
+    result_bytes: usize,
 }
 
 impl Context {
@@ -75,6 +80,7 @@ impl Context {
             deadline,
             key: Some(key),
             bytes: 0,
+            result_bytes: 0,
         }
     }
 }
@@ -132,18 +138,17 @@ impl Driver {
         reach(CrashPoint::CoordinatorRunReceived);
         let statements = tx.branches.iter().flat_map(|branch| &branch.statements);
         let bytes = statements.map(statement_size).sum();
-        let unknown = tx
-            .branches
-            .iter()
-            .find_map(|b| self.unknown_participant(&b.participant));
         // A repetition begins nothing, and must not be told that nothing was done.
         let known = |request: &Request| self.machine.knows_request(&request.id);
-        let refused = unknown.or_else(|| {
-            let new = !tx.request.as_ref().is_some_and(known);
-            let refused = || down.or_else(|| self.limit_reached(bytes));
-            new.then(refused).flatten()
-        });
-        if let Some(reason) = refused {
+        let refused = || {
+            let mut names = tx.branches.iter().map(|branch| &branch.participant);
+            names
+                .find_map(|name| self.unknown_participant(name))
+                .or(down)
+                .or_else(|| self.limit_reached(bytes))
+        };
+        let new = !tx.request.as_ref().is_some_and(known);
+        if let Some(reason) = new.then(refused).flatten() {
             // A caller that left needs no answer; here and below.
             let _ = answer.send(Told::Refused(reason));
             return Ok(());
@@ -182,6 +187,33 @@ impl Driver {
         })
     }
 
+    /// What became of a request that is known here, for a caller who cannot say what it does.
+    pub(super) fn repeat(
+        &mut self,
+        gtrid: Gtrid,
+        request: Request,
+        answer: oneshot::Sender<Told>,
+    ) -> Result<(), DriverError> {
+        // Whoever gets no answer knows that nothing is known of it.
+        if !self.machine.knows_request(&request.id) {
+            return Ok(());
+        }
+        let mut context = self.open(
+            gtrid,
+            None,
+            Duration::from_millis(TIMEOUT_DEFAULT_MS.into()),
+        );
+        context.waiters.push(answer);
+        self.contexts.insert(gtrid, context);
+        self.input(Input::Run {
+            gtrid,
+            branches: Vec::new(),
+            request: Some(request),
+            ack: Ack::Applied,
+            may_leave: false,
+        })
+    }
+
     pub(super) fn begin(
         &mut self,
         gtrid: Gtrid,
@@ -204,13 +236,16 @@ impl Driver {
         &mut self,
         gtrid: Gtrid,
         participant: ParticipantName,
+        down: Option<Reason>,
         answer: oneshot::Sender<Result<Enlisted, Reason>>,
     ) -> Result<(), DriverError> {
         let unknown = self.unknown_participant(&participant);
+        let down = down.filter(|_| !self.machine.has_branch(gtrid, &participant));
         let refusal = match self.contexts.get_mut(&gtrid) {
             None => Some(not_running(gtrid)),
             Some(_) if unknown.is_some() => unknown,
             Some(context) if context.executing => Some(busy(gtrid)),
+            Some(_) if down.is_some() => down,
             Some(context) => {
                 context.executing = true;
                 context.enlisting = Some(answer);
@@ -287,16 +322,25 @@ impl Driver {
         Ok(())
     }
 
-    /// Keeps what came beside a participant's answer, until the client is answered.
+    /// Keeps what came beside a participant's answer, until the client is answered. A vote with
+    /// which there would be too much of it is one against the transaction.
     pub(super) fn keep_results(
         &mut self,
         from: &ParticipantName,
-        message: &FromParticipant,
-        results: Vec<v1::StatementResult>,
+        message: &mut FromParticipant,
+        mut results: Vec<v1::StatementResult>,
         failed_statement: Option<u32>,
     ) {
+        if let FromParticipant::Voted { branch, vote, .. } = message
+            && let Some(reason) = self.too_much(branch.gtrid, &results)
+        {
+            *vote = Vote::Aborting(reason);
+            results.clear();
+        }
         let (branch, refused) = match message {
-            FromParticipant::Voted { branch, vote, .. } => (branch, matches!(vote, Vote::Abort(_))),
+            FromParticipant::Voted { branch, vote, .. } => {
+                (branch, matches!(vote, Vote::Abort(_) | Vote::Aborting(_)))
+            }
             FromParticipant::Finished { branch, finish, .. } => {
                 (branch, matches!(finish, Finish::Aborted(_)))
             }
@@ -321,8 +365,23 @@ impl Driver {
         if let Some(kept) = context.results.get_mut(index)
             && kept.is_empty()
         {
+            let bytes = bytes_of(&results);
+            context.bytes += bytes;
+            context.result_bytes += bytes;
+            self.bytes_in_flight += bytes;
             *kept = results;
         }
+    }
+
+    fn too_much(&self, gtrid: Gtrid, results: &[v1::StatementResult]) -> Option<Reason> {
+        let kept = self.contexts.get(&gtrid)?.result_bytes;
+        (kept + bytes_of(results) > TRANSACTION_RESULT_BYTES_MAX).then(|| {
+            let text = format!(
+                "the statements of a transaction return at most {TRANSACTION_RESULT_BYTES_MAX} \
+                 bytes together: ask for less, in pages"
+            );
+            Reason::new(code::RESULT_TOO_LARGE, text)
+        })
     }
 }
 
@@ -353,6 +412,10 @@ impl Context {
             });
         }
     }
+}
+
+fn bytes_of(results: &[v1::StatementResult]) -> usize {
+    results.iter().map(v1::StatementResult::encoded_len).sum()
 }
 
 fn not_running(gtrid: Gtrid) -> Reason {

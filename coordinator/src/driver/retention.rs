@@ -1,7 +1,8 @@
 //! What is old enough to be forgotten.
 //!
-//! It owns the horizon that the machine is asked to move. It refuses to trust the machine's clock:
-//! one that is wrong for a moment must neither forget what is young nor stop what comes next.
+//! It owns the horizon that the machine is asked to move, and moves it in steps. It refuses to
+//! trust the machine's clock: one that is wrong for a moment must neither forget what is young nor
+//! stop what comes next.
 
 use std::time::Duration;
 
@@ -10,18 +11,23 @@ use concord_core::id::Gtrid;
 
 use super::{Driver, DriverError, Link};
 
+/// Transactions that are forgotten at once: the log deletes them in one commit, and no decision
+/// becomes durable meanwhile.
+const STEP: usize = 10_000;
+
 impl Driver {
-    /// Forgets what is past its retention, but only while every participant has been connected
+    /// Finds what is past its retention, but only while every participant has been connected
     /// for a while: one that was away may still have branches in doubt, and "never heard of it"
     /// must go on meaning "aborted" until it has asked.
-    pub(super) fn forget(&mut self) -> Result<(), DriverError> {
+    pub(super) fn find_forgettable(&mut self) {
         let settled = |link: &Link| link.since.elapsed() >= 3 * self.config.forget_interval;
         if !self
             .participants
             .iter()
             .all(|name| self.links.get(name).is_some_and(settled))
         {
-            return Ok(());
+            self.forgettable = Gtrid::MIN;
+            return;
         }
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         // A clock that is set forwards makes nothing older than it is, at once; one that was behind
@@ -40,7 +46,16 @@ impl Driver {
             below = below.max(self.machine.ended_at(surplus).unwrap_or(below));
         }
         // Whatever the clocks say, what comes next is above.
-        let below = below.min(self.machine.highest_gtrid());
+        self.forgettable = below.min(self.machine.highest_gtrid());
+    }
+
+    /// Forgets some of it.
+    pub(super) fn forget_some(&mut self) -> Result<(), DriverError> {
+        if self.forgettable <= self.machine.horizon() {
+            return Ok(());
+        }
+        let step = self.machine.ended_at(STEP).unwrap_or(self.forgettable);
+        let below = self.forgettable.min(step);
         self.input(Input::Forget { below })
     }
 }

@@ -5,9 +5,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use concord_core::id::{Bqual, Request, RequestId};
-use concord_core::message::{Finish, Outcome};
+use concord_core::message::{Finish, FromParticipant, Outcome, Vote};
 use concord_core::reason::code;
 use concord_core::transaction::Ack;
+use concord_proto::v1;
 use tokio::time::sleep;
 
 use super::*;
@@ -145,6 +146,21 @@ impl World {
         self.ask(|answer| Call::Run { tx, down, answer }).await
     }
 
+    /// Asks what became of a request, with this fingerprint.
+    async fn repeat(&self, id: &str, fingerprint: u64) -> oneshot::Receiver<Told> {
+        let request = Request {
+            id: RequestId::new(id),
+            fingerprint,
+        };
+        let gtrid = self.mint.mint();
+        let repeat = |answer| Call::Repeat {
+            gtrid,
+            request,
+            answer,
+        };
+        self.ask(repeat).await
+    }
+
     /// Runs one to its end, as new.
     async fn done(&self, gtrid: Gtrid, request: Option<&str>) {
         let told = self.run(gtrid, request, HOUR, None).await;
@@ -195,7 +211,7 @@ impl World {
         };
         let received = Call::Received {
             from: p(1),
-            message: concord_core::message::FromParticipant::Finished {
+            message: FromParticipant::Finished {
                 branch,
                 epoch: EPOCH,
                 finish: Finish::Committed,
@@ -246,6 +262,7 @@ async fn each_call_gets_its_own_refusal() {
     let enlist = |answer| Call::Enlist {
         gtrid,
         participant: p(1),
+        down: None,
         answer,
     };
     let enlisted = world.ask(enlist).await.await.expect("an answer");
@@ -322,4 +339,113 @@ async fn a_clock_that_was_ahead_forgets_nothing_and_stops_nothing() {
         .fetch_add(2 * 3_600_000, Ordering::Relaxed);
     sleep(2 * HOUR).await;
     world.done(world.mint.mint(), Some("r")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_its_server_away_no_new_branch_is_begun_and_an_old_one_goes_on() {
+    let world = World::new(MOMENT).await;
+    let gtrid = world.begin(HOUR).await.expect("a transaction");
+    let enlist = async |n, down| {
+        let enlist = |answer| Call::Enlist {
+            gtrid,
+            participant: p(n),
+            down,
+            answer,
+        };
+        let enlisted = world.ask(enlist).await.await.expect("an answer");
+        let failed = None;
+        let done = Call::StatementDone { gtrid, failed };
+        world.calls.send(done).await.expect("a driver");
+        enlisted.map(|enlisted| enlisted.new)
+    };
+    let away = || Some(Reason::new(code::READ_ONLY_SERVER, "it takes no writes"));
+    assert_eq!(enlist(1, None).await, Ok(true));
+    assert_eq!(enlist(1, away()).await, Ok(false));
+    let refused = enlist(2, away()).await.map_err(|reason| reason.code);
+    assert_eq!(refused, Err(code::READ_ONLY_SERVER.into()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_recognised_by_whoever_cannot_say_what_it_does() {
+    let world = World::new(MOMENT).await;
+    assert!(
+        world.repeat("r", 1).await.await.is_err(),
+        "nothing is known of it"
+    );
+    let first = world.mint.mint();
+    let told = world.run(first, Some("r"), HOUR, None).await;
+    let joined = world.repeat("r", 1).await;
+    sleep(SECOND).await;
+    world.committed(first).await;
+    is_committed(told.await.expect("an answer"));
+    for told in [joined, world.repeat("r", 1).await] {
+        let told = told.await.expect("an answer");
+        assert!(
+            matches!(&told, Told::Replayed { first: of, .. } if *of == first),
+            "{told:?}"
+        );
+    }
+    let other = world.repeat("r", 2).await.await.expect("an answer");
+    is_refused(other, code::REQUEST_ID_REUSED);
+    let numbers = |answer| Call::Numbers { answer };
+    let numbers = world.ask(numbers).await.await.expect("an answer");
+    assert_eq!((numbers.active, numbers.awaited), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn results_beyond_the_limit_are_a_vote_against_the_transaction() {
+    let world = World::new(MOMENT).await;
+    let gtrid = world.mint.mint();
+    let branches = (1..=2).map(|n| BranchWork {
+        participant: p(n),
+        statements: Vec::new(),
+    });
+    let tx = Box::new(OneShot {
+        gtrid,
+        branches: branches.collect(),
+        request: None,
+        isolation: None,
+        ack: AckMode::Applied,
+        timeout: HOUR,
+    });
+    let run = |answer| Call::Run {
+        tx,
+        down: None,
+        answer,
+    };
+    let told = world.ask(run).await;
+    for n in 1..=2 {
+        let value = v1::Value {
+            kind: Some(v1::value::Kind::String("x".repeat(9 << 20))),
+        };
+        let result = v1::StatementResult {
+            result: vec![v1::Row {
+                values: vec![value],
+            }],
+            ..v1::StatementResult::default()
+        };
+        let received = Call::Received {
+            from: p(n),
+            message: FromParticipant::Voted {
+                branch: BranchId {
+                    gtrid,
+                    bqual: Bqual(n),
+                },
+                epoch: EPOCH,
+                vote: Vote::Commit,
+            },
+            results: vec![result],
+            failed_statement: None,
+        };
+        world.calls.send(received).await.expect("a driver");
+    }
+    let told = told.await.expect("an answer");
+    let Told::Ended(Ended {
+        outcome: Outcome::Aborted(reason),
+        ..
+    }) = &told
+    else {
+        panic!("{told:?}");
+    };
+    assert_eq!(&*reason.code, code::RESULT_TOO_LARGE);
 }

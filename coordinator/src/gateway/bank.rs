@@ -23,7 +23,7 @@ use super::business::{
 use super::plan::{Plan, statement, text};
 use super::rows::{self, Cells};
 use super::status;
-use crate::engine::Engine;
+use crate::engine::{Engine, Executed};
 
 const OPEN: &str = "INSERT INTO concord_bank.accounts (id, currency, balance, opened) \
                     VALUES (?, ?, ?, ?)";
@@ -219,37 +219,50 @@ impl<E: Engine> BankGateway<E> {
             amount,
             memo,
         };
+        let executed = match self.agreed(&movement, asked, &terms).await {
+            Ok(known) => self.run(&movement, known, &terms).await?,
+            Err(reason) => self.business.repeated(&terms, reason).await?,
+        };
+        Ok(v1::TransferResponse {
+            gtrid: executed.gtrid.to_string(),
+            replayed: executed.replayed,
+        })
+    }
+
+    /// What is known of a movement's accounts, and the currency that it has.
+    async fn agreed(
+        &self,
+        movement: &Movement,
+        asked: Option<Currency>,
+        terms: &Terms,
+    ) -> Result<(Accounts, Option<Currency>), Reason> {
         let ids = [&movement.from, &movement.to];
         let [from, to] = self.business.currencies(ids, terms.read_timeout()).await?;
         let accounts = Accounts { from, to };
         let currency = movement.agree(accounts, asked)?;
         // A request with an id is refused by a transaction, so that its retry is refused too,
         // even when somebody has opened the account by then.
-        if terms.request.is_none()
-            && let Some(missing) = movement.missing(accounts)
-        {
-            return Err(missing.into());
+        let missing = movement.missing(accounts);
+        match missing.filter(|_| terms.request.is_none()) {
+            Some(missing) => Err(missing),
+            None => Ok((accounts, currency)),
         }
+    }
+
+    async fn run(
+        &self,
+        movement: &Movement,
+        known: (Accounts, Option<Currency>),
+        terms: &Terms,
+    ) -> Result<Executed, CallError> {
         let gtrid = self.business.mint();
         let mut plan = Plan::default();
-        let known = (accounts, currency);
-        movement.plan(
-            &mut plan,
-            self.business.placement(),
-            gtrid,
-            known,
-            |entry| entry,
-        );
-        match self.business.run(gtrid, plan, &terms).await {
-            Ok(executed) => {
-                let gtrid = executed.gtrid.to_string();
-                Ok(v1::TransferResponse {
-                    gtrid,
-                    replayed: executed.replayed,
-                })
-            }
+        let placement = self.business.placement();
+        movement.plan(&mut plan, placement, gtrid, known, |entry| entry);
+        match self.business.run(gtrid, plan, terms).await {
+            Ok(executed) => Ok(executed),
             Err((error, entry)) => {
-                Err(explain(&self.business, &movement, currency, error, entry).await)
+                Err(explain(&self.business, movement, known.1, error, entry).await)
             }
         }
     }

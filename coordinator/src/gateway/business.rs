@@ -178,7 +178,7 @@ impl<E: Engine> Business<E> {
             Ok(result) => Ok(result.result),
             Err(reason) => {
                 self.doubt_tables(&reason, participant);
-                Err(reason)
+                Err(not_the_callers(reason))
             }
         }
     }
@@ -254,13 +254,14 @@ impl<E: Engine> Business<E> {
         mut plan: Plan<R>,
         terms: &Terms,
     ) -> Result<Executed, (CallError, Option<R>)> {
-        let refused = |reason: Reason| (CallError::Reason(reason), None);
-        let timeout = terms.remaining().map_err(refused)?;
-        self.ensure_tables(plan.participants(), timeout)
-            .await
-            .map_err(refused)?;
-        let turn = self.turn(plan.take_rows(), terms).await.map_err(refused)?;
-        let timeout = terms.remaining().map_err(refused)?;
+        let rows = plan.take_rows();
+        let (turn, timeout) = match self.admitted(plan.participants(), rows, terms).await {
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                let repeated = self.repeated(terms, reason).await;
+                return repeated.map_err(|error| (error, None));
+            }
+        };
         let (branches, roles) = plan.split();
         let request = terms.request.clone();
         let ack = AckMode::Applied;
@@ -303,6 +304,31 @@ impl<E: Engine> Business<E> {
         Err((CallError::Failure(failure), role))
     }
 
+    /// All that a transaction waits for before it is begun, and the time that it has then.
+    async fn admitted(
+        &self,
+        participants: impl Iterator<Item = &ParticipantName>,
+        rows: Vec<RowKey>,
+        terms: &Terms,
+    ) -> Result<(Held, Duration), Reason> {
+        self.ensure_tables(participants, terms.remaining()?).await?;
+        let turn = self.turn(rows, terms).await?;
+        Ok((turn, terms.remaining()?))
+    }
+
+    /// What a call comes to that could not even be begun. Its request may have taken effect
+    /// before, and then that is the answer, whatever stands in the way today.
+    pub async fn repeated(&self, terms: &Terms, reason: Reason) -> Result<Executed, CallError> {
+        let Some(request) = terms.request.clone() else {
+            return Err(reason.into());
+        };
+        match self.0.engine.repeat(request).await {
+            Some(Ok(executed)) => Ok(executed),
+            Some(Err(failure)) => Err(CallError::Failure(failure)),
+            None => Err(reason.into()),
+        }
+    }
+
     /// Waits until no other transaction of this gateway is at these rows.
     async fn turn(&self, rows: Vec<RowKey>, terms: &Terms) -> Result<Held, Reason> {
         tokio::time::timeout_at(terms.deadline, self.0.turns.take(rows))
@@ -322,12 +348,12 @@ impl<E: Engine> Business<E> {
         timeout: Duration,
     ) -> Result<(), Reason> {
         let ensured = self.0.migrations.ensure(&self.0.engine, participants);
-        tokio::time::timeout(timeout, ensured)
-            .await
-            .unwrap_or_else(|_| {
-                let message = "a server's tables were not brought up to date in time; try again";
-                Err(Reason::new(code::DEADLINE_EXCEEDED, message))
-            })
+        let ensured = tokio::time::timeout(timeout, ensured).await;
+        let ensured = ensured.unwrap_or_else(|_| {
+            let message = "a server's tables were not brought up to date in time; try again";
+            Err(Reason::new(code::DEADLINE_EXCEEDED, message))
+        });
+        ensured.map_err(not_the_callers)
     }
 
     /// A statement of the gateway's own that the server does not understand means that its tables
@@ -340,6 +366,16 @@ impl<E: Engine> Business<E> {
             self.0.migrations.forget(participant);
         }
     }
+}
+
+/// A statement of the gateway's own was refused. The caller's request is not settled by that: it
+/// may have taken effect before.
+fn not_the_callers(reason: Reason) -> Reason {
+    if !reason.kind().is_final() || &*reason.code == code::PARTICIPANT_NOT_FOUND {
+        return reason;
+    }
+    let message = format!("the server refused a statement of the gateway's own ({reason})");
+    Reason::new(code::UNEXPECTED_ANSWER, message)
 }
 
 /// The transaction of the first attempt, when a participant's ledger had to say that the request
@@ -454,6 +490,10 @@ mod tests {
                 results: Vec::new(),
                 replayed: false,
             })
+        }
+
+        async fn repeat(&self, _: Request) -> Option<Result<Executed, Failure>> {
+            None
         }
 
         async fn query(

@@ -421,10 +421,16 @@ impl TransactionService for TransactionGateway {
                 }
             },
         );
-        let wanted = move |change: &Change| only.is_none_or(|gtrid| change.gtrid == gtrid);
+        let history = self.history.clone();
         let stream = changes.filter_map(move |(change, missed): (Arc<Change>, u64)| {
-            let shown = wanted(&change).then(|| Ok(view::of_change(&change, missed)));
-            std::future::ready(shown)
+            let shown = match only {
+                Some(gtrid) if change.gtrid != gtrid => {
+                    // Its end may be among them.
+                    history.state_of(gtrid).filter(|_| missed > 0)
+                }
+                Some(_) | None => Some(Change::clone(&change)),
+            };
+            std::future::ready(shown.map(|change| Ok(view::of_change(&change, missed))))
         });
         Ok(Response::new(Box::pin(stream)))
     }

@@ -1,6 +1,6 @@
 //! One link: connect, check, announce, pump; and again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,12 +15,13 @@ use concord_proto::convert::link::{Reply, reason, reply};
 use concord_proto::convert::work::branch_ref;
 use concord_proto::v1;
 use concord_proto::v1::link_command::Command;
+use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{CONNECT_TIMEOUT, Peer, reason_of};
+use super::{CONNECT_TIMEOUT, Peer, reason_of, standstill};
 use crate::driver::{Call, Data, Outbound};
 use crate::surroundings::Surroundings;
 
@@ -142,6 +143,7 @@ async fn one_link(
         epoch: expected.epoch,
         driver: driver.clone(),
         sent: HashMap::new(),
+        told: HashSet::new(),
         next_seq: 1,
     };
     let reason = pump.run(commands, frames, inbound).await;
@@ -188,6 +190,9 @@ async fn data(
         return Err(reason);
     }
     let lost = lost_data(&status);
+    // Its first command would be a new epoch to it, which it could not remember: nothing would be
+    // answered on such a link.
+    let still = standstill(&status).filter(|_| status.epoch < expected.epoch.0);
     let data = Data {
         incarnation: status.incarnation.clone(),
         missing: status.missing_witness.as_ref().and_then(|missing| {
@@ -198,7 +203,7 @@ async fn data(
         }),
     };
     peer.note(|health| health.status = Some(status));
-    if let Some(reason) = lost {
+    if let Some(reason) = lost.or(still) {
         return Err(reason);
     }
     if data.incarnation.is_empty() {
@@ -245,17 +250,24 @@ fn mismatch(peer: &Peer, expected: &Expected, status: &v1::GetStatusResponse) ->
 }
 
 /// A command that was sent and not answered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Asked {
     Vote(BranchId),
-    Finish(BranchId),
+    Commit(BranchId),
+    Abort(BranchId),
 }
+
+/// Bytes of commands after which a frame is full; the work of one branch can make one as large.
+const FRAME_BYTES: usize = 4 << 20;
 
 struct Pump {
     peer: Arc<Peer>,
     epoch: Epoch,
     driver: mpsc::Sender<Call>,
     sent: HashMap<u64, Asked>,
+    /// Outcomes among them. Nothing is lost on a link, so none is sent twice before its answer: a
+    /// participant that cannot answer now would only pile them up.
+    told: HashSet<Asked>,
     next_seq: u64,
 }
 
@@ -295,9 +307,12 @@ impl Pump {
                     if count == 0 {
                         return Reason::new(code::SHUTTING_DOWN, "the driver let the link go");
                     }
-                    let commands = batch.drain(..).map(|out| self.number(out)).collect();
-                    if frames.send(v1::LinkRequest { commands }).is_err() {
-                        return Reason::new(code::PARTICIPANT_DOWN, "the link's stream has ended");
+                    let commands = batch.drain(..).filter_map(|out| self.number(out)).collect();
+                    for frame in in_frames(commands) {
+                        if frames.send(frame).is_err() {
+                            let text = "the link's stream has ended";
+                            return Reason::new(code::PARTICIPANT_DOWN, text);
+                        }
                     }
                     reach(CrashPoint::CoordinatorFrameSent);
                 }
@@ -305,25 +320,32 @@ impl Pump {
         }
     }
 
-    fn number(&mut self, out: Outbound) -> v1::LinkCommand {
+    /// The command with its number; None for an outcome that is still to be answered.
+    fn number(&mut self, out: Outbound) -> Option<v1::LinkCommand> {
         let seq = self.next_seq;
-        self.next_seq += 1;
         let command = match out {
             Outbound::Command { branch, command } => {
                 let asked = match command {
                     Command::Prepare(_) => Some(Asked::Vote(branch)),
-                    Command::Commit(_) | Command::Abort(_) => Some(Asked::Finish(branch)),
+                    Command::Commit(_) => Some(Asked::Commit(branch)),
+                    Command::Abort(_) => Some(Asked::Abort(branch)),
                     Command::ForgetBelow(_) => None,
                 };
+                if let Some(outcome @ (Asked::Commit(_) | Asked::Abort(_))) = asked
+                    && !self.told.insert(outcome)
+                {
+                    return None;
+                }
                 self.sent.extend(asked.map(|asked| (seq, asked)));
                 command
             }
             Outbound::ForgetBelow(gtrid) => Command::ForgetBelow(gtrid.0.to_vec()),
         };
-        v1::LinkCommand {
+        self.next_seq += 1;
+        Some(v1::LinkCommand {
             seq,
             command: Some(command),
-        }
+        })
     }
 
     /// Hands an answer to the driver. An error ends the link.
@@ -334,10 +356,13 @@ impl Pump {
         let Some(asked) = self.sent.remove(&seq) else {
             return Ok(());
         };
+        self.told.remove(&asked);
         let epoch = self.epoch;
         let refused = |reason: Reason| match asked {
             // Its epoch is higher than ours; how high does not matter any more.
-            Asked::Vote(branch) | Asked::Finish(branch) if &*reason.code == code::STALE_EPOCH => {
+            Asked::Vote(branch) | Asked::Commit(branch) | Asked::Abort(branch)
+                if &*reason.code == code::STALE_EPOCH =>
+            {
                 FromParticipant::Stale {
                     branch,
                     epoch,
@@ -349,7 +374,7 @@ impl Pump {
                 epoch,
                 vote: Vote::Abort(reason),
             },
-            Asked::Finish(branch) => FromParticipant::Finished {
+            Asked::Commit(branch) | Asked::Abort(branch) => FromParticipant::Finished {
                 branch,
                 epoch,
                 finish: Finish::Retry(reason),
@@ -364,7 +389,7 @@ impl Pump {
                 };
                 (message, voted.results, voted.failed_statement)
             }
-            (Asked::Finish(branch), Ok(Reply::Committed(done))) => {
+            (Asked::Commit(branch), Ok(Reply::Committed(done))) => {
                 let message = FromParticipant::Finished {
                     branch,
                     epoch,
@@ -372,7 +397,7 @@ impl Pump {
                 };
                 (message, done.results, done.failed_statement)
             }
-            (Asked::Finish(branch), Ok(Reply::Aborted(finish))) => (
+            (Asked::Abort(branch), Ok(Reply::Aborted(finish))) => (
                 FromParticipant::Finished {
                     branch,
                     epoch,
@@ -413,5 +438,109 @@ impl Pump {
                 peer.note(|health| health.status = Some(status));
             }
         });
+    }
+}
+
+/// Commands in order, in frames that a participant takes.
+fn in_frames(commands: Vec<v1::LinkCommand>) -> Vec<v1::LinkRequest> {
+    let mut frames = Vec::new();
+    let mut frame = v1::LinkRequest::default();
+    let mut bytes = 0;
+    for command in commands {
+        let size = command.encoded_len();
+        if bytes + size > FRAME_BYTES && !frame.commands.is_empty() {
+            frames.push(std::mem::take(&mut frame));
+            bytes = 0;
+        }
+        bytes += size;
+        frame.commands.push(command);
+    }
+    if !frame.commands.is_empty() {
+        frames.push(frame);
+    }
+    frames
+}
+
+#[cfg(test)]
+mod tests {
+    use concord_core::id::{Bqual, Gtrid, ParticipantName};
+    use concord_proto::convert::link::{abort_request, commit_request, prepare_request};
+    use tonic::transport::Endpoint;
+
+    use super::*;
+    use crate::participants::Participants;
+
+    const BRANCH: BranchId = BranchId {
+        gtrid: Gtrid([7; 16]),
+        bqual: Bqual(1),
+    };
+    const EPOCH: Epoch = Epoch(1);
+
+    fn pump() -> (Pump, mpsc::Receiver<Call>) {
+        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        let name = ParticipantName::new("p1");
+        let peers = Participants::from_channels([(name, String::new(), channel)]);
+        let (driver, calls) = mpsc::channel(8);
+        let pump = Pump {
+            peer: Arc::clone(&peers.all()[0]),
+            epoch: EPOCH,
+            driver,
+            sent: HashMap::new(),
+            told: HashSet::new(),
+            next_seq: 1,
+        };
+        (pump, calls)
+    }
+
+    fn outbound(command: Command) -> Outbound {
+        Outbound::Command {
+            branch: BRANCH,
+            command,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_outcome_is_not_sent_again_before_its_answer() {
+        let (mut pump, _calls) = pump();
+        let commit = || outbound(Command::Commit(commit_request(BRANCH, EPOCH, true, None)));
+        let abort = || outbound(Command::Abort(abort_request(BRANCH, EPOCH)));
+        let first = pump.number(commit()).map(|command| command.seq);
+        assert_eq!(first, Some(1));
+        assert_eq!(pump.number(commit()), None);
+        let asked = pump.number(abort()).map(|command| command.seq);
+        assert_eq!(asked, Some(2), "how it ended is another question");
+        assert_eq!(pump.number(abort()), None);
+        let busy = Reason::new(code::SERVER_DOWN, "not now");
+        let answer = Ok(Reply::Aborted(Finish::Retry(busy)));
+        pump.answered(2, answer).await.unwrap();
+        assert!(pump.number(abort()).is_some());
+        assert_eq!(pump.number(commit()), None);
+        assert_eq!(pump.sent.len(), 2);
+    }
+
+    #[test]
+    fn a_frame_takes_what_a_participant_takes() {
+        let large = |seq| {
+            let statement = v1::Statement {
+                sql: "x".repeat(FRAME_BYTES / 2),
+                ..v1::Statement::default()
+            };
+            let mut prepare = prepare_request(BRANCH, EPOCH, None);
+            prepare.work = Some(v1::Work {
+                statements: vec![statement],
+                ..v1::Work::default()
+            });
+            v1::LinkCommand {
+                seq,
+                command: Some(Command::Prepare(prepare)),
+            }
+        };
+        assert_eq!(in_frames(Vec::new()), []);
+        let frames = in_frames((1..=3).map(large).collect());
+        let seqs: Vec<Vec<u64>> = frames
+            .iter()
+            .map(|frame| frame.commands.iter().map(|command| command.seq).collect())
+            .collect();
+        assert_eq!(seqs, [vec![1], vec![2], vec![3]]);
     }
 }

@@ -387,7 +387,7 @@ async fn a_call_that_panics_ends_its_branch_and_no_other() {
     let rm = Scripted::new();
     let (handle, _wishes) = started(&rm).await;
     let answer = vote(handle.call(prepare(1, 1, "panic")).await);
-    assert!(matches!(answer, Vote::Abort(_)), "{answer:?}");
+    assert!(matches!(answer, Vote::Aborting(_)), "{answer:?}");
     settle().await;
     assert_eq!(rm.log()[0], "prepare");
     assert!(

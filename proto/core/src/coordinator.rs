@@ -237,6 +237,9 @@ pub struct Coordinator {
     epoch: Epoch,
     transactions: BTreeMap<Gtrid, Transaction>,
     ended: BTreeMap<Gtrid, Ended>,
+    /// Delegated transactions that were aborted: nobody asks for them, but they are on record, and
+    /// must be forgotten.
+    aborted: BTreeSet<Gtrid>,
     requests: BTreeMap<RequestId, (u64, Gtrid)>,
     /// Branches finished by someone else: whether committed, if anybody knows.
     heuristics: BTreeMap<BranchId, Option<bool>>,
@@ -348,20 +351,34 @@ impl Coordinator {
         self.transactions.values()
     }
 
+    /// Whether a running transaction has a branch at this participant.
+    pub fn has_branch(&self, gtrid: Gtrid, participant: &ParticipantName) -> bool {
+        let tx = self.transactions.get(&gtrid);
+        tx.is_some_and(|tx| tx.branches.iter().any(|b| b.participant == *participant))
+    }
+
     /// Number of transactions that are not over.
     pub fn live(&self) -> usize {
         self.transactions.len()
     }
 
-    /// Number of transactions that ended and are remembered.
+    /// Number of transactions that ended and are on record.
     pub fn remembered(&self) -> usize {
-        self.ended.len()
+        self.ended.len() + self.aborted.len()
     }
 
-    /// The n-th oldest transaction that ended and is remembered, as long as it is not damaged.
+    /// Of the transactions that ended and are on record, the one that so many are older than. What
+    /// was damaged does not count: it is never forgotten.
     pub fn ended_at(&self, n: usize) -> Option<Gtrid> {
-        let forgettable = self.ended.iter().filter(|(_, ended)| !ended.is_damaged());
-        forgettable.map(|(gtrid, _)| *gtrid).nth(n)
+        let settled = self.ended.iter().filter(|(_, ended)| !ended.is_damaged());
+        let mut settled = settled.map(|(gtrid, _)| *gtrid).peekable();
+        let mut aborted = self.aborted.iter().copied().peekable();
+        let mut oldest = || match (settled.peek(), aborted.peek()) {
+            (Some(a), Some(b)) if a > b => aborted.next(),
+            (Some(_), _) => settled.next(),
+            (None, _) => aborted.next(),
+        };
+        std::iter::from_fn(&mut oldest).nth(n)
     }
 
     /// Whether this request is running or remembered.
@@ -378,7 +395,8 @@ impl Coordinator {
             .copied()
             .unwrap_or(Gtrid::MIN);
         let ended = self.ended.keys().next_back().copied().unwrap_or(Gtrid::MIN);
-        live.max(ended).max(self.horizon)
+        let aborted = self.aborted.last().copied().unwrap_or(Gtrid::MIN);
+        live.max(ended).max(aborted).max(self.horizon)
     }
 
     /// Heuristic outcomes on record.
@@ -511,11 +529,11 @@ impl Coordinator {
         if horizon <= self.horizon {
             return Ok(());
         }
-        let gtrids = self
-            .ended
-            .range(..horizon)
-            .filter(|(_, ended)| !ended.is_damaged())
-            .map(|(gtrid, _)| *gtrid)
+        let settled = self.ended.range(..horizon);
+        let settled = settled.filter(|(_, ended)| !ended.is_damaged());
+        let settled = settled.map(|(gtrid, _)| *gtrid);
+        let gtrids = settled
+            .chain(self.aborted.range(..horizon).copied())
             .collect();
         let after = self.record(Record::Horizon(horizon), out)?;
         out.release(after, Effect::Forgotten { gtrids, horizon });

@@ -18,6 +18,11 @@ pub const VALUE_BYTES_MAX: usize = 1 << 20;
 pub const RESULT_ROWS_MAX: usize = 10_000;
 /// Bytes that the results of one statement may have.
 pub const RESULT_BYTES_MAX: usize = 1 << 20;
+/// Bytes that the results of a branch may have: they travel in one message.
+pub const BRANCH_RESULT_BYTES_MAX: usize = 4 << 20;
+/// Bytes that the results of a transaction may have: they wait in the coordinator's memory for its
+/// end, and travel to the client in one message.
+pub const TRANSACTION_RESULT_BYTES_MAX: usize = 16 << 20;
 /// Characters of a request id.
 pub const REQUEST_ID_LEN_MAX: usize = 128;
 /// Characters of a participant's or a cluster's name. The cluster's name is part of every xid,

@@ -61,6 +61,9 @@ pub enum Vote {
     ReadOnly,
     /// The branch is rolled back, or was never there.
     Abort(Reason),
+    /// It will not commit, and may still be there: it is being rolled back, and its end is told to
+    /// whoever sends Abort.
+    Aborting(Reason),
 }
 
 /// What became of a branch that was told to finish.

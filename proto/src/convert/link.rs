@@ -122,6 +122,7 @@ fn vote_parts(vote: Vote) -> (v1::Vote, Option<v1::Reason>) {
         Vote::Commit => (v1::Vote::Commit, None),
         Vote::ReadOnly => (v1::Vote::ReadOnly, None),
         Vote::Abort(reason) => (v1::Vote::Abort, Some(reason.into())),
+        Vote::Aborting(reason) => (v1::Vote::Aborting, Some(reason.into())),
     }
 }
 
@@ -130,6 +131,7 @@ fn vote(number: i32, why: Option<&v1::Reason>) -> Result<Vote, Reason> {
         Ok(v1::Vote::Commit) => Ok(Vote::Commit),
         Ok(v1::Vote::ReadOnly) => Ok(Vote::ReadOnly),
         Ok(v1::Vote::Abort) => Ok(Vote::Abort(required_reason(why))),
+        Ok(v1::Vote::Aborting) => Ok(Vote::Aborting(required_reason(why))),
         Ok(v1::Vote::Unspecified) | Err(_) => Err(unexpected(format!(
             "the participant answered Prepare with vote {number}"
         ))),
@@ -277,20 +279,25 @@ mod tests {
             Finish::Retry(why()),
             Finish::Damaged(why()),
         ];
-        let mut all: Vec<Reply> = [Vote::Commit, Vote::ReadOnly, Vote::Abort(why())]
-            .into_iter()
-            .map(|vote| {
-                let results = vec![v1::StatementResult {
-                    rows: 3,
-                    ..Default::default()
-                }];
-                Reply::Voted(Voted {
-                    vote,
-                    results,
-                    failed_statement: Some(1),
-                })
+        let mut all: Vec<Reply> = [
+            Vote::Commit,
+            Vote::ReadOnly,
+            Vote::Abort(why()),
+            Vote::Aborting(why()),
+        ]
+        .into_iter()
+        .map(|vote| {
+            let results = vec![v1::StatementResult {
+                rows: 3,
+                ..Default::default()
+            }];
+            Reply::Voted(Voted {
+                vote,
+                results,
+                failed_statement: Some(1),
             })
-            .collect();
+        })
+        .collect();
         for finish in finishes {
             all.push(Reply::Aborted(finish.clone()));
             let results = Vec::new();
@@ -316,7 +323,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_understood_is_no_vote() {
-        for number in [0, 4, -1, i32::MAX] {
+        for number in [0, 5, -1, i32::MAX] {
             let raw = v1::PrepareResponse {
                 vote: number,
                 ..Default::default()

@@ -350,7 +350,14 @@ pub async fn too_much(world: &World) -> anyhow::Result<()> {
         let answer = execute(world, request).await;
         r.expect(read, answer, Code::FailedPrecondition, "RESULT_TOO_LARGE");
     }
-    r.finish(8)?;
+    // And so is what a branch returns in many statements; a link would end on more.
+    let heavy = || on("p1", "SELECT REPEAT('x', 1000000)", vec![]);
+    let mut many = vec![on("p1", write, vec![]), on("p2", write, vec![])];
+    many.extend(std::iter::repeat_with(heavy).take(70));
+    let answer = execute(world, of(many)).await;
+    let code = Code::FailedPrecondition;
+    r.expect("70 MB of results", answer, code, "RESULT_TOO_LARGE");
+    r.finish(9)?;
     world.left_nothing().await
 }
 

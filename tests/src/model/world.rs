@@ -503,7 +503,7 @@ impl World {
             match vote {
                 Vote::Commit => seen.voted_commit |= bit(branch.bqual),
                 Vote::ReadOnly => seen.voted_read_only |= bit(branch.bqual),
-                Vote::Abort(_) => {}
+                Vote::Abort(_) | Vote::Aborting(_) => {}
             }
         }
         self.send(Packet::Answer(index, message));

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
 use concord_client::local::server::ServerKind;
-use concord_client::v1::{self, TransactionState as State};
+use concord_client::v1;
 use concord_core::id::BranchId;
 use concord_participant::resource::mysql::xa::Xids;
 use sqlx::mysql::MySqlConnection;
 
 use super::stage::{FOREIGN_XID, SERVERS, Stage};
 use crate::cluster::eventually;
-use crate::rig::{self, DRAINED_IN, Listed};
+use crate::rig::{self, DRAINED_IN, Listed, OPEN};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(20);
@@ -27,14 +27,6 @@ const UP_TIMEOUT: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_millis(300);
 /// Far more than may be needed; what takes as long will not come.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(40);
-/// States of a transaction that is not over.
-const OPEN: [State; 5] = [
-    State::Active,
-    State::Preparing,
-    State::Prepared,
-    State::Committing,
-    State::Aborting,
-];
 /// Open transactions that a failure shows.
 const SHOWN_MAX: usize = 5;
 /// The name in every xid of a cluster of `concord up`.

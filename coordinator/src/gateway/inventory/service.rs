@@ -3,8 +3,6 @@
 //! It owns the order of things in each call: what is known, what is planned, what is run, what is
 //! said. It refuses to write SQL.
 
-use std::time::Duration;
-
 use concord_core::id::Gtrid;
 use concord_core::reason::{Reason, code};
 use concord_proto::convert::inventory as door;
@@ -19,7 +17,7 @@ use super::order::{self, Line, Purchase, Role, no_product, quote, told};
 use super::{
     CREATE, ProductRow, get_product, list_orders, list_products, read_order, read_product,
 };
-use crate::engine::Engine;
+use crate::engine::{Engine, Executed};
 use crate::gateway::bank::explain as explain_movement;
 use crate::gateway::bank::movement::{Accounts, Movement};
 use crate::gateway::business::{
@@ -100,29 +98,44 @@ impl<E: Engine> InventoryGateway<E> {
             request,
         } = restock;
         let terms = Terms::new(request, DEFAULT_TIMEOUT);
-        let known = self
-            .business
-            .prices(std::iter::once(&product), terms.read_timeout())
-            .await?;
-        let known = known.iter().any(Option::is_some);
+        let executed = match self.is_known(&product, &terms).await {
+            Ok(known) => self.add(&product, quantity, known, &terms).await?,
+            Err(reason) => self.business.repeated(&terms, reason).await?,
+        };
+        Ok(v1::RestockResponse {
+            gtrid: executed.gtrid.to_string(),
+            replayed: executed.replayed,
+        })
+    }
+
+    /// Whether there is such a product; when there is none, a request with an id is refused by a
+    /// transaction, so that its retry is refused too.
+    async fn is_known(&self, product: &ProductId, terms: &Terms) -> Result<bool, Reason> {
+        let products = std::iter::once(product);
+        let prices = self.business.prices(products, terms.read_timeout()).await?;
+        let known = prices.iter().any(Option::is_some);
         if !known && terms.request.is_none() {
-            return Err(no_product(&product).into());
+            return Err(no_product(product));
         }
+        Ok(known)
+    }
+
+    async fn add(
+        &self,
+        product: &ProductId,
+        quantity: i64,
+        known: bool,
+        terms: &Terms,
+    ) -> Result<Executed, CallError> {
         let gtrid = self.business.mint();
         let participant = self.business.placement().participant_of(product.as_str());
         let mut plan = Plan::default();
         plan.touches(RowKey::Product(product.as_str().into()));
-        plan.push(participant, (), order::add(&product, quantity, known));
-        plan.push(participant, (), order::journal(gtrid, &product, quantity));
-        match self.business.run(gtrid, plan, &terms).await {
-            Ok(executed) => {
-                let gtrid = executed.gtrid.to_string();
-                Ok(v1::RestockResponse {
-                    gtrid,
-                    replayed: executed.replayed,
-                })
-            }
-            Err((error, _)) => Err(self.explain_restock(&product, error).await),
+        plan.push(participant, (), order::add(product, quantity, known));
+        plan.push(participant, (), order::journal(gtrid, product, quantity));
+        match self.business.run(gtrid, plan, terms).await {
+            Ok(executed) => Ok(executed),
+            Err((error, _)) => Err(self.explain_restock(product, error).await),
         }
     }
 
@@ -160,42 +173,37 @@ impl<E: Engine> InventoryGateway<E> {
         let gtrid = self.business.mint();
         let named = order.is_some();
         let order = order.map_or_else(|| order_id(gtrid), Ok)?;
-        let purchase = self
-            .price(order, lines, payment, terms.read_timeout())
-            .await?;
-        if terms.request.is_none()
-            && let Some(missing) = purchase.missing()
-        {
-            return Err(missing.into());
-        }
-        let plan = purchase.plan(self.business.placement(), gtrid);
-        match self.business.run(gtrid, plan, &terms).await {
-            Ok(executed) if executed.replayed => {
-                // The first attempt chose its own id when the client named none.
+        let priced = self.price(order.clone(), lines, payment, &terms).await;
+        let executed = match &priced {
+            Ok(purchase) => {
+                let plan = purchase.plan(self.business.placement(), gtrid);
+                match self.business.run(gtrid, plan, &terms).await {
+                    Ok(executed) => executed,
+                    Err((error, role)) => {
+                        return Err(self.explain_order(purchase, error, role).await);
+                    }
+                }
+            }
+            Err(reason) => self.business.repeated(&terms, reason.clone()).await?,
+        };
+        let placed = match &priced {
+            Ok(purchase) if !executed.replayed => self.placed(purchase, gtrid),
+            // What it was then, at the prices of then, is what its server kept. The first attempt
+            // chose its own id when the client named none.
+            Ok(_) | Err(_) => {
                 let order = if named {
-                    purchase.order.clone()
+                    order
                 } else {
                     order_id(executed.gtrid)?
                 };
-                let purchase = Purchase { order, ..purchase };
-                // What it was then, at the prices of then, is what its server kept.
-                let kept = read_order(&self.business, &purchase.order).await;
-                let order = kept.ok().flatten();
-                let order = order.ok_or_else(|| CallError::not_shown(executed.gtrid))?;
-                Ok(v1::PlaceOrderResponse {
-                    order: Some(order),
-                    replayed: true,
-                })
+                let kept = read_order(&self.business, &order).await.ok().flatten();
+                kept.ok_or_else(|| CallError::not_shown(executed.gtrid))?
             }
-            Ok(_) => {
-                let order = Some(self.placed(&purchase, gtrid));
-                Ok(v1::PlaceOrderResponse {
-                    order,
-                    replayed: false,
-                })
-            }
-            Err((error, role)) => Err(self.explain_order(&purchase, error, role).await),
-        }
+        };
+        Ok(v1::PlaceOrderResponse {
+            order: Some(placed),
+            replayed: executed.replayed,
+        })
     }
 
     /// Reads what is not known of the products and accounts, and adds it up.
@@ -204,8 +212,9 @@ impl<E: Engine> InventoryGateway<E> {
         order: OrderId,
         lines: Vec<door::Line>,
         payment: Option<door::Payment>,
-        timeout: Duration,
+        terms: &Terms,
     ) -> Result<Purchase, Reason> {
+        let timeout = terms.read_timeout();
         let accounts = async {
             let Some(door::Payment { from, to }) = payment else {
                 return Ok(None);
@@ -247,13 +256,16 @@ impl<E: Engine> InventoryGateway<E> {
                 Some((movement, accounts))
             }
         };
-        Ok(Purchase {
+        let purchase = Purchase {
             order,
             lines,
             total,
             currency,
             payment,
-        })
+        };
+        // A request with an id is refused by a transaction, so that its retry is refused too.
+        let missing = purchase.missing().filter(|_| terms.request.is_none());
+        missing.map_or(Ok(purchase), Err)
     }
 
     /// The order as it was just written.

@@ -211,7 +211,7 @@ impl ResourceManager for Memory {
     }
 
     async fn tombstone(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
-        self.server.up_change(|state| state.tombstone(branch))
+        self.server.written(|state| state.tombstone(branch))
     }
 
     async fn detach(&self, branch: BranchId) -> Result<(), Reason> {
@@ -248,7 +248,7 @@ impl ResourceManager for Memory {
     }
 
     async fn append(&self, records: &[ParticipantRecord]) -> Result<(), Reason> {
-        self.server.up_change(|state| {
+        self.server.written(|state| {
             state.append(records);
             Ok(())
         })
@@ -259,12 +259,12 @@ impl ResourceManager for Memory {
     }
 
     async fn acknowledge(&self, id: u64) -> Result<bool, Reason> {
-        self.server.up_change(|state| Ok(state.acknowledge(id)))
+        self.server.written(|state| Ok(state.acknowledge(id)))
     }
 
     async fn prune(&self, below: Gtrid, requests_below: Gtrid) -> Result<u64, Reason> {
         self.server
-            .up_change(|state| Ok(state.prune(below, requests_below)))
+            .written(|state| Ok(state.prune(below, requests_below)))
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -86,6 +86,11 @@ pub fn down() -> Reason {
     Reason::new(code::SERVER_DOWN, "the server cannot be reached")
 }
 
+/// `ER_OPTION_PREVENTS_STATEMENT`.
+fn read_only() -> Reason {
+    Reason::new(code::READ_ONLY_SERVER, "read_only is ON")
+}
+
 /// A connection and the participant process that has it; a stranger's has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Attached {
@@ -216,6 +221,19 @@ impl Server {
         change: impl FnOnce(&mut State) -> Result<T, Reason>,
     ) -> Result<T, Reason> {
         self.change(|state| if state.up { change(state) } else { Err(down()) })
+    }
+
+    /// The same, when it takes writes outside prepared branches.
+    pub fn written<T>(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<T, Reason>,
+    ) -> Result<T, Reason> {
+        self.up_change(|state| {
+            if state.read_only {
+                return Err(read_only());
+            }
+            change(state)
+        })
     }
 
     /// The next change. Those who wait go on in the order in which they came, so that a simulation
@@ -391,7 +409,7 @@ impl State {
                  innodb_flush_log_at_trx_commit = 1",
             ))
         } else if self.read_only {
-            Some(Reason::new(code::READ_ONLY_SERVER, "read_only is ON"))
+            Some(read_only())
         } else {
             None
         }

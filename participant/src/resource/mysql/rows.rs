@@ -28,6 +28,7 @@ impl Collector {
         }
         if self.result.columns.is_empty() {
             self.result.columns = row.columns().iter().map(column).collect();
+            self.bytes += self.result.columns.iter().map(column_bytes).sum::<usize>();
         }
         let values: Result<Vec<_>, _> = (0..row.columns().len()).map(|at| value(row, at)).collect();
         match values {
@@ -46,6 +47,11 @@ impl Collector {
             }
             Err(error) => self.refuse(Reason::new(code::UNEXPECTED_ANSWER, error)),
         }
+    }
+
+    /// What the rows so far take in memory, about.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     fn refuse(&mut self, reason: Reason) {
@@ -80,9 +86,14 @@ fn column(column: &sqlx::mysql::MySqlColumn) -> v1::Column {
     }
 }
 
+/// What a value or a column costs in memory, or on the wire, beside its text.
+const OVERHEAD: usize = 16;
+
+fn column_bytes(column: &v1::Column) -> usize {
+    OVERHEAD + column.name.len() + column.r#type.len()
+}
+
 fn value_bytes(value: &v1::Value) -> usize {
-    // What a value costs in memory beside its text.
-    const OVERHEAD: usize = 16;
     OVERHEAD
         + match &value.kind {
             Some(

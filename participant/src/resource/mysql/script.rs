@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use concord_core::id::{BranchId, Request};
+use concord_core::limits::BRANCH_RESULT_BYTES_MAX;
 use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::model::{Expect, Isolation, Statement};
@@ -136,6 +137,7 @@ impl Script {
             selects: self.selects,
             expects: self.expects,
             collector: Collector::default(),
+            bytes: 0,
             results: Vec::new(),
             objection: None,
         };
@@ -189,6 +191,8 @@ struct Reader {
     expects: Vec<Option<Expect>>,
     collector: Collector,
     results: Vec<v1::StatementResult>,
+    /// Of the results.
+    bytes: usize,
     objection: Option<(Reason, Option<usize>)>,
 }
 
@@ -217,7 +221,16 @@ impl Reader {
         if self.objection.is_some() {
             return;
         }
+        self.bytes += collector.bytes();
         match collector.finish(done, self.selects[index]) {
+            Ok(_) if self.bytes > BRANCH_RESULT_BYTES_MAX => {
+                let text = format!(
+                    "the statements of a branch return at most {BRANCH_RESULT_BYTES_MAX} bytes \
+                     together: ask for less, in pages"
+                );
+                let reason = Reason::new(code::RESULT_TOO_LARGE, text);
+                self.objection = Some((reason, Some(index)));
+            }
             Ok(result) => {
                 let violated = violated(self.expects[index].as_ref(), result.rows, index);
                 self.results.push(result);

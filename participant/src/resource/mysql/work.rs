@@ -15,7 +15,7 @@ use super::branches::{Held, State};
 use super::error::{self, Failure};
 use super::finish::Finish;
 use super::pool::{Class, Conn};
-use super::preflight::Facts;
+use super::preflight::{Facts, Flavor};
 use super::script::{End, Outcome, Script, Step, judge_all};
 use super::sql::{Judged, StatementKind};
 use super::unfinished::Unfinished;
@@ -43,6 +43,8 @@ impl MySql {
                 Err(unfinished) => unfinished.into(),
             };
         }
+        let strict = keeps_its_locks(&facts, work, &judged);
+        let work = strict.as_ref().unwrap_or(work);
         let begun = self.begin_work(branch, work, &judged, &facts, deadline);
         let (held, mut conn, mut script) = match begun.await {
             Ok(begun) => begun,
@@ -548,6 +550,19 @@ fn reads_only(judged: &[Arc<Judged>]) -> bool {
     judged
         .iter()
         .all(|judged| judged.kind == StatementKind::Select { locking: false })
+}
+
+/// The same work under SERIALIZABLE, where only that keeps the locks of its reads until the outcome.
+/// `MariaDB` lets go of shared locks at XA PREPARE (MDEV-26682), and newer ones also of those of
+/// FOR UPDATE (MDEV-33454), unless the isolation is SERIALIZABLE: other branches of the
+/// transaction may still be acquiring theirs. An interactive transaction has acquired all by then.
+fn keeps_its_locks(facts: &Facts, work: &Work, judged: &[Arc<Judged>]) -> Option<Work> {
+    let locking = StatementKind::Select { locking: true };
+    let reads = judged.iter().any(|judged| judged.kind == locking);
+    (facts.flavor == Flavor::MariaDb && reads).then(|| Work {
+        isolation: Some(Isolation::Serializable),
+        ..work.clone()
+    })
 }
 
 /// Whether a work may vote READ_ONLY: it only reads, takes no locks on purpose, carries no request

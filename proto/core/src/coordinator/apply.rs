@@ -243,9 +243,12 @@ impl Coordinator {
                 position: tx.position,
             };
             self.ended.insert(gtrid, ended);
-        } else if let Some(request) = tx.request {
-            // Aborted for a reason that a retry may mend: the request is free again.
-            self.free_request(&request.id, gtrid);
+        } else {
+            self.aborted.insert(gtrid);
+            if let Some(request) = tx.request {
+                // Aborted for a reason that a retry may mend: the request is free again.
+                self.free_request(&request.id, gtrid);
+            }
         }
         Ok(())
     }
@@ -282,6 +285,7 @@ impl Coordinator {
             }
         }
         self.ended = kept;
+        self.aborted = self.aborted.split_off(&horizon);
         Ok(())
     }
 

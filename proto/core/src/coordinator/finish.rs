@@ -130,7 +130,9 @@ impl Coordinator {
             Finish::Committed => (TransactionState::Committed, Outcome::Committed),
             Finish::Aborted(reason) => {
                 let text = "its participant has no record of a commit";
+                // Why it was not finished then is not why it ended: it must settle nothing.
                 let former = tx.branches.first().and_then(|branch| branch.reason.clone());
+                let former = former.filter(|reason| !reason.settles_request());
                 let reason = reason
                     .or(former)
                     .unwrap_or_else(|| Reason::new(code::BRANCH_LOST, text));

@@ -29,9 +29,18 @@ impl Coordinator {
     /// A fresh id is above the horizon and unknown: a driver that violates it would bind two
     /// transactions to one set of branches.
     fn refuse_gtrid(&self, gtrid: Gtrid) -> Option<Reason> {
-        let known = self.transactions.contains_key(&gtrid) || self.ended.contains_key(&gtrid);
-        (known || gtrid < self.horizon)
-            .then(|| Reason::new(code::WRONG_STATE, format!("the id {gtrid} was used before")))
+        let known = self.transactions.contains_key(&gtrid)
+            || self.ended.contains_key(&gtrid)
+            || self.aborted.contains(&gtrid);
+        if known {
+            let text = format!("the id {gtrid} was used before");
+            return Some(Reason::new(code::WRONG_STATE, text));
+        }
+        // It waited for long, e.g. for its turn, and nothing is wrong with the request.
+        (gtrid < self.horizon).then(|| {
+            let text = format!("what is as old as {gtrid} is forgotten by now; try again");
+            Reason::new(code::GTRID_TOO_OLD, text)
+        })
     }
 
     pub(super) fn enlist(&mut self, gtrid: Gtrid, participant: ParticipantName, out: &mut Out) {
@@ -364,7 +373,10 @@ impl Coordinator {
         out.release(tx.position, changed(tx));
         for branch in &mut tx.branches {
             match branch.state {
-                BranchState::Active | BranchState::Preparing | BranchState::Prepared => {
+                BranchState::Active
+                | BranchState::Preparing
+                | BranchState::Prepared
+                | BranchState::Aborting => {
                     branch.state = BranchState::Aborting;
                     send_outcome(epoch, gtrid, tx.position, branch, out);
                 }

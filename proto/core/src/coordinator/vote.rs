@@ -77,18 +77,17 @@ impl Coordinator {
         let mut reason = reason;
         if tx.request.is_some() && reason.kind().is_final() {
             if carrier.is_some_and(|branch| branch.state == BranchState::Preparing) {
-                let refused = tx
-                    .branches
-                    .iter()
-                    .filter(|b| b.state == BranchState::Aborted);
+                let over = [BranchState::Aborted, BranchState::Aborting];
+                let refused = tx.branches.iter().filter(|b| over.contains(&b.state));
                 for branch in refused {
                     out.release(0, branch_changed(gtrid, branch));
                 }
                 tx.reason = Some(reason);
                 return Ok(());
             }
+            // One that failed for a passing reason has not looked, and a retry will.
             if let Some(why) = carrier.and_then(|branch| branch.reason.clone())
-                && why.is_of_former_request()
+                && !why.settles_request()
             {
                 reason = why;
             }
@@ -231,6 +230,12 @@ fn count_vote(branch: &mut Branch, vote: Vote, may_leave: bool) -> Option<Reason
         }
         Vote::Abort(reason) => {
             branch.state = BranchState::Aborted;
+            branch.reason = Some(reason.clone());
+            Some(reason)
+        }
+        // Not over: it is asked for until it is.
+        Vote::Aborting(reason) => {
+            branch.state = BranchState::Aborting;
             branch.reason = Some(reason.clone());
             Some(reason)
         }

@@ -182,14 +182,14 @@ impl Participant {
                 out.vote(branch, to, &vote);
             }
             State::Aborting(_) | State::AbortLater => {
-                out.vote(branch, to, &Vote::Abort(already_aborted(branch)));
+                out.vote(branch, to, &Vote::Aborting(already_aborted(branch)));
             }
             State::Beginning | State::Active | State::Executing | State::Working { .. } => {
                 let text = format!("branch {branch} cannot be prepared while {:?}", entry.state);
                 out.vote(
                     branch,
                     to,
-                    &Vote::Abort(Reason::new(code::WRONG_STATE, text)),
+                    &Vote::Aborting(Reason::new(code::WRONG_STATE, text)),
                 );
                 // That was a vote: it must come true.
                 self.want_abort(branch, out);
@@ -225,11 +225,11 @@ impl Participant {
                 out.vote(branch, asking, &Vote::Abort(reason.clone()));
                 self.end_aborted(branch, Some(reason), out);
             }
-            // It may be prepared, and nobody will ask for it after this vote: it is ours to end.
+            // It may be prepared: it is ours to end, and the coordinator must not forget it before.
             Prepared::Unknown(reason) => {
                 entry.state = State::Aborting(Stage::Bar);
                 entry.unclear = true;
-                out.vote(branch, asking, &Vote::Abort(reason));
+                out.vote(branch, asking, &Vote::Aborting(reason));
                 out.run(branch, Command::Tombstone);
             }
         }

@@ -203,6 +203,21 @@ fn votes_abort(step: &ParticipantStep, code: &str) {
     }
 }
 
+/// The one reply of a step is a vote ABORT with this code, of a branch that is still there.
+fn votes_aborting(step: &ParticipantStep, code: &str) {
+    match step.release.first() {
+        Some(Effect::Reply {
+            message:
+                FromParticipant::Voted {
+                    vote: Vote::Aborting(reason),
+                    ..
+                },
+            ..
+        }) => assert_eq!(&*reason.code, code),
+        other => panic!("no vote ABORT of what is still there: {other:?}"),
+    }
+}
+
 /// The first reply of a step is RETRY with this code.
 fn retries(step: &ParticipantStep, code: &str) {
     let is_reply = |effect: &&Effect| matches!(effect, Effect::Reply { .. });

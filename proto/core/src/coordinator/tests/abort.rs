@@ -82,6 +82,62 @@ fn a_transient_abort_of_a_request_is_not_recorded() {
 }
 
 #[test]
+fn a_vote_of_what_is_still_there_is_no_acknowledgement() {
+    let mut machine = coordinator();
+    machine.step(run_of(g(1), 2, None, Ack::Applied)).unwrap();
+    let steps = machine
+        .step(voted(g(1), 1, Vote::Aborting(transient())))
+        .unwrap();
+    let [step] = steps.as_slice() else {
+        panic!("{steps:?}")
+    };
+    for effect in [
+        abort(g(1), 1),
+        abort(g(1), 2),
+        reply(g(1), Outcome::Aborted(transient())),
+    ] {
+        assert!(step.release.contains(&effect), "{effect:?} in {step:?}");
+    }
+    // Nor when it is repeated.
+    let again = voted(g(1), 1, Vote::Aborting(transient()));
+    assert_eq!(machine.step(again).unwrap(), []);
+    machine
+        .step(finished(g(1), 2, Finish::Aborted(None)))
+        .unwrap();
+    machine.step(Input::Forget { below: g(9) }).unwrap();
+    assert_eq!((machine.live(), machine.horizon()), (1, g(1)));
+    machine
+        .step(finished(g(1), 1, Finish::Aborted(None)))
+        .unwrap();
+    assert_eq!(machine.live(), 0);
+}
+
+#[test]
+fn a_refusal_is_not_final_when_the_branch_with_the_ledger_could_not_look() {
+    let mut machine = coordinator();
+    let run = run_of(g(1), 2, Some(request("r", 1)), Ack::Applied);
+    machine.step(run).unwrap();
+    let held_back = machine
+        .step(voted(g(1), 2, Vote::Abort(refused())))
+        .unwrap();
+    let is_told = |effect: &Effect| matches!(effect, Effect::Reply { .. });
+    assert!(
+        !held_back
+            .iter()
+            .any(|step| step.release.iter().any(is_told))
+    );
+    let steps = machine
+        .step(voted(g(1), 1, Vote::Abort(transient())))
+        .unwrap();
+    assert!(steps.iter().all(|step| step.append.is_empty()), "{steps:?}");
+    let told = reply(g(1), Outcome::Aborted(transient()));
+    assert!(
+        steps.iter().any(|step| step.release.contains(&told)),
+        "{steps:?}"
+    );
+}
+
+#[test]
 fn while_aborting_a_vote_abort_acknowledges_and_a_vote_commit_does_not() {
     let mut machine = coordinator();
     machine.step(run_of(g(1), 2, None, Ack::Applied)).unwrap();

@@ -185,6 +185,31 @@ fn forgetting_is_recorded_before_ledger_rows_may_go() {
 }
 
 #[test]
+fn what_a_participant_has_aborted_is_on_record_and_forgotten_too() {
+    let mut machine = coordinator();
+    for n in [1, 3] {
+        machine.step(run_of(g(n), 1, None, Ack::Applied)).unwrap();
+        let aborted = finished(g(n), 1, Finish::Aborted(Some(transient())));
+        machine.step(aborted).unwrap();
+    }
+    ended(&mut machine, g(2), None);
+    assert_eq!((machine.remembered(), machine.highest_gtrid()), (3, g(3)));
+    let order: Vec<_> = (0..4).map(|n| machine.ended_at(n)).collect();
+    assert_eq!(order, [Some(g(1)), Some(g(2)), Some(g(3)), None]);
+    let steps = machine.step(Input::Forget { below: g(3) }).unwrap();
+    let [step] = steps.as_slice() else {
+        panic!("{steps:?}")
+    };
+    let [Effect::Forgotten { gtrids, .. }] = step.release.as_slice() else {
+        panic!("{step:?}")
+    };
+    let mut gtrids = gtrids.clone();
+    gtrids.sort();
+    assert_eq!(gtrids, [g(1), g(2)]);
+    assert_eq!(machine.remembered(), 1);
+}
+
+#[test]
 fn what_is_not_over_holds_the_horizon_back() {
     let mut machine = coordinator();
     ended(&mut machine, g(1), None);

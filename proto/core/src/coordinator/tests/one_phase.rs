@@ -95,7 +95,7 @@ fn aborted_ends_it_with_the_participants_reason() {
             step(vec![end], 1, told),
         ]
     );
-    assert_eq!((machine.live(), machine.remembered()), (0, 0));
+    assert_eq!((machine.live(), machine.remembered()), (0, 1));
 }
 
 #[test]

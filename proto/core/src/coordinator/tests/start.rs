@@ -58,7 +58,7 @@ fn an_id_is_never_used_twice() {
 fn an_id_below_the_horizon_is_refused() {
     let mut machine = coordinator();
     machine.step(Input::Forget { below: g(5) }).unwrap();
-    rejected(g(4), code::WRONG_STATE)(&machine.step(Input::Begin { gtrid: g(4) }).unwrap());
+    rejected(g(4), code::GTRID_TOO_OLD)(&machine.step(Input::Begin { gtrid: g(4) }).unwrap());
     assert_eq!(machine.highest_gtrid(), g(5));
 }
 

@@ -112,7 +112,10 @@ fn abort_waits_for_the_work_and_interrupts_it() {
     let told = unknown.step(prepared(Prepared::Unknown(why())));
     assert_eq!(
         told.release,
-        [vote(1, Vote::Abort(why())), run(ONLY, Command::Tombstone)]
+        [
+            vote(1, Vote::Aborting(why())),
+            run(ONLY, Command::Tombstone)
+        ]
     );
     assert_eq!(unknown.step(ledger(LedgerEntry::Tombstone)), done);
 }

@@ -218,11 +218,11 @@ fn prepare_of_a_busy_branch_is_a_vote_abort_that_comes_true() {
     opening.step(begin(1));
     for mut machine in [executing(), opening] {
         let told = machine.step(prepare_of(ONLY, 2, false));
-        votes_abort(&told, code::WRONG_STATE);
+        votes_aborting(&told, code::WRONG_STATE);
         assert_eq!(told.release[1..], [Effect::Cancel { branch: ONLY }]);
     }
     let told = with_active().step(prepare_of(ONLY, 2, true));
-    votes_abort(&told, code::WRONG_STATE);
+    votes_aborting(&told, code::WRONG_STATE);
     assert_eq!(told.release[1..], [run(ONLY, Command::Rollback)]);
 }
 

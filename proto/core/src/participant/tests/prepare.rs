@@ -53,12 +53,15 @@ fn an_unknown_result_is_a_vote_abort_that_is_made_true() {
     let mut machine = participant();
     machine.step(prepare(1));
     let expected = step(vec![
-        vote(1, Vote::Abort(why())),
+        vote(1, Vote::Aborting(why())),
         run(ONLY, Command::Tombstone),
     ]);
     assert_eq!(machine.step(prepared(Prepared::Unknown(why()))), expected);
     assert_eq!(state(&machine), Some(State::Aborting(Stage::Bar)));
-    assert_eq!(machine.step(ledger(LedgerEntry::Tombstone)), quiet());
+    // The vote is no acknowledgement: that is the answer to the Abort which it brings.
+    assert_eq!(machine.step(abort(2)), quiet());
+    let done = step(vec![finish(2, Finish::Aborted(None))]);
+    assert_eq!(machine.step(ledger(LedgerEntry::Tombstone)), done);
     assert_eq!(state(&machine), None);
 }
 
@@ -93,10 +96,10 @@ fn a_doubled_prepare_shares_the_vote_or_gets_it_again() {
 fn a_prepare_after_the_abort_votes_abort() {
     let mut machine = participant();
     machine.step(abort(1));
-    votes_abort(&machine.step(prepare(2)), code::ALREADY_ABORTED);
+    votes_aborting(&machine.step(prepare(2)), code::ALREADY_ABORTED);
     machine.step(verb(Verb::NotDone(why())));
     assert_eq!(state(&machine), Some(State::AbortLater));
-    votes_abort(&machine.step(prepare(3)), code::ALREADY_ABORTED);
+    votes_aborting(&machine.step(prepare(3)), code::ALREADY_ABORTED);
 }
 
 #[test]
@@ -105,7 +108,7 @@ fn a_prepare_while_an_abort_waits_for_the_work_votes_abort() {
     machine.step(prepare(1));
     let expected = step(vec![Effect::Cancel { branch: ONLY }]);
     assert_eq!(machine.step(abort(2)), expected);
-    votes_abort(&machine.step(prepare(3)), code::WRONG_STATE);
+    votes_aborting(&machine.step(prepare(3)), code::WRONG_STATE);
 }
 
 #[test]
