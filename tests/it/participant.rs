@@ -1,6 +1,8 @@
 //! The participant end to end: shipped daemon code, real servers, gRPC.
 
+mod hanging;
 mod harness;
+mod sessions;
 mod tables;
 mod upgrade;
 

@@ -167,6 +167,7 @@ suite! {
     second_phase::a_branch_attached_elsewhere_is_not_taken_for_committed,
     second_phase::a_branch_of_a_lost_connection_commits,
     second_phase::a_commit_waits_for_a_backup,
+    second_phase::a_backup_is_not_taken_for_a_living_branch,
     second_phase::a_commit_whose_answer_is_lost_is_in_the_ledger,
     faults::a_rollback_by_hand_shows,
     faults::a_foreign_branch_stays,

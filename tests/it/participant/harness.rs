@@ -93,8 +93,8 @@ impl World {
         self.start_with(|_| ()).await
     }
 
-    /// Starts a participant in a runtime of its own, so that it can be killed as a whole.
-    pub async fn start_with(&self, change: impl FnOnce(&mut Settings)) -> Daemon {
+    /// How a participant reaches the server.
+    pub fn options(&self) -> Options {
         let address = Address::Socket(self.server.socket().to_owned());
         let mut options = Options::new("test", "p1", address, ACCOUNT);
         let password = std::fs::read_to_string(self.server.password_file()).expect("a password");
@@ -103,6 +103,15 @@ impl World {
         options.max_connections = 120;
         options.lock_wait_timeout = Duration::from_secs(1);
         options.check_interval = Duration::from_millis(200);
+        options
+    }
+
+    pub async fn start_with(&self, change: impl FnOnce(&mut Settings)) -> Daemon {
+        self.start_on(self.options(), change).await
+    }
+
+    /// Starts a participant in a runtime of its own, so that it can be killed as a whole.
+    pub async fn start_on(&self, options: Options, change: impl FnOnce(&mut Settings)) -> Daemon {
         let mut settings = Settings {
             branches_max: 4_096,
             sweep_interval: Duration::from_millis(200),

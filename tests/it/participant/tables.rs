@@ -1,10 +1,11 @@
 //! What a statement may write to, and what a session must not tell of whoever had it before.
 
 use concord_proto::status::reason_of;
-use concord_proto::v1::{Finish, Vote};
+use concord_proto::v1::value::Kind;
+use concord_proto::v1::{Finish, QueryRequest, Vote};
 
 use super::PLUS;
-use super::harness::{World, branch, code, on_every_server};
+use super::harness::{World, branch, code, on_every_server, statement};
 
 const TAKE: &str = "UPDATE shop.till SET n = n - 1 WHERE id = 1";
 
@@ -96,5 +97,29 @@ fn the_last_generated_id_is_the_branchs_own() {
         let one = daemon.one_phase(&open, &[]).await;
         assert_eq!(one.finish(), Finish::Committed, "{one:?}");
         assert_eq!(world.n(52).await, 0);
+    });
+}
+
+#[test]
+fn a_read_is_not_told_what_its_session_generated_for_others() {
+    on_every_server(|world| async move {
+        let daemon = world.start().await;
+        let create = "CREATE TABLE shop.orders (id INT AUTO_INCREMENT PRIMARY KEY) \
+                      AUTO_INCREMENT = 41";
+        world.sql(create).await;
+        for _ in 0..10 {
+            let add = "INSERT INTO shop.orders VALUES ()";
+            let one = daemon.one_phase(&branch(1), &[add]).await;
+            assert_eq!(one.finish(), Finish::Committed, "{one:?}");
+            let query = QueryRequest {
+                statement: Some(statement("SELECT LAST_INSERT_ID()")),
+                timeout_ms: 0,
+            };
+            let answer = daemon.client.clone().query(query).await.expect("a row");
+            let result = answer.into_inner().result.expect("a result");
+            let told = result.result[0].values[0].kind.clone();
+            let nothing = matches!(told, Some(Kind::Uint64(0) | Kind::Int64(0)));
+            assert!(nothing, "{told:?}");
+        }
     });
 }

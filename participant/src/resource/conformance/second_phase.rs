@@ -193,6 +193,29 @@ pub(super) async fn a_commit_waits_for_a_backup<H: Harness>(h: &H) -> Verdict {
     Ok(())
 }
 
+/// Its lock has the same error as that of a living branch, whose connection is ended.
+pub(super) async fn a_backup_is_not_taken_for_a_living_branch<H: Harness>(h: &H) -> Verdict {
+    let rm = h.open().await;
+    let account = seeded(&*rm, "backup", 100).await?;
+    let (never, living) = (branch(), prepare(&*rm, vec![take(&account, 10)]).await?);
+    h.block_commits(true).await;
+    let barred = rm.tombstone(never).await.err();
+    let read = rm.ledger(never).await.err();
+    let attached = rm.tombstone(living).await.err();
+    h.block_commits(false).await;
+    for reason in [barred, read].into_iter().flatten() {
+        ensure!(&*reason.code == code::METADATA_LOCK, "{reason}");
+    }
+    let attached = attached.ok_or("a tombstone of a living branch")?;
+    ensure!(&*attached.code == code::BRANCH_ATTACHED, "{attached}");
+    certainly_committed(&*rm, living).await?;
+    ensure!(
+        ok(rm.tombstone(never).await)? == LedgerEntry::Tombstone,
+        "no tombstone"
+    );
+    Ok(())
+}
+
 pub(super) async fn a_commit_whose_answer_is_lost_is_in_the_ledger<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
     let account = seeded(&*rm, "unknown", 100).await?;

@@ -7,30 +7,35 @@ use concord_core::reason::{Reason, ReasonKind, code};
 use tokio::time::Instant as Deadline;
 
 use super::error::Failure;
-use super::pool::{Class, Conn, Pool};
+use super::pool::{ANSWER_TIMEOUT, Class, Conn, Pool, Sessions};
 use super::preflight::{self, Facts};
 use super::xa::hex;
 use super::{MySql, ledger};
 use crate::resource::Health;
 
-/// Longest time for one look at the server, with migrations.
+/// Longest time for the migrations of one look at the server.
 pub(super) const CHECK_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The suspicion that the server was restarted, while somebody looks into it. Whoever gives up
-/// halfway leaves it to the next.
+/// The suspicion, or at least the doubt, that the server is not what it was, while somebody looks
+/// into it. Whoever gives up halfway leaves it to the next.
 struct Suspicion<'a> {
     pool: &'a Pool,
     was_raised: bool,
+    was_doubted: bool,
 }
 
 impl<'a> Suspicion<'a> {
     fn taken_from(pool: &'a Pool) -> Self {
-        let was_raised = pool.take_suspicion();
-        Self { pool, was_raised }
+        Self {
+            was_raised: pool.take_suspicion(),
+            was_doubted: pool.take_doubt(),
+            pool,
+        }
     }
 
     fn looked_into(mut self) {
         self.was_raised = false;
+        self.was_doubted = false;
     }
 }
 
@@ -38,6 +43,9 @@ impl Drop for Suspicion<'_> {
     fn drop(&mut self) {
         if self.was_raised {
             self.pool.raise_suspicion();
+        }
+        if self.was_doubted {
+            self.pool.raise_doubt();
         }
     }
 }
@@ -78,11 +86,15 @@ impl MySql {
         let healthy = self
             .known_facts()
             .is_some_and(|facts| facts.problems.is_empty());
-        let looked = self.look(suspect || !healthy).await;
+        let thorough = suspect || suspicion.was_doubted || !healthy;
+        let looked = self.look(thorough).await;
         suspicion.looked_into();
         match &looked {
             Ok((facts, incarnation)) => {
-                self.pool.set_extra_session(&facts.session);
+                self.pool.set_sessions(&Sessions {
+                    statement: facts.session.clone(),
+                    detaches: facts.detaches,
+                });
                 *self.facts.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(Arc::clone(facts));
                 self.publish(Health {
@@ -115,18 +127,23 @@ impl MySql {
         });
     }
 
+    /// When an answer of a look is given up that may have to wait for a lock. Each has a time of
+    /// its own: were there one for all, then a late one would be too late because of the others,
+    /// and the server taken for down.
+    fn answer_by(&self) -> Deadline {
+        Deadline::now() + self.pool.options().finish_timeout.max(ANSWER_TIMEOUT)
+    }
+
     /// `thorough`: also what only a restart of the server or an operator changes.
     async fn look(&self, thorough: bool) -> Result<(Arc<Facts>, String), Reason> {
-        let deadline = Deadline::now() + CHECK_TIMEOUT;
         let refused = |failure: Failure| failure.reason().clone();
+        let deadline = self.answer_by();
         let mut conn = self.pool.acquire_by(Class::Control, deadline).await?;
-        let mut facts = preflight::examine(&mut conn, deadline)
-            .await
-            .map_err(refused)?;
+        let mut facts = preflight::examine(&mut conn).await.map_err(refused)?;
         if thorough {
-            facts.problems.extend(self.try_recover(deadline).await?);
+            facts.problems.extend(self.try_recover().await?);
         }
-        let identity = match self.prepare_ledger(&mut conn, &mut facts, deadline).await {
+        let identity = match self.prepare_ledger(&mut conn, &mut facts).await {
             Ok(identity) => identity,
             Err(failure @ Failure::Broken(_)) => return Err(failure.reason().clone()),
             Err(failure) => {
@@ -151,9 +168,9 @@ impl MySql {
             incarnation
         };
         if thorough && !incarnation.is_empty() && facts.problems.is_empty() {
-            let missing = self
-                .missing_witness(&mut conn, facts.flavor, deadline)
-                .await;
+            let deadline = self.answer_by();
+            let missing = self.missing_witness(&mut conn, facts.flavor, deadline);
+            let missing = missing.await;
             facts.problems.extend(missing.map_err(refused)?);
         }
         conn.release();
@@ -162,7 +179,8 @@ impl MySql {
 
     /// Whether the account may list prepared branches. On a connection of its own: a refusal
     /// closes it.
-    async fn try_recover(&self, deadline: Deadline) -> Result<Option<Reason>, Reason> {
+    async fn try_recover(&self) -> Result<Option<Reason>, Reason> {
+        let deadline = self.answer_by();
         let mut conn = self.pool.acquire_by(Class::Control, deadline).await?;
         match conn.rows("XA RECOVER".into(), deadline, "XA RECOVER").await {
             Ok(_) => {
@@ -191,13 +209,9 @@ impl MySql {
 
     /// Brings the ledger schema up to date and reads whose it is; empty when that is not known or
     /// not ours. What an operator must solve is a problem among the facts.
-    async fn prepare_ledger(
-        &self,
-        conn: &mut Conn,
-        facts: &mut Facts,
-        deadline: Deadline,
-    ) -> Result<String, Failure> {
+    async fn prepare_ledger(&self, conn: &mut Conn, facts: &mut Facts) -> Result<String, Failure> {
         let current = ledger::current_version();
+        let deadline = self.answer_by();
         let version = self.schema_version(ledger::SCHEMA, deadline).await?;
         if version > current {
             facts.problems.push(Reason::new(
@@ -222,6 +236,7 @@ impl MySql {
                 return Ok(String::new());
             }
             let versions = ledger::versions();
+            let deadline = Deadline::now() + CHECK_TIMEOUT;
             let migrated = self.migrate_schema(ledger::SCHEMA, &versions, deadline);
             if let Err(failure) = migrated.await {
                 let reason = failure.reason();
@@ -239,16 +254,13 @@ impl MySql {
             }
         }
         let probe = "SELECT state FROM concord.ledger LIMIT 1";
+        let deadline = self.answer_by();
         conn.rows(probe.into(), deadline, "the ledger").await?;
-        self.identity(conn, facts, deadline).await
+        self.identity(conn, facts).await
     }
 
-    async fn identity(
-        &self,
-        conn: &mut Conn,
-        facts: &mut Facts,
-        deadline: Deadline,
-    ) -> Result<String, Failure> {
+    async fn identity(&self, conn: &mut Conn, facts: &mut Facts) -> Result<String, Failure> {
+        let deadline = self.answer_by();
         let options = self.pool.options();
         let select = "SELECT id, cluster, participant FROM concord.identity WHERE one = 1";
         let mut rows = conn.rows(select.into(), deadline, "the identity").await?;

@@ -56,6 +56,12 @@ impl Failure {
             Self::Broken(_) => None,
         }
     }
+
+    /// Whether nothing is wrong but that our own patience has ended. What the server said of time
+    /// is a refusal.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Broken(reason) if &*reason.code == code::DEADLINE_EXCEEDED)
+    }
 }
 
 impl From<sqlx::Error> for Failure {
@@ -187,17 +193,22 @@ pub fn verb_failure(failure: &Failure) -> VerbFailure {
 /// Why a prepared branch could not be finished. Finishing takes no row lock, so a time-out is
 /// that of a metadata lock, which is another operator's doing.
 pub fn verb_reason(failure: &Failure) -> Reason {
-    match failure {
-        Failure::Refused { number, reason } if *number == LOCK_WAIT_TIMEOUT => Reason::new(
-            code::METADATA_LOCK,
-            format!(
-                "a backup (FLUSH TABLES WITH READ LOCK) or DDL holds a lock of the server; the \
-                 branch stays prepared and is tried again ({})",
-                reason.message
-            ),
-        ),
-        other => other.reason().clone(),
+    match failure.number() {
+        Some(LOCK_WAIT_TIMEOUT) => metadata_lock(failure),
+        _ => failure.reason().clone(),
     }
+}
+
+/// What a time-out of a metadata lock is told as.
+pub fn metadata_lock(failure: &Failure) -> Reason {
+    Reason::new(
+        code::METADATA_LOCK,
+        format!(
+            "a backup (FLUSH TABLES WITH READ LOCK) or DDL holds a lock of the server; the branch \
+             stays as it is and is tried again ({})",
+            failure.reason().message
+        ),
+    )
 }
 
 #[cfg(test)]
@@ -252,6 +263,21 @@ mod tests {
         ] {
             let reason = Failure::refused(number, None, "read-only").reason().clone();
             assert!(!reason.kind().is_final(), "{number}");
+        }
+    }
+
+    #[test]
+    fn only_our_own_patience_says_nothing_of_the_server() {
+        assert!(Failure::timed_out("a read").is_timeout());
+        for number in [1205, 1969, 3024] {
+            assert!(!Failure::refused(number, None, "").is_timeout(), "{number}");
+        }
+        let cut = std::io::Error::from(std::io::ErrorKind::TimedOut);
+        for failure in [
+            sqlx::Error::Io(cut).into(),
+            Failure::out_of_step("an answer"),
+        ] {
+            assert!(!failure.is_timeout(), "{failure:?}");
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant as Deadline;
 
 use super::answers::{self, Rows, entry, gtrid, number};
 use super::branches::State;
-use super::error::{self, Failure, VerbFailure, verb_failure, verb_reason};
+use super::error::{self, Failure, VerbFailure, metadata_lock, verb_failure, verb_reason};
 use super::pool::{Class, Conn};
 use super::{MySql, ledger};
 use crate::resource::{Finished, LedgerEntry, Recovered, known_request};
@@ -255,9 +255,8 @@ impl MySql {
                 if self.list_prepared().await?.ours.contains(&branch) {
                     return Ok(LedgerEntry::Absent);
                 }
-                Err(attached(
-                    "the branch is being worked on by another connection",
-                ))
+                let text = "the branch is being worked on by another connection";
+                Err(self.why_locked(branch, &failure, text).await)
             }
             Err(failure) => Err(failure.reason().clone()),
         }
@@ -279,6 +278,7 @@ impl MySql {
                 Ok(LedgerEntry::Tombstone)
             }
             Err(failure) if failure.number() == Some(error::DUPLICATE_KEY) => {
+                drop(conn);
                 match self.read_ledger_row(branch).await? {
                     // It went between the two looks: only a rollback does that.
                     LedgerEntry::Absent => Err(attached("the branch is just being rolled back")),
@@ -286,13 +286,32 @@ impl MySql {
                 }
             }
             Err(failure) if is_lock(&failure) => {
-                Err(attached("the branch is alive and holds its ledger row"))
+                drop(conn);
+                let text = "the branch is alive and holds its ledger row";
+                Err(self.why_locked(branch, &failure, text).await)
             }
             Err(failure) => Err(failure.reason().clone()),
         }
     }
 
-    /// The transaction in which a request id took effect.
+    /// Who holds what a branch's ledger row was wanted for: the branch, if the row is there, and
+    /// else a backup or DDL, whose lock has the same error. That is told apart because a branch
+    /// that is alive has its connection ended.
+    async fn why_locked(&self, branch: BranchId, failure: &Failure, alive: &str) -> Reason {
+        // MySQL has an error of its own for a row that somebody works on.
+        if failure.number() == Some(error::LOCK_NOWAIT) {
+            return attached(alive);
+        }
+        // Uncommitted rows are read without a lock of any kind but DDL's.
+        let rows = self.rows(ledger::select_connection(branch), "the ledger");
+        match rows.await {
+            Ok(rows) if rows.is_empty() => metadata_lock(failure),
+            Ok(_) => attached(alive),
+            Err(unread) if is_lock(&unread) => metadata_lock(&unread),
+            Err(unread) => unread.reason().clone(),
+        }
+    }
+
     /// Why a request is refused whose id has taken effect; None when it has not.
     pub(super) async fn former_request(&self, request: &Request) -> Result<Option<Reason>, Reason> {
         let rows = self

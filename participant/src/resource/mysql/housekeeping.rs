@@ -157,6 +157,9 @@ impl MySql {
         let judged = self.judge.judge_read(&statement.sql)?;
         self.facts().await?;
         let mut script = Script::default();
+        if judged.last_insert_id {
+            script.no_last_insert_id();
+        }
         script.verb(Step::Start, "START TRANSACTION READ ONLY");
         script.statement(&judged, statement)?;
         script.verb(Step::Finish, "COMMIT");

@@ -71,7 +71,8 @@ pub struct Options {
     /// Connections beside those, which only finish branches and do housekeeping, so that the
     /// second phase never waits behind votes.
     pub reserve_connections: u32,
-    /// Longest wait for a free connection.
+    /// Longest wait for a free connection, and for a new one: a server that lets nobody in for so
+    /// long is down.
     pub acquire_timeout: Duration,
     /// Longest wait for a row lock. No server sees a deadlock that spans two servers: this ends it.
     pub lock_wait_timeout: Duration,

@@ -9,30 +9,33 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use concord_core::reason::{Reason, code};
 use futures::TryStreamExt as _;
-use sqlx::mysql::{MySqlConnection, MySqlDatabaseError, MySqlQueryResult, MySqlRow, MySqlSslMode};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Either, Executor as _, Row as _};
+use sqlx::mysql::{MySqlConnection, MySqlQueryResult, MySqlRow};
+use sqlx::{AssertSqlSafe, Either, Executor as _, Row as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant as Deadline, timeout_at};
 
+use self::backoff::Backoff;
+use self::login::login;
+use super::answers::Rows;
 use super::error::{Failure, NO_SUCH_THREAD};
 use super::leases::Leases;
 use super::options::Options;
 
-/// Longest time for a new connection with its session settings.
+mod backoff;
+mod login;
+#[cfg(test)]
+mod tests;
+
+/// Longest time for a new connection with its session settings; or the acquire time-out, when that
+/// is shorter. A server that takes longer is down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// First pause after a failed connect; doubled up to the next one, with jitter.
-const BACKOFF_MIN: Duration = Duration::from_millis(20);
-/// Longest pause, without the jitter, which doubles it at most: how much later than the server a
-/// participant may be back, while branches in doubt hold their locks.
-const BACKOFF_MAX: Duration = Duration::from_millis(200);
+/// Longest time for an answer that waits for no lock. A server that takes longer hangs, or nothing
+/// passes to it or from it.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// An idle connection is closed after this time.
 const IDLE_MAX: Duration = Duration::from_secs(300);
-
-/// `ER_ACCESS_DENIED_ERROR`.
-const ACCESS_DENIED: u16 = 1045;
 
 /// Which connections a caller may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +52,16 @@ pub enum Class {
 /// Connections of [`Class::Control`]: a look, its migration lock and one change at a time; a KILL.
 pub const CONTROL_CONNECTIONS: u32 = 4;
 
+/// What a new session is like, as far as that depends on the server's settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sessions {
+    /// Statement that begins it.
+    pub statement: String,
+    /// Whether a branch leaves it when it is prepared. A session keeps what the server's setting
+    /// was when it began, and an account like ours cannot change that.
+    pub detaches: bool,
+}
+
 /// What the pool counts and keeps.
 #[derive(Debug)]
 pub struct Pool {
@@ -61,10 +74,12 @@ pub struct Pool {
     backoff: Mutex<Backoff>,
     /// Connections of an older generation are closed instead of reused.
     generation: AtomicU64,
-    /// `SET` for new sessions that depends on what preflight found.
-    extra_session: Mutex<String>,
+    /// What new sessions are like, as far as that depends on what preflight found.
+    sessions: Mutex<Sessions>,
     /// The server may have been restarted since preflight looked.
     suspect: AtomicBool,
+    /// A statement got no answer in its time.
+    doubtful: AtomicBool,
     leases: Leases,
 }
 
@@ -74,13 +89,6 @@ struct Idle {
     id: u64,
     generation: u64,
     since: Instant,
-}
-
-#[derive(Debug, Default)]
-struct Backoff {
-    pauses: Option<ExponentialBackoff>,
-    until: Option<Instant>,
-    last: String,
 }
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -99,8 +107,9 @@ impl Pool {
             open: AtomicU32::new(0),
             backoff: Mutex::default(),
             generation: AtomicU64::new(0),
-            extra_session: Mutex::default(),
+            sessions: Mutex::default(),
             suspect: AtomicBool::new(true),
+            doubtful: AtomicBool::new(false),
             leases: Leases::new(kill),
             options,
         };
@@ -137,11 +146,23 @@ impl Pool {
         self.suspect.store(true, Ordering::Release);
     }
 
-    /// From now on new sessions get `statement` too, and older ones are not reused.
-    pub fn set_extra_session(&self, statement: &str) {
-        let mut extra = lock(&self.extra_session);
-        if *extra != statement {
-            statement.clone_into(&mut extra);
+    /// Whether a statement got no answer in its time since this was last asked.
+    pub fn take_doubt(&self) -> bool {
+        self.doubtful.swap(false, Ordering::AcqRel)
+    }
+
+    /// Remembers that a statement got no answer in its time. Mostly it is the statement that is
+    /// slow, so nobody waits for a look because of it, as they do for a suspicion; but should the
+    /// server have been exchanged meanwhile, then the next look is to find out.
+    pub fn raise_doubt(&self) {
+        self.doubtful.store(true, Ordering::Release);
+    }
+
+    /// From now on new sessions are as these are, and older ones are not reused.
+    pub fn set_sessions(&self, sessions: &Sessions) {
+        let mut current = lock(&self.sessions);
+        if *current != *sessions {
+            current.clone_from(sessions);
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
     }
@@ -161,13 +182,13 @@ impl Pool {
             .fetch_sub(u32::try_from(closed).unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// A connection by `deadline`, or by the acquire time-out when that is earlier.
+    /// A connection by `deadline`. One that is free is waited for no longer than the acquire
+    /// time-out; a new one has a time of its own.
     pub async fn acquire_by(
         self: &Arc<Self>,
         class: Class,
         deadline: Deadline,
     ) -> Result<Conn, Reason> {
-        let deadline = deadline.min(Deadline::now() + self.options.acquire_timeout);
         let permit = self.permit(class, deadline).await?;
         let generation = self.generation.load(Ordering::Acquire);
         loop {
@@ -195,6 +216,7 @@ impl Pool {
                 Err(_) => &self.reserve,
             },
         };
+        let deadline = deadline.min(Deadline::now() + self.options.acquire_timeout);
         match timeout_at(deadline, Arc::clone(semaphore).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(Reason::new(
@@ -217,15 +239,21 @@ impl Pool {
         generation: u64,
         deadline: Deadline,
     ) -> Result<Conn, Reason> {
-        self.check_backoff()?;
-        let attempt = timeout_at(
-            deadline.min(Deadline::now() + CONNECT_TIMEOUT),
-            self.open_raw(),
-        );
+        lock(&self.backoff).check()?;
+        let patience = CONNECT_TIMEOUT.min(self.options.acquire_timeout);
+        let too_long = Deadline::now() + patience;
+        let attempt = timeout_at(deadline.min(too_long), self.open_raw());
         let outcome = match attempt.await {
             Ok(Ok(opened)) => Ok(opened),
             Ok(Err(Failure::Refused { number, reason })) => Err((Some(number), reason)),
             Ok(Err(Failure::Broken(reason))) => Err((None, reason)),
+            // It tells of the caller's time only, so it keeps nobody else from trying.
+            Err(_) if deadline < too_long => {
+                return Err(Reason::new(
+                    code::DEADLINE_EXCEEDED,
+                    "the time was over before there was a connection to the server",
+                ));
+            }
             Err(_) => Err((
                 None,
                 Reason::new(code::SERVER_DOWN, "connecting took too long"),
@@ -240,15 +268,15 @@ impl Pool {
             Err((number, reason)) => {
                 self.raise_suspicion();
                 let reason = self.down(number, &reason);
-                self.begin_backoff(&reason);
+                lock(&self.backoff).begin(&reason);
                 Err(reason)
             }
         }
     }
 
     async fn open_raw(&self) -> Result<(MySqlConnection, u64), Failure> {
-        let mut raw = self.login().await?;
-        let extra = lock(&self.extra_session).clone();
+        let mut raw = login(&self.options).await?;
+        let extra = lock(&self.sessions).statement.clone();
         let text = format!("{extra}{}", self.options.session());
         let mut id = None;
         {
@@ -268,28 +296,6 @@ impl Pool {
         Ok((raw, id))
     }
 
-    /// Logs in. MySQL's `caching_sha2_password` wants the password itself once after each start of
-    /// the server, and the driver sends that over TLS only; from then on a challenge is enough,
-    /// which spares the unix socket TLS on every packet.
-    async fn login(&self) -> Result<MySqlConnection, sqlx::Error> {
-        let driver = self.options.driver();
-        match driver.connect().await {
-            Ok(raw) => Ok(raw),
-            Err(error @ sqlx::Error::Io(_)) => Err(error),
-            Err(error @ sqlx::Error::Database(_)) if !is_access_denied(&error) => Err(error),
-            Err(error) if driver.get_socket().is_none() => Err(error),
-            Err(error) => {
-                let over_tls = driver.clone().ssl_mode(MySqlSslMode::Required);
-                let Ok(first) = over_tls.connect().await else {
-                    return Err(error);
-                };
-                // It has served its purpose; how it ends does not matter.
-                let _ = first.close_hard().await;
-                driver.connect().await
-            }
-        }
-    }
-
     fn down(&self, number: Option<u16>, reason: &Reason) -> Reason {
         match number {
             Some(1040 | 1203 | 1226) => reason.clone(),
@@ -305,31 +311,6 @@ impl Pool {
                 format!("the server cannot be reached: {}", reason.message),
             ),
         }
-    }
-
-    fn check_backoff(&self) -> Result<(), Reason> {
-        let backoff = lock(&self.backoff);
-        match backoff.until {
-            Some(until) if Instant::now() < until => {
-                Err(Reason::new(code::SERVER_DOWN, backoff.last.as_str()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn begin_backoff(&self, reason: &Reason) {
-        let mut backoff = lock(&self.backoff);
-        let pauses = backoff.pauses.get_or_insert_with(|| {
-            ExponentialBuilder::default()
-                .with_min_delay(BACKOFF_MIN)
-                .with_max_delay(BACKOFF_MAX)
-                .without_max_times()
-                .with_jitter()
-                .build()
-        });
-        let pause = pauses.next().unwrap_or(BACKOFF_MAX);
-        backoff.until = Some(Instant::now() + pause);
-        backoff.last = reason.message.to_string();
     }
 
     fn conn(
@@ -352,16 +333,6 @@ impl Pool {
             _permit: permit,
         }
     }
-}
-
-/// MySQL says so too when its cache is empty and the password did not come over TLS.
-fn is_access_denied(error: &sqlx::Error) -> bool {
-    let Some(answer) = error.as_database_error() else {
-        return false;
-    };
-    answer
-        .try_downcast_ref::<MySqlDatabaseError>()
-        .is_some_and(|answer| answer.number() == ACCESS_DENIED)
 }
 
 /// What one statement of a text gave.
@@ -436,6 +407,8 @@ impl Conn {
         self.tainted = true;
         match &failure {
             Failure::Refused { .. } => self.busy = false,
+            // Our own patience has ended. That ends this connection, and says nothing of others.
+            failure if failure.is_timeout() => self.pool.raise_doubt(),
             Failure::Broken(_) => {
                 self.pool.raise_suspicion();
                 if !self.pool.leases.is_killed(self.lease) {
@@ -470,8 +443,8 @@ impl Conn {
         text: String,
         deadline: Deadline,
         what: &str,
-    ) -> Result<Vec<Vec<Option<Vec<u8>>>>, Failure> {
-        let mut rows = Vec::new();
+    ) -> Result<Rows, Failure> {
+        let mut rows = Rows::new();
         self.run(text, deadline, what, |item| {
             if let Item::Row(row) = item {
                 rows.push(
@@ -487,6 +460,25 @@ impl Conn {
         })
         .await?;
         Ok(rows)
+    }
+
+    /// Asks something that waits for no lock. No answer means that the server hangs, or that
+    /// nothing passes to it; then idle connections are as good as cut, and would be found so one
+    /// after the other, each by a branch in doubt.
+    pub async fn ask(&mut self, text: String, what: &str) -> Result<Rows, Failure> {
+        let deadline = Deadline::now() + ANSWER_TIMEOUT;
+        let asked = self.rows(text, deadline, what).await;
+        asked.map_err(|failure| {
+            if !failure.is_timeout() {
+                return failure;
+            }
+            self.pool.raise_suspicion();
+            self.pool.close_idle(true);
+            Failure::Broken(Reason::new(
+                code::SERVER_DOWN,
+                format!("the server does not answer: {}", failure.reason().message),
+            ))
+        })
     }
 
     /// Gives it back, or closes it when it saw an error or was to be killed.
@@ -516,7 +508,8 @@ impl Conn {
 }
 
 impl Pool {
-    /// Ends a connection of this account on the server, if it is still there.
+    /// Ends a connection of this account on the server, if it is still there. Whoever waited for a
+    /// statement in vain comes here, so this is also how a server that hangs is found out.
     ///
     /// Ids start again when the server does, so an id alone may be somebody else's by now.
     pub async fn end(
@@ -531,16 +524,13 @@ impl Pool {
             "SELECT 1 FROM information_schema.processlist WHERE id = {id} \
              AND user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
         );
-        let found = conn
-            .rows(mine, deadline, "the process list")
-            .await
-            .map_err(refused)?;
+        let found = conn.ask(mine, "the process list").await.map_err(refused)?;
         if found.is_empty() {
             conn.release();
             return Ok(());
         }
         self.forget_idle(id);
-        match conn.execute(format!("KILL {id}"), deadline, "KILL").await {
+        match conn.ask(format!("KILL {id}"), "KILL").await {
             Ok(_) => {
                 conn.release();
                 Ok(())

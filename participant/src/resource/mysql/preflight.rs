@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use concord_core::planted::{self, Bug};
 use concord_core::reason::{Reason, code};
 use concord_proto::model::Isolation;
-use tokio::time::Instant as Deadline;
 
 use super::error::Failure;
 use super::pool::Conn;
@@ -289,7 +288,8 @@ fn version_problem(flavor: Flavor, number: &str) -> Option<Reason> {
     let version = [(); 3].map(|()| parts.next().unwrap_or(0));
     let (oldest, name) = match flavor {
         Flavor::MySql => ([8, 0, 30], "MySQL 8.0.30"),
-        Flavor::MariaDb => ([10, 5, 0], "MariaDB 10.5"),
+        // Before it a prepared branch was rolled back when its connection ended (MDEV-742).
+        Flavor::MariaDb => ([10, 5, 2], "MariaDB 10.5.2"),
     };
     (version < oldest).then(|| {
         unsafe_server(format!(
@@ -299,12 +299,12 @@ fn version_problem(flavor: Flavor, number: &str) -> Option<Reason> {
     })
 }
 
-/// Asks the server.
-pub async fn examine(conn: &mut Conn, deadline: Deadline) -> Result<Facts, Failure> {
+/// Asks the server. Nothing here waits for a lock, so one that does not answer is down.
+pub async fn examine(conn: &mut Conn) -> Result<Facts, Failure> {
     let names = VARIABLES.join("','");
     let text = format!("SHOW GLOBAL VARIABLES WHERE Variable_name IN ('{names}')");
     let variables: BTreeMap<String, String> = conn
-        .rows(text, deadline, "SHOW VARIABLES")
+        .ask(text, "SHOW VARIABLES")
         .await?
         .iter()
         .filter_map(|row| Some((column(row, 0)?.to_ascii_lowercase(), column(row, 1)?)))
@@ -312,7 +312,7 @@ pub async fn examine(conn: &mut Conn, deadline: Deadline) -> Result<Facts, Failu
     let mut facts = Facts::new(&variables);
     let engines = "SELECT SUPPORT FROM information_schema.ENGINES WHERE ENGINE = 'InnoDB'";
     let engines = conn
-        .rows(engines.into(), deadline, "information_schema.ENGINES")
+        .ask(engines.into(), "information_schema.ENGINES")
         .await?;
     let support = engines
         .first()
@@ -325,7 +325,7 @@ pub async fn examine(conn: &mut Conn, deadline: Deadline) -> Result<Facts, Failu
     }
     if facts.flavor == Flavor::MySql {
         let text = "SHOW GLOBAL STATUS LIKE 'Innodb_redo_log_enabled'";
-        let rows = conn.rows(text.into(), deadline, "SHOW STATUS").await?;
+        let rows = conn.ask(text.into(), "SHOW STATUS").await?;
         if rows
             .first()
             .and_then(|row| column(row, 1))
@@ -436,7 +436,9 @@ mod tests {
             ("8.0.30", true),
             ("5.7.44-log", false),
             ("10.4.34-MariaDB", false),
-            ("10.5.0-MariaDB-log", true),
+            ("10.5.0-MariaDB-log", false),
+            ("10.5.1-MariaDB", false),
+            ("10.5.2-MariaDB-log", true),
             ("11.8.2-MariaDB", true),
             ("nonsense", false),
         ] {

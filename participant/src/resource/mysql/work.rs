@@ -552,10 +552,10 @@ fn reads_only(judged: &[Arc<Judged>]) -> bool {
         .all(|judged| judged.kind == StatementKind::Select { locking: false })
 }
 
-/// The same work under SERIALIZABLE, where only that keeps the locks of its reads until the outcome.
+/// The same work under SERIALIZABLE, where only that keeps the locks of its reads until the end.
 /// `MariaDB` lets go of shared locks at XA PREPARE (MDEV-26682), and newer ones also of those of
 /// FOR UPDATE (MDEV-33454), unless the isolation is SERIALIZABLE: other branches of the
-/// transaction may still be acquiring theirs. An interactive transaction has acquired all by then.
+/// transaction may still be acquiring theirs. An interactive one has acquired all by then.
 fn keeps_its_locks(facts: &Facts, work: &Work, judged: &[Arc<Judged>]) -> Option<Work> {
     let locking = StatementKind::Select { locking: true };
     let reads = judged.iter().any(|judged| judged.kind == locking);

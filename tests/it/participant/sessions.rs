@@ -1,0 +1,44 @@
+//! What a session keeps of the server's settings after they were changed.
+
+use std::time::{Duration, Instant};
+
+use concord_client::local::server::ServerKind;
+use concord_proto::v1::{Finish, Vote};
+
+use super::harness::{branch, on_every_server};
+use super::{PLUS, PLUS_2};
+
+/// A session that began before the change keeps a prepared branch attached, and nothing else can
+/// run in it: whoever got it next would be refused.
+#[test]
+fn a_session_that_keeps_its_branch_is_not_used_where_branches_leave() {
+    on_every_server(|world| async move {
+        if world.server.kind() == ServerKind::Mariadb {
+            eprintln!("a branch never leaves its session here");
+            return;
+        }
+        world.sql("SET GLOBAL xa_detach_on_prepare = OFF").await;
+        let daemon = world.start().await;
+        let open = [(); 8].map(|()| branch(1));
+        for branch in &open {
+            daemon.begin(branch, 10_000).await;
+        }
+        for branch in &open {
+            assert_eq!(daemon.abort(branch).await.finish(), Finish::Aborted);
+        }
+        world.sql("SET GLOBAL xa_detach_on_prepare = ON").await;
+        let end = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < end {
+            let (first, second) = (branch(1), branch(1));
+            for (branch, sql) in [(&first, PLUS), (&second, PLUS_2)] {
+                let vote = daemon.prepare(branch, &[sql]).await;
+                assert_eq!(vote.vote(), Vote::Commit, "{vote:?}");
+            }
+            for branch in [&first, &second] {
+                let done = daemon.commit(branch).await;
+                assert_eq!(done.finish(), Finish::Committed, "{done:?}");
+            }
+        }
+        assert_eq!(daemon.status().await.in_doubt, 0);
+    });
+}
