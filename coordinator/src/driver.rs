@@ -80,7 +80,7 @@ pub enum DriverError {
 pub struct DriverConfig {
     /// Transactions that are not over, at most.
     pub max_in_flight: usize,
-    /// Bytes of statements of all transactions in flight, at most.
+    /// Bytes of statements and results of all transactions in flight; beyond it none begins.
     pub max_in_flight_bytes: usize,
     /// How long an ended transaction is remembered.
     pub retention: Duration,
