@@ -17,7 +17,7 @@ use concord_proto::v1;
 use concord_proto::v1::link_command::Command;
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// Time between two looks at a participant's own status.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
+/// The same while no branch can end there: so long after it is back, work is still refused.
+const STANDSTILL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What a coordinator expects of a participant.
 #[derive(Clone, Debug)]
@@ -279,13 +281,20 @@ impl Pump {
         mut inbound: tonic::Streaming<v1::LinkResponse>,
     ) -> Reason {
         let mut batch = Vec::with_capacity(LINK_BATCH_MAX);
-        let mut look = tokio::time::interval(STATUS_INTERVAL);
+        let mut look = tokio::time::interval(STANDSTILL_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looked: Option<Instant> = None;
         let (found, mut lost) = mpsc::channel(1);
         loop {
             tokio::select! {
                 biased;
-                _ = look.tick() => self.look(found.clone()),
+                _ = look.tick() => {
+                    let due = looked.is_none_or(|at| at.elapsed() >= STATUS_INTERVAL);
+                    if due || self.peer.stands_still().is_some() {
+                        looked = Some(Instant::now());
+                        self.look(found.clone());
+                    }
+                }
                 Some(reason) = lost.recv() => return reason,
                 frame = inbound.message() => match frame {
                     Ok(Some(frame)) => {

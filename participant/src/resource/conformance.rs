@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use concord_core::id::{Bqual, BranchId, Gtrid, Request, RequestId};
-use concord_core::reason::Reason;
+use concord_core::reason::{Reason, code};
 use concord_proto::model::{Expect, Statement, Value, Work};
 use concord_proto::v1;
 use concord_proto::v1::value::Kind;
@@ -291,6 +291,22 @@ async fn prepare<R: ResourceManager>(
         "prepare: {prepared:?}"
     );
     Ok(id)
+}
+
+/// The same after connections were killed: one that went idle at that moment is found dead by
+/// whoever gets it, and that branch is refused.
+async fn prepare_after_kills<R: ResourceManager>(
+    rm: &R,
+    statement: &Statement,
+) -> Result<BranchId, String> {
+    loop {
+        let id = branch();
+        match rm.prepare(id, Some(&work(vec![statement.clone()]))).await {
+            Prepared::Prepared { .. } => return Ok(id),
+            Prepared::NotPrepared { reason, .. } if &*reason.code == code::CONNECTION_LOST => {}
+            other => return Err(format!("prepare: {other:?}")),
+        }
+    }
 }
 
 /// The reason of a branch that must not have been prepared.

@@ -99,7 +99,7 @@ fn three_participants() -> Vec<Named> {
         named(
             "three participants, one of them killed",
             three(Flavour::MariaDb, restarted),
-            16_513,
+            16_918,
             &[COMMITS],
         ),
         named(
@@ -111,7 +111,7 @@ fn three_participants() -> Vec<Named> {
         named(
             "three participants, a refusal, a reader and a deadline",
             three(Flavour::MariaDb, refused),
-            216_960,
+            230_813,
             &[COMMITS, ABORTS, LEAVES],
         ),
     ]
@@ -157,13 +157,13 @@ fn two_participants() -> Vec<Named> {
         named(
             "kills of everybody and a deadline",
             both(Flavour::MySql, killed),
-            615_743,
+            618_857,
             &[COMMITS, ABORTS, RECOVERS, FENCED, DECISION_LOST],
         ),
         named(
             "a cut connection, a kill and a doubled message with MariaDB",
             both(Flavour::MariaDb, cut),
-            381_548,
+            1_172_496,
             &[COMMITS, ABORTS],
         ),
         named(
@@ -178,7 +178,7 @@ fn two_participants() -> Vec<Named> {
                 slow_records: true,
                 ..both(Flavour::MySql, slow)
             },
-            79_901,
+            79_913,
             &[COMMITS, RECOVERS, FENCED, DECISION_LOST, RECORD_LOST],
         ),
         named(
@@ -196,7 +196,7 @@ fn two_participants() -> Vec<Named> {
                 heal_every: 8,
                 ..both(Flavour::MySql, hitch)
             },
-            25_274,
+            60_844,
             &[COMMITS],
         ),
     ]
@@ -230,7 +230,7 @@ fn interference() -> Vec<Named> {
                 slow_records: true,
                 ..both(Flavour::MySql, alone)
             },
-            77_040,
+            77_746,
             &[COMMITS, ABORTS, DAMAGE_FOUND, DAMAGE_TOLD],
         ),
         named(
@@ -250,7 +250,7 @@ fn interference() -> Vec<Named> {
                 slow_records: true,
                 ..both(Flavour::MariaDb, restarted)
             },
-            144_856,
+            148_133,
             &[COMMITS, ABORTS, RECORD_LOST, DAMAGE_FOUND, DAMAGE_TOLD],
         ),
     ]
@@ -296,7 +296,7 @@ fn one_phase() -> Vec<Named> {
         named(
             "a repeated request in one phase",
             single(retried(&[0]), repeated),
-            23_903,
+            23_879,
             &[ASKS_COMMITTED, ASKS_ABORTED, REPEATS, FENCED],
         ),
     ]
@@ -330,7 +330,7 @@ fn requests_and_forgetting() -> Vec<Named> {
         named(
             "a repeated request that is refused",
             Config::new(vec![Flavour::MySql; 2], retried(&[0, 1]), refused),
-            292,
+            297,
             &[COMMITS, REPEATS],
         ),
         named(
@@ -352,7 +352,7 @@ fn requests_and_forgetting() -> Vec<Named> {
                 slow_records: true,
                 ..both(Flavour::MariaDb, held)
             },
-            1_884,
+            1_890,
             &[COMMITS, RECORD_LOST],
         ),
         named(
@@ -400,31 +400,31 @@ pub fn large() -> Vec<Named> {
         named(
             "large: kills and forgetting",
             both(Flavour::MySql, forgetting),
-            1_479_431,
+            1_478_911,
             &[COMMITS, ABORTS, RECOVERS, FENCED, DECISION_LOST],
         ),
         named(
             "large: two kills of the coordinator and lost links",
             both(Flavour::MySql, twice),
-            2_197_118,
+            2_217_530,
             &[COMMITS, ABORTS, FENCED, DECISION_LOST],
         ),
         named(
             "large: lost links and repetitions with MariaDB",
             both(Flavour::MariaDb, links),
-            1_779_662,
+            2_124_612,
             &[COMMITS, ABORTS],
         ),
         named(
             "large: a repeated request and a deadline",
             Config::new(vec![Flavour::MySql; 2], retried(&[0, 1]), repeated),
-            188_073,
+            198_184,
             &[COMMITS, ABORTS, REPEATS],
         ),
         named(
             "large: three participants, a killed coordinator and a deadline",
             three(Flavour::MySql, three_killed),
-            1_614_213,
+            1_609_451,
             &[COMMITS, ABORTS, FENCED, DECISION_LOST],
         ),
     ]

@@ -7,7 +7,7 @@ use concord_core::reason::code;
 use super::super::{Finished, LedgerEntry, Prepared, ResourceManager as _};
 use super::{
     Harness, Verdict, add, branch, certainly_aborted, certainly_committed, ensure, ok, prepare,
-    refusal, seeded, take, work,
+    prepare_after_kills, refusal, seeded, take, work,
 };
 
 pub(super) async fn a_branch_that_is_over_is_no_such_branch<H: Harness>(h: &H) -> Verdict {
@@ -220,7 +220,7 @@ pub(super) async fn a_commit_whose_answer_is_lost_is_in_the_ledger<H: Harness>(h
     let rm = h.open().await;
     let account = seeded(&*rm, "unknown", 100).await?;
     for round in 1..=5 {
-        let id = prepare(&*rm, vec![add(&account, 1)]).await?;
+        let id = prepare_after_kills(&*rm, &add(&account, 1)).await?;
         h.block_commits(true).await;
         let killed = async {
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -409,12 +409,12 @@ impl Conn {
             Failure::Refused { .. } => self.busy = false,
             // Our own patience has ended. That ends this connection, and says nothing of others.
             failure if failure.is_timeout() => self.pool.raise_doubt(),
+            // Nor does one that we have ended.
+            Failure::Broken(_) if self.pool.leases.is_killed(self.lease) => self.pool.raise_doubt(),
             Failure::Broken(_) => {
                 self.pool.raise_suspicion();
-                if !self.pool.leases.is_killed(self.lease) {
-                    // What ended this one may have ended the idle ones as well.
-                    self.pool.close_idle(true);
-                }
+                // What ended this one may have ended the idle ones as well.
+                self.pool.close_idle(true);
             }
         }
         Err(failure)
