@@ -23,7 +23,6 @@ use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::server::{Connected, TcpIncoming};
-use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::config::Config;
@@ -222,11 +221,7 @@ impl App {
                 () = signal.cancelled() => {}
             }
             accepting.store(false, Ordering::Relaxed);
-            for service in SERVICES.into_iter().chain([""]) {
-                health
-                    .set_service_status(service, ServingStatus::NotServing)
-                    .await;
-            }
+            serve::report(&health, &SERVICES, false).await;
             drain(&handle, bound).await;
             drained.cancel();
             Ok(())
@@ -279,21 +274,7 @@ async fn routes(
         };
     }
     let (reporter, health) = tonic_health::server::health_reporter();
-    reporter
-        .set_serving::<TransactionServiceServer<TransactionGateway>>()
-        .await;
-    reporter
-        .set_serving::<OutcomeServiceServer<OutcomeGateway>>()
-        .await;
-    reporter
-        .set_serving::<BankServiceServer<BankGateway<Handle>>>()
-        .await;
-    reporter
-        .set_serving::<InventoryServiceServer<InventoryGateway<Handle>>>()
-        .await;
-    reporter
-        .set_serving::<AdminServiceServer<AdminGateway>>()
-        .await;
+    serve::report(&reporter, &SERVICES, true).await;
     let mut routes = Routes::builder();
     routes
         .add_service(health)

@@ -71,7 +71,7 @@ pub struct ParticipantConfig {
 pub struct Limits {
     /// Transactions that are not over, at most.
     pub max_in_flight: usize,
-    /// MiB of statements in all transactions in flight, at most.
+    /// MiB of statements and results in all transactions in flight; beyond it none begins.
     pub max_in_flight_mib: usize,
     /// Transactions that ListTransactions shows after their end, at most.
     pub max_history: usize,

@@ -52,7 +52,7 @@ impl Mint {
 impl Last {
     fn advance(&mut self, now: u64, chance: u128) {
         // Within a millisecond, and while the clock is behind, by a step that nobody can guess
-        // (RFC 9562, 6.2, method 2); half of the bits are room for steps.
+        // (RFC 9562, 6.2, method 2); half of the range is room for steps.
         let next = self.random + 1 + u128::from(u32::try_from(chance >> 96).unwrap_or_default());
         if now > self.ms || next >> RANDOM_BITS != 0 {
             self.ms = now.max(self.ms + 1);

@@ -22,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Channel;
 use tonic::transport::server::Connected;
-use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::driver::{Driver, Handle, Settings, Wishes};
@@ -234,14 +233,7 @@ fn participant_server<R: ResourceManager>(service: Service<R>) -> ParticipantSer
 }
 
 async fn report(reporter: &HealthReporter, serving: bool) {
-    let status = if serving {
-        ServingStatus::Serving
-    } else {
-        ServingStatus::NotServing
-    };
-    for service in ["", participant_server::SERVICE_NAME] {
-        reporter.set_service_status(service, status).await;
-    }
+    serve::report(reporter, SERVICES, serving).await;
 }
 
 /// Says SERVING exactly while votes can be given.

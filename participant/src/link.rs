@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use concord_core::id::Epoch;
-use concord_core::limits::LINK_BATCH_MAX;
+use concord_core::limits::{LINK_BATCH_MAX, LINK_FRAME_BYTES};
 use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::convert::link::{Reply, link_reply};
@@ -26,9 +26,6 @@ use crate::driver::{Answer, Handle, LinkAnswer, Order, Request, Responder};
 /// Orders of one link that wait for their answers; more are not read from the stream. A recovery
 /// sends as many outcomes as there are branches in doubt.
 const IN_FLIGHT_MAX: usize = 16_384;
-
-/// Bytes of answers after which a frame is full; results of SELECTs can make one answer as large.
-const FRAME_BYTES: usize = 4 << 20;
 
 /// The links of this participant. Only one of them is current.
 #[derive(Clone, Debug, Default)]
@@ -227,7 +224,7 @@ impl Outbox {
         let mut bytes = 0;
         while let Some(reply) = self.rest.front() {
             bytes += reply.encoded_len();
-            if bytes > FRAME_BYTES && !replies.is_empty() {
+            if bytes > LINK_FRAME_BYTES && !replies.is_empty() {
                 break;
             }
             replies.extend(self.rest.pop_front());

@@ -331,11 +331,13 @@ impl Driver {
         mut results: Vec<v1::StatementResult>,
         failed_statement: Option<u32>,
     ) {
+        let mut bytes = results.iter().map(v1::StatementResult::encoded_len).sum();
         if let FromParticipant::Voted { branch, vote, .. } = message
-            && let Some(reason) = self.too_much(branch.gtrid, &results)
+            && let Some(reason) = self.too_much(branch.gtrid, bytes)
         {
             *vote = Vote::Aborting(reason);
             results.clear();
+            bytes = 0;
         }
         let (branch, refused) = match message {
             FromParticipant::Voted { branch, vote, .. } => {
@@ -365,7 +367,6 @@ impl Driver {
         if let Some(kept) = context.results.get_mut(index)
             && kept.is_empty()
         {
-            let bytes = bytes_of(&results);
             context.bytes += bytes;
             context.result_bytes += bytes;
             self.bytes_in_flight += bytes;
@@ -373,9 +374,9 @@ impl Driver {
         }
     }
 
-    fn too_much(&self, gtrid: Gtrid, results: &[v1::StatementResult]) -> Option<Reason> {
+    fn too_much(&self, gtrid: Gtrid, bytes: usize) -> Option<Reason> {
         let kept = self.contexts.get(&gtrid)?.result_bytes;
-        (kept + bytes_of(results) > TRANSACTION_RESULT_BYTES_MAX).then(|| {
+        (kept + bytes > TRANSACTION_RESULT_BYTES_MAX).then(|| {
             let text = format!(
                 "the statements of a transaction return at most {TRANSACTION_RESULT_BYTES_MAX} \
                  bytes together: ask for less, in pages"
@@ -412,10 +413,6 @@ impl Context {
             });
         }
     }
-}
-
-fn bytes_of(results: &[v1::StatementResult]) -> usize {
-    results.iter().map(v1::StatementResult::encoded_len).sum()
 }
 
 fn not_running(gtrid: Gtrid) -> Reason {

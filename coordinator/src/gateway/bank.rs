@@ -240,13 +240,8 @@ impl<E: Engine> BankGateway<E> {
         let [from, to] = self.business.currencies(ids, terms.read_timeout()).await?;
         let accounts = Accounts { from, to };
         let currency = movement.agree(accounts, asked)?;
-        // A request with an id is refused by a transaction, so that its retry is refused too,
-        // even when somebody has opened the account by then.
-        let missing = movement.missing(accounts);
-        match missing.filter(|_| terms.request.is_none()) {
-            Some(missing) => Err(missing),
-            None => Ok((accounts, currency)),
-        }
+        terms.refuse_early(movement.missing(accounts))?;
+        Ok((accounts, currency))
     }
 
     async fn run(

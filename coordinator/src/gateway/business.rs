@@ -116,6 +116,16 @@ impl Terms {
             .min(READ_TIMEOUT)
     }
 
+    /// Refuses for what is missing, before a transaction is begun. A request with an id is refused
+    /// by a transaction instead, so that its retry is refused too, even when somebody has made what
+    /// is missing by then.
+    pub fn refuse_early(&self, missing: Option<Reason>) -> Result<(), Reason> {
+        match missing {
+            Some(missing) if self.request.is_none() => Err(missing),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     fn remaining(&self) -> Result<Duration, Reason> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left < Duration::from_millis(1) {

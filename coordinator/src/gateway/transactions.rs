@@ -423,14 +423,15 @@ impl TransactionService for TransactionGateway {
         );
         let history = self.history.clone();
         let stream = changes.filter_map(move |(change, missed): (Arc<Change>, u64)| {
-            let shown = match only {
-                Some(gtrid) if change.gtrid != gtrid => {
-                    // Its end may be among them.
-                    history.state_of(gtrid).filter(|_| missed > 0)
-                }
-                Some(_) | None => Some(Change::clone(&change)),
+            let shown = match only.filter(|gtrid| *gtrid != change.gtrid) {
+                None => Some(view::of_change(&change, missed)),
+                Some(_) if missed == 0 => None,
+                // Its end may be among them.
+                Some(gtrid) => history
+                    .state_of(gtrid)
+                    .map(|now| view::of_change(&now, missed)),
             };
-            std::future::ready(shown.map(|change| Ok(view::of_change(&change, missed))))
+            std::future::ready(shown.map(Ok))
         });
         Ok(Response::new(Box::pin(stream)))
     }

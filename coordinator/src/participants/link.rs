@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use concord_core::id::{BranchId, Epoch};
-use concord_core::limits::LINK_BATCH_MAX;
+use concord_core::limits::{LINK_BATCH_MAX, LINK_FRAME_BYTES};
 use concord_core::message::{Finish, FromParticipant, Vote};
 use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
@@ -259,9 +259,6 @@ enum Asked {
     Abort(BranchId),
 }
 
-/// Bytes of commands after which a frame is full; the work of one branch can make one as large.
-const FRAME_BYTES: usize = 4 << 20;
-
 struct Pump {
     peer: Arc<Peer>,
     epoch: Epoch,
@@ -457,7 +454,7 @@ fn in_frames(commands: Vec<v1::LinkCommand>) -> Vec<v1::LinkRequest> {
     let mut bytes = 0;
     for command in commands {
         let size = command.encoded_len();
-        if bytes + size > FRAME_BYTES && !frame.commands.is_empty() {
+        if bytes + size > LINK_FRAME_BYTES && !frame.commands.is_empty() {
             frames.push(std::mem::take(&mut frame));
             bytes = 0;
         }
@@ -531,7 +528,7 @@ mod tests {
     fn a_frame_takes_what_a_participant_takes() {
         let large = |seq| {
             let statement = v1::Statement {
-                sql: "x".repeat(FRAME_BYTES / 2),
+                sql: "x".repeat(LINK_FRAME_BYTES / 2),
                 ..v1::Statement::default()
             };
             let mut prepare = prepare_request(BRANCH, EPOCH, None);

@@ -13,6 +13,8 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use tower::layer::util::{Identity, Stack};
 use tower::util::MapResponseLayer;
 
@@ -157,4 +159,15 @@ fn reflection(
         .iter()
         .chain(BESIDE)
         .fold(builder, |builder, name| builder.with_service_name(*name))
+}
+/// Tells whoever asks for the health of these services, or of the whole daemon.
+pub async fn report(reporter: &HealthReporter, services: &[&str], serving: bool) {
+    let status = if serving {
+        ServingStatus::Serving
+    } else {
+        ServingStatus::NotServing
+    };
+    for service in services.iter().copied().chain([""]) {
+        reporter.set_service_status(service, status).await;
+    }
 }

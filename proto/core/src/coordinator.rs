@@ -373,12 +373,12 @@ impl Coordinator {
         let settled = self.ended.iter().filter(|(_, ended)| !ended.is_damaged());
         let mut settled = settled.map(|(gtrid, _)| *gtrid).peekable();
         let mut aborted = self.aborted.iter().copied().peekable();
-        let mut oldest = || match (settled.peek(), aborted.peek()) {
+        let oldest = || match (settled.peek(), aborted.peek()) {
             (Some(a), Some(b)) if a > b => aborted.next(),
             (Some(_), _) => settled.next(),
             (None, _) => aborted.next(),
         };
-        std::iter::from_fn(&mut oldest).nth(n)
+        std::iter::from_fn(oldest).nth(n)
     }
 
     /// Whether this request is running or remembered.

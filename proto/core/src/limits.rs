@@ -38,6 +38,8 @@ pub const INTERACTIVE_TIMEOUT_DEFAULT_MS: u32 = 60_000;
 pub const INQUIRY_BRANCHES_MAX: usize = 1_000;
 /// Commands in one frame of a link.
 pub const LINK_BATCH_MAX: usize = 1_024;
+/// Bytes after which a frame of a link is full; one branch's work or results can make one as large.
+pub const LINK_FRAME_BYTES: usize = 4 << 20;
 /// Branches of which a participant is asked whether its data still has them.
 pub const WITNESSES_MAX: usize = 32;
 /// Accounts and products are spread over this many hash slots.

@@ -38,6 +38,14 @@ fn behind(world: &World, socket: &Path) -> Options {
     options
 }
 
+/// A way to the server that can be held.
+fn proxied(world: &World, folder: &Path) -> (PathBuf, Proxy) {
+    let socket = folder.join("s.sock");
+    let target = proxy::Address::Unix(world.server.socket().to_owned());
+    let proxy = Proxy::on_socket(socket.clone(), target, Kind::Bytes).expect("a proxy");
+    (socket, proxy)
+}
+
 /// Ids of the participants' connections.
 async fn connections(world: &World) -> BTreeSet<u64> {
     let mut root = world.server.root().await.expect("root");
@@ -121,9 +129,7 @@ fn a_statement_out_of_time_costs_nobody_else_anything() {
 fn a_server_that_hangs_is_noticed_and_found_again() {
     on_every_server(|world| async move {
         let folder = tempfile::tempdir().expect("a folder");
-        let socket = folder.path().join("s.sock");
-        let target = proxy::Address::Unix(world.server.socket().to_owned());
-        let proxy = Proxy::on_socket(socket.clone(), target, Kind::Bytes).expect("a proxy");
+        let (socket, proxy) = proxied(&world, folder.path());
         let rm = MySql::start(behind(&world, &socket));
         warm(&rm).await;
         let mut health = rm.health();
@@ -175,9 +181,7 @@ async fn impatient(daemon: &Daemon, until: Instant) {
 fn branches_in_doubt_end_as_soon_as_something_passes_again() {
     on_every_server(|world| async move {
         let folder = tempfile::tempdir().expect("a folder");
-        let socket = folder.path().join("s.sock");
-        let target = proxy::Address::Unix(world.server.socket().to_owned());
-        let proxy = Proxy::on_socket(socket.clone(), target, Kind::Bytes).expect("a proxy");
+        let (socket, proxy) = proxied(&world, folder.path());
         for id in 11..=18 {
             world
                 .sql(&format!("INSERT INTO shop.t VALUES ({id}, 0)"))

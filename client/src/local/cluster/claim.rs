@@ -176,8 +176,8 @@ fn remove(path: &Path) -> Result<(), ClusterError> {
 mod tests {
     use std::os::unix::fs::symlink;
 
+    use super::super::settings::tests::settings;
     use super::*;
-    use crate::local::binary::ServerBinary;
     use crate::local::config::private_folder;
 
     /// A folder with these files in it.
@@ -195,19 +195,6 @@ mod tests {
     fn lay_parts(folder: &Path) {
         for part in ["config", "log", "servers", "coordinator"] {
             private_folder(&folder.join(part)).unwrap();
-        }
-    }
-
-    fn settings() -> Settings {
-        let binary = ServerBinary::under_test().unwrap().remove(0);
-        Settings {
-            servers: 2,
-            server: binary.path().to_owned(),
-            kind: binary.kind(),
-            gateway_port: 1,
-            participant_port: 2,
-            server_port: 4,
-            seeded: false,
         }
     }
 

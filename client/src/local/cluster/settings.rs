@@ -173,10 +173,10 @@ pub(super) fn settle(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn settings() -> Settings {
+    pub(in crate::local::cluster) fn settings() -> Settings {
         let binary = ServerBinary::under_test().unwrap().remove(0);
         Settings {
             servers: 3,

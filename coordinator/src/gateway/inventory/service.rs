@@ -108,15 +108,12 @@ impl<E: Engine> InventoryGateway<E> {
         })
     }
 
-    /// Whether there is such a product; when there is none, a request with an id is refused by a
-    /// transaction, so that its retry is refused too.
+    /// Whether there is such a product.
     async fn is_known(&self, product: &ProductId, terms: &Terms) -> Result<bool, Reason> {
         let products = std::iter::once(product);
         let prices = self.business.prices(products, terms.read_timeout()).await?;
         let known = prices.iter().any(Option::is_some);
-        if !known && terms.request.is_none() {
-            return Err(no_product(product));
-        }
+        terms.refuse_early((!known).then(|| no_product(product)))?;
         Ok(known)
     }
 
@@ -263,9 +260,8 @@ impl<E: Engine> InventoryGateway<E> {
             currency,
             payment,
         };
-        // A request with an id is refused by a transaction, so that its retry is refused too.
-        let missing = purchase.missing().filter(|_| terms.request.is_none());
-        missing.map_or(Ok(purchase), Err)
+        terms.refuse_early(purchase.missing())?;
+        Ok(purchase)
     }
 
     /// The order as it was just written.

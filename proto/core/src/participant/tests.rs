@@ -188,32 +188,29 @@ fn finish(token: Token, finish: Finish) -> Effect {
     Effect::Reply { token, message }
 }
 
-/// The one reply of a step is a vote ABORT with this code.
-fn votes_abort(step: &ParticipantStep, code: &str) {
+/// The vote that is the first reply of a step.
+fn first_vote(step: &ParticipantStep) -> &Vote {
     match step.release.first() {
         Some(Effect::Reply {
-            message:
-                FromParticipant::Voted {
-                    vote: Vote::Abort(reason),
-                    ..
-                },
+            message: FromParticipant::Voted { vote, .. },
             ..
-        }) => assert_eq!(&*reason.code, code),
+        }) => vote,
+        other => panic!("no vote: {other:?}"),
+    }
+}
+
+/// The one reply of a step is a vote ABORT with this code.
+fn votes_abort(step: &ParticipantStep, code: &str) {
+    match first_vote(step) {
+        Vote::Abort(reason) => assert_eq!(&*reason.code, code),
         other => panic!("no vote ABORT: {other:?}"),
     }
 }
 
 /// The one reply of a step is a vote ABORT with this code, of a branch that is still there.
 fn votes_aborting(step: &ParticipantStep, code: &str) {
-    match step.release.first() {
-        Some(Effect::Reply {
-            message:
-                FromParticipant::Voted {
-                    vote: Vote::Aborting(reason),
-                    ..
-                },
-            ..
-        }) => assert_eq!(&*reason.code, code),
+    match first_vote(step) {
+        Vote::Aborting(reason) => assert_eq!(&*reason.code, code),
         other => panic!("no vote ABORT of what is still there: {other:?}"),
     }
 }
