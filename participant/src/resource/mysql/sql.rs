@@ -14,24 +14,21 @@ use concord_core::reason::{Reason, code};
 use concord_proto::model::Value;
 use lru::LruCache;
 use sqlparser::ast::{
-    BinaryOperator, DataType, Delete, Expr, Function, FunctionArguments, Insert, OnInsert, Query,
-    Select, SetExpr, Statement as Ast, TableFactor, TableObject, Update, Visit, Visitor,
+    Delete, Expr, Insert, OnInsert, Query, Select, SetExpr, Statement as Ast, TableFactor,
+    TableObject, Update, Visit, Visitor,
 };
-use sqlparser::dialect::MySqlDialect;
-use sqlparser::parser::{Parser, ParserError};
-use sqlparser::tokenizer::Token as Parsed;
 
-use super::functions::{is_allowed, is_dangerous};
+use super::expressions::{check_expr, is_last_insert_id, stop};
+use super::functions::is_dangerous;
 use super::lexer::{Kind, Token, lex};
 use super::literal::push_literal;
+use super::parse::parse_whole;
 use super::tables::{Table, written};
 
 /// Statements whose judgement is remembered: an application has some hundreds of texts.
 const CACHE_ENTRIES: NonZeroUsize = NonZeroUsize::new(1_024).unwrap();
 /// Longest text that is remembered, in bytes, so that the cache stays below 32 MiB.
 const CACHED_SQL_BYTES_MAX: usize = 8 << 10;
-/// Nesting that the parser follows. Deeper statements are refused, not answered with a crash.
-const NESTING_MAX: usize = 40;
 
 /// Schemas that no statement of a branch may name.
 const PROTECTED: &[&str] = &["concord", "mysql", "performance_schema", "sys"];
@@ -186,7 +183,7 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
     } else {
         &tokens[..]
     };
-    let mut checker = parse(&write(parsed))?;
+    let mut checker = walk(&write(parsed))?;
     if share_mode {
         // `LOCK IN SHARE MODE` is MariaDB's word for FOR SHARE; the parser does not know it.
         match &mut checker.kind {
@@ -274,19 +271,8 @@ fn pieces(tokens: &[Token<'_>]) -> Vec<String> {
         .collect()
 }
 
-fn parse(text: &str) -> Result<Checker, String> {
-    let dialect = MySqlDialect {};
-    let unparsed = |error: ParserError| format!("it cannot be parsed ({error})");
-    let mut parser = Parser::new(&dialect)
-        .with_recursion_limit(NESTING_MAX)
-        .try_with_sql(text)
-        .map_err(unparsed)?;
-    let statement = parser.parse_statement().map_err(unparsed)?;
-    // To the very end: what the parser leaves, the server still runs. Its own loop over statements
-    // stops before a word END, which is an alias to the server.
-    if parser.peek_token_ref().token != Parsed::EOF {
-        return Err("exactly one statement is allowed".into());
-    }
+fn walk(text: &str) -> Result<Checker, String> {
+    let statement = parse_whole(text)?;
     let mut checker = Checker {
         kind: None,
         written: written(&statement),
@@ -303,10 +289,6 @@ struct Checker {
     kind: Option<StatementKind>,
     written: Vec<Table>,
     last_insert_id: bool,
-}
-
-fn stop(message: impl Into<String>) -> ControlFlow<String> {
-    ControlFlow::Break(message.into())
 }
 
 impl Visitor for Checker {
@@ -389,96 +371,11 @@ impl Visitor for Checker {
     }
 
     fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<String> {
-        match expr {
-            Expr::Function(function) => {
-                self.last_insert_id |= is_last_insert_id(function);
-                check_function(function)
-            }
-            Expr::Cast { data_type, .. }
-            | Expr::Convert {
-                data_type: Some(data_type),
-                ..
-            } => check_type(data_type),
-            Expr::BinaryOp { op, .. } => check_operator(op),
-            Expr::Lambda(_)
-            | Expr::Prior(_)
-            | Expr::OuterJoin(_)
-            | Expr::Dictionary(_)
-            | Expr::AtTimeZone { .. } => stop("it has an expression that is not allowed"),
-            _ => ControlFlow::Continue(()),
+        if let Expr::Function(function) = expr {
+            self.last_insert_id |= is_last_insert_id(function);
         }
+        check_expr(expr)
     }
-}
-
-/// A type that the parser does not know may be anything, also a call; of the servers' own it does
-/// not know NCHAR.
-fn check_type(data_type: &DataType) -> ControlFlow<String> {
-    if let DataType::Custom(name, modifiers) = data_type {
-        let known = name.to_string().eq_ignore_ascii_case("NCHAR");
-        if name.0.len() > 1 || !(modifiers.is_empty() || known) {
-            return stop(format!("the type {data_type} is not allowed"));
-        }
-    }
-    ControlFlow::Continue(())
-}
-
-/// Operators of both servers. The parser knows words of other ones as operators, which here are
-/// names, and with a parenthesis after them calls.
-fn check_operator(op: &BinaryOperator) -> ControlFlow<String> {
-    match op {
-        BinaryOperator::Plus
-        | BinaryOperator::Minus
-        | BinaryOperator::Multiply
-        | BinaryOperator::Divide
-        | BinaryOperator::Modulo
-        | BinaryOperator::MyIntegerDivide
-        | BinaryOperator::StringConcat
-        | BinaryOperator::Gt
-        | BinaryOperator::Lt
-        | BinaryOperator::GtEq
-        | BinaryOperator::LtEq
-        | BinaryOperator::Spaceship
-        | BinaryOperator::Eq
-        | BinaryOperator::NotEq
-        | BinaryOperator::And
-        | BinaryOperator::Or
-        | BinaryOperator::Xor
-        | BinaryOperator::BitwiseOr
-        | BinaryOperator::BitwiseAnd
-        | BinaryOperator::BitwiseXor
-        | BinaryOperator::PGBitwiseShiftLeft
-        | BinaryOperator::PGBitwiseShiftRight
-        | BinaryOperator::Arrow
-        | BinaryOperator::LongArrow => ControlFlow::Continue(()),
-        other => stop(format!("the operator {other} is not allowed")),
-    }
-}
-
-fn is_last_insert_id(function: &Function) -> bool {
-    let last = function.name.0.last().and_then(|part| part.as_ident());
-    last.is_some_and(|name| name.value.eq_ignore_ascii_case("last_insert_id"))
-}
-
-fn check_function(function: &Function) -> ControlFlow<String> {
-    let [part] = function.name.0.as_slice() else {
-        return stop(format!(
-            "the stored function {} is not allowed",
-            function.name
-        ));
-    };
-    let Some(name) = part.as_ident() else {
-        return stop("it has a function call that is not allowed");
-    };
-    if !is_allowed(&name.value) || function.uses_odbc_syntax {
-        return stop(format!("the function {} is not allowed", name.value));
-    }
-    // With an argument it changes the session, which serves other transactions later.
-    let has_arguments =
-        matches!(&function.args, FunctionArguments::List(list) if !list.args.is_empty());
-    if is_last_insert_id(function) && has_arguments {
-        return stop("LAST_INSERT_ID with an argument is not allowed");
-    }
-    ControlFlow::Continue(())
 }
 
 fn is_plain_body(body: &SetExpr) -> bool {

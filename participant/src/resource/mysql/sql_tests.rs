@@ -7,6 +7,8 @@ fn kind(sql: &str) -> Result<StatementKind, String> {
 }
 
 #[test]
+// A table is read in one piece.
+#[allow(clippy::too_many_lines)]
 fn plain_statements_pass() {
     const READ: StatementKind = StatementKind::Select { locking: false };
     const LOCK: StatementKind = StatementKind::Select { locking: true };
@@ -69,6 +71,41 @@ fn plain_statements_pass() {
             READ,
         ),
         ("SELECT EXISTS (SELECT 1 FROM t WHERE k = ?)", READ),
+        (
+            "SELECT DATE '2026-11-29', TIME '10:00:00', TIMESTAMP '2026-11-29 10:00:00'",
+            READ,
+        ),
+        (
+            "SELECT v + INTERVAL ? DAY FROM t WHERE v > DATE('2026-11-29')",
+            READ,
+        ),
+        ("SELECT BINARY v, -v, ~v, NOT v, +v FROM t", READ),
+        ("SELECT x'4f', v COLLATE utf8mb4_bin FROM t", READ),
+        (
+            "SELECT CAST(v AS UNSIGNED), CAST(v AS DECIMAL(10, 2)), CONVERT(v, DATETIME(6)) FROM t",
+            READ,
+        ),
+        (
+            "SELECT CONVERT(v USING utf8mb4), CAST(v AS NCHAR(3)), CAST(v AS YEAR) FROM t",
+            READ,
+        ),
+        (
+            "SELECT v FROM t WHERE v > ALL (SELECT k FROM u) OR v = ANY (SELECT 1)",
+            READ,
+        ),
+        ("SELECT MATCH (a) AGAINST (? IN BOOLEAN MODE) FROM t", READ),
+        (
+            "SELECT CASE v WHEN 1 THEN 2 ELSE 3 END, v IS NOT TRUE, v IS UNKNOWN FROM t",
+            READ,
+        ),
+        (
+            "SELECT v FROM t WHERE (a, b) IN ((1, 2), (3, 4)) AND v REGEXP 'a' AND v NOT LIKE 'b'",
+            READ,
+        ),
+        (
+            "SELECT v->'$.a', v->>'$.b' FROM t WHERE ? MEMBER OF (v->'$.c')",
+            READ,
+        ),
         ("SELECT table_name FROM information_schema.tables", READ),
         ("SELECT v FROM t WHERE k = ? FOR UPDATE", LOCK),
         ("SELECT v FROM t FOR UPDATE SKIP LOCKED", LOCK),
@@ -214,6 +251,16 @@ fn everything_else_is_refused() {
         "SELECT CAST(v AS my_function(10)) FROM t",
         "SELECT CONVERT(v, my_function(10)) FROM t",
         "SELECT v OVERLAPS (k, 1) FROM t",
+        "SELECT TABLE('a' W) 'a'",
+        "SELECT BYTES(3) 'x'",
+        "SELECT CLOB(3) 'x'",
+        "SELECT VARBIT(3) 'x'",
+        "SELECT TIMESTAMP(3) 'x'",
+        "SELECT BIGNUMERIC(3) 'x' FROM t",
+        "SELECT CAST(v AS CLOB(3)) FROM t",
+        "SELECT OVERLAY(v PLACING 'x' FROM 1) FROM t",
+        "SELECT STRUCT(v) FROM t",
+        "SELECT v IS DISTINCT FROM (k) FROM t",
         "SELECT 1 END",
         "SELECT 1 END, my_function(1) FROM t",
         "SELECT v END FROM t FOR UPDATE",
