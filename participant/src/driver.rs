@@ -512,7 +512,7 @@ impl<R: ResourceManager> Driver<R> {
         let (rm, results) = (self.rm.clone(), self.results.clone());
         self.spawn_call(async move {
             reach(CrashPoint::ParticipantSweepBefore);
-            let listed = rm.recover().await;
+            let listed = call::unless_it_panics(rm.recover()).await;
             reach(CrashPoint::ParticipantSweepAfter);
             drop(results.send(Event::Swept(listed)).await);
         });

@@ -14,7 +14,9 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use tokio::sync::Mutex;
 
+mod forged;
 pub mod types;
+mod verdicts;
 
 /// The cluster whose branches are ours.
 const CLUSTER: &str = "conformance";
@@ -68,6 +70,11 @@ impl Real {
     /// The options of its resource managers.
     pub fn options(&self) -> Options {
         self.options.clone()
+    }
+
+    /// The file with the password of its participant's account.
+    pub async fn password_file(&self) -> std::path::PathBuf {
+        self.server.lock().await.password_file().to_owned()
     }
 
     /// A connection as root.

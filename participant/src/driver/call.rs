@@ -107,6 +107,18 @@ pub(super) async fn run<R: ResourceManager>(
     })
 }
 
+/// The same for a call that belongs to no branch: it counts as one that failed.
+pub(super) async fn unless_it_panics<T>(
+    call: impl Future<Output = Result<T, Reason>>,
+) -> Result<T, Reason> {
+    let done = AssertUnwindSafe(call).catch_unwind().await;
+    done.unwrap_or_else(|_| {
+        let text = "a call to the server panicked: please report it";
+        tracing::error!("{text}");
+        Err(Reason::new(code::UNEXPECTED_ANSWER, text))
+    })
+}
+
 async fn ask<R: ResourceManager>(rm: &R, branch: BranchId, call: Call) -> (Input, Payload) {
     match call {
         Call::Begin { isolation, timeout } => {

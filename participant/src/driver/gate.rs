@@ -14,6 +14,7 @@ use concord_core::participant::{Effect, ParticipantStep};
 use concord_core::record::ParticipantRecord;
 use concord_daemon::crash::{CrashPoint, reach};
 
+use super::call::unless_it_panics;
 use super::event::Payload;
 use crate::resource::ResourceManager;
 
@@ -106,7 +107,7 @@ pub(super) async fn append<R: ResourceManager>(rm: Arc<R>, records: Vec<Particip
         for record in &records {
             reach(points(record).0);
         }
-        let Err(reason) = rm.append(&records).await else {
+        let Err(reason) = unless_it_panics(rm.append(&records)).await else {
             for record in &records {
                 reach(points(record).1);
             }

@@ -4,7 +4,7 @@
 //! the ledger schema and the look at the server's settings; it refuses to know the protocol.
 //! The facts about both servers that the code rests on are in section 5 of the design.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use concord_core::id::{BranchId, Gtrid};
@@ -81,8 +81,6 @@ pub struct MySql {
     pruned: Mutex<Gtrid>,
     /// The last commits.
     witnesses: Witnesses,
-    /// The data that this process began to work with.
-    incarnation: OnceLock<String>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -101,7 +99,6 @@ impl MySql {
             health: watch::Sender::new(Health::default()),
             pruned: Mutex::new(Gtrid::MIN),
             witnesses: Witnesses::default(),
-            incarnation: OnceLock::new(),
             tasks: Mutex::default(),
             pool,
         });

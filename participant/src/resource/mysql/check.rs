@@ -154,9 +154,9 @@ impl MySql {
         let incarnation = if identity.is_empty() {
             String::new()
         } else {
-            let incarnation = format!("{}/{identity}", facts.server_id);
-            let first = self.incarnation.get_or_init(|| incarnation.clone());
-            if *first != incarnation {
+            let incarnation = preflight::incarnation(&facts.server_id, &identity);
+            let first = self.pool.expect(&incarnation);
+            if first != incarnation {
                 facts.problems.push(Reason::new(
                     code::INCARNATION_CHANGED,
                     format!(
@@ -262,7 +262,7 @@ impl MySql {
     async fn identity(&self, conn: &mut Conn, facts: &mut Facts) -> Result<String, Failure> {
         let deadline = self.answer_by();
         let options = self.pool.options();
-        let select = "SELECT id, cluster, participant FROM concord.identity WHERE one = 1";
+        let select = ledger::SELECT_IDENTITY;
         let mut rows = conn.rows(select.into(), deadline, "the identity").await?;
         if rows.is_empty() && facts.problems.is_empty() {
             let id: [u8; 16] = rand::random();

@@ -64,6 +64,13 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// Whether the connection was cut.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Broken(reason) if &*reason.code == code::CONNECTION_LOST)
+    }
+}
+
 impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
         match &error {

@@ -236,7 +236,23 @@ impl MySql {
     /// The committed ledger row.
     pub(super) async fn read_ledger_row(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
         let rows = self.rows(ledger::select_row(branch), "the ledger").await;
-        entry(&rows.map_err(|failure| failure.reason().clone())?)
+        let found = entry(&rows.map_err(|failure| failure.reason().clone())?)?;
+        if found == LedgerEntry::Committed {
+            self.flush().await?;
+        }
+        Ok(found)
+    }
+
+    /// Makes all that is visible durable. `InnoDB` shows a commit before its log is flushed, so that
+    /// a row proves nothing yet to whom the commit itself has not answered; the log is flushed in
+    /// order. To become read-only a server waits for commits that are under way.
+    async fn flush(&self) -> Result<(), Reason> {
+        match self.rows(ledger::FLUSH.into(), "a flush of the log").await {
+            Err(failure) if &*failure.reason().code != code::READ_ONLY_SERVER => {
+                Err(failure.reason().clone())
+            }
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// The ledger row; `Absent` only when nobody is committing or rolling the branch back right
@@ -323,6 +339,9 @@ impl MySql {
             let fingerprint = row.get(1).and_then(number);
             Some(known_request(request, former, fingerprint))
         });
+        if former.is_some() {
+            self.flush().await?;
+        }
         Ok(former)
     }
 

@@ -69,6 +69,13 @@ const MIGRATIONS: &[&[&str]] = &[
         "ALTER TABLE concord.ledger ADD COLUMN request_fingerprint BIGINT UNSIGNED NULL \
         COMMENT 'hash of what was asked for'",
     ],
+    &[
+        "CREATE TABLE IF NOT EXISTS concord.flushed (\
+        one TINYINT UNSIGNED NOT NULL PRIMARY KEY, \
+        times BIGINT UNSIGNED NOT NULL\
+     ) ENGINE=InnoDB COMMENT='written to when all that is visible must become durable'",
+        "INSERT IGNORE INTO concord.flushed (one, times) VALUES (1, 0)",
+    ],
 ];
 
 /// The version that this program works with.
@@ -86,6 +93,10 @@ pub fn versions() -> Vec<Version<'static>> {
         })
         .collect()
 }
+
+/// Whose data this is.
+pub const SELECT_IDENTITY: &str =
+    "SELECT id, cluster, participant FROM concord.identity WHERE one = 1";
 
 /// Says whose data this is, unless somebody said so before.
 pub fn insert_identity(id: [u8; 16], cluster: &str, participant: &str) -> String {
@@ -145,6 +156,9 @@ pub fn select_row_locked(branch: BranchId) -> String {
         key(branch)
     )
 }
+
+/// A commit of its own.
+pub const FLUSH: &str = "UPDATE concord.flushed SET times=times+1 WHERE one=1";
 
 /// The connection that wrote a branch's row, committed or not.
 pub fn select_connection(branch: BranchId) -> String {

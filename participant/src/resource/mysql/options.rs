@@ -7,6 +7,8 @@ use std::time::Duration;
 use sqlx::ConnectOptions as _;
 use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 
+use super::preflight::SERVER_IDS;
+
 /// Where the server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
@@ -137,19 +139,23 @@ impl Options {
         }
     }
 
-    /// What a new session is told, in one text. `USE` comes last so that a schema that does not
-    /// exist yet (error 1049) is told apart.
+    /// What a new session is told, in one text, and whose it is. Unique checks that are off, a
+    /// setting for imports, let `InnoDB` take the same request id twice. `USE` comes last so that a
+    /// schema that does not exist yet (error 1049) is told apart.
     pub(super) fn session(&self) -> String {
         let seconds = |duration: Duration| duration.as_secs().clamp(1, 3_600);
         format!(
             "SET NAMES utf8mb4; \
              SET SESSION sql_mode = @@GLOBAL.sql_mode, autocommit = 1, completion_type = 0, \
+             unique_checks = 1, foreign_key_checks = 1, \
              innodb_lock_wait_timeout = {}, lock_wait_timeout = {}, wait_timeout = {}, \
-             sql_select_limit = {}; SELECT CONNECTION_ID()",
+             sql_select_limit = {}; SHOW GLOBAL VARIABLES WHERE Variable_name IN ('{}'); \
+             SELECT CONNECTION_ID()",
             seconds(self.lock_wait_timeout),
             seconds(self.metadata_lock_timeout),
             SESSION_WAIT_TIMEOUT_S,
             concord_core::limits::RESULT_ROWS_MAX + 1,
+            SERVER_IDS.join("','"),
         )
     }
 }

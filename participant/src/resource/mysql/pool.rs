@@ -6,7 +6,7 @@
 //! queue behind votes.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use concord_core::reason::{Reason, code};
@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use self::backoff::Backoff;
-use self::login::login;
+use self::session::other_data;
 use super::answers::Rows;
 use super::error::{Failure, NO_SUCH_THREAD};
 use super::leases::Leases;
@@ -25,6 +25,7 @@ use super::options::Options;
 
 mod backoff;
 mod login;
+mod session;
 #[cfg(test)]
 mod tests;
 
@@ -81,6 +82,9 @@ pub struct Pool {
     /// A statement got no answer in its time.
     doubtful: AtomicBool,
     leases: Leases,
+    /// Whose data this is, once that is known. A connection that leads to other data is for looking
+    /// at it only: "no such branch" there proves nothing.
+    incarnation: OnceLock<String>,
 }
 
 #[derive(Debug)]
@@ -111,6 +115,7 @@ impl Pool {
             suspect: AtomicBool::new(true),
             doubtful: AtomicBool::new(false),
             leases: Leases::new(kill),
+            incarnation: OnceLock::new(),
             options,
         };
         (Arc::new(pool), kills)
@@ -167,6 +172,12 @@ impl Pool {
         }
     }
 
+    /// Whose data this is: that which was found first. From then on connections for the work and
+    /// the end of branches lead to it only.
+    pub fn expect(&self, incarnation: &str) -> &str {
+        self.incarnation.get_or_init(|| incarnation.to_owned())
+    }
+
     /// Closes connections that were idle for long, or all.
     pub fn close_idle(&self, all: bool) {
         let generation = self.generation.load(Ordering::Acquire);
@@ -200,7 +211,7 @@ impl Pool {
             }
             self.open.fetch_sub(1, Ordering::Relaxed);
         }
-        self.connect(permit, generation, deadline).await
+        self.connect(class, permit, generation, deadline).await
     }
 
     async fn permit(
@@ -235,6 +246,7 @@ impl Pool {
 
     async fn connect(
         self: &Arc<Self>,
+        class: Class,
         permit: OwnedSemaphorePermit,
         generation: u64,
         deadline: Deadline,
@@ -260,10 +272,19 @@ impl Pool {
             )),
         };
         match outcome {
-            Ok((raw, id)) => {
+            Ok(opened) => {
                 *lock(&self.backoff) = Backoff::default();
+                let (found, expected) = (opened.incarnation.as_ref(), self.incarnation.get());
+                let strange = found.zip(expected).filter(|(found, first)| found != first);
+                if let Some((found, first)) = strange.filter(|_| class != Class::Control) {
+                    self.raise_suspicion();
+                    return Err(other_data(found, first));
+                }
                 self.open.fetch_add(1, Ordering::Relaxed);
-                Ok(self.conn(raw, id, generation, permit))
+                let mut conn = self.conn(opened.raw, opened.id, generation, permit);
+                // It does not come back to the others.
+                conn.tainted = strange.is_some();
+                Ok(conn)
             }
             Err((number, reason)) => {
                 self.raise_suspicion();
@@ -271,45 +292,6 @@ impl Pool {
                 lock(&self.backoff).begin(&reason);
                 Err(reason)
             }
-        }
-    }
-
-    async fn open_raw(&self) -> Result<(MySqlConnection, u64), Failure> {
-        let mut raw = login(&self.options).await?;
-        let extra = lock(&self.sessions).statement.clone();
-        let text = format!("{extra}{}", self.options.session());
-        let mut id = None;
-        {
-            let mut stream = raw.fetch_many(sqlx::raw_sql(AssertSqlSafe(text)));
-            while let Some(item) = stream.try_next().await? {
-                if let Either::Right(row) = item {
-                    id = row.try_get_unchecked::<String, _>(0)?.parse().ok();
-                }
-            }
-        }
-        let id = id.ok_or_else(|| Failure::out_of_step("CONNECTION_ID() is not a number"))?;
-        if let Some(database) = &self.options.database {
-            let name = database.replace('`', "``");
-            raw.execute(sqlx::raw_sql(AssertSqlSafe(format!("USE `{name}`"))))
-                .await?;
-        }
-        Ok((raw, id))
-    }
-
-    fn down(&self, number: Option<u16>, reason: &Reason) -> Reason {
-        match number {
-            Some(1040 | 1203 | 1226) => reason.clone(),
-            Some(_) => Reason::new(
-                code::SERVER_DOWN,
-                format!(
-                    "the server does not let {} in: {}",
-                    self.options.user, reason.message
-                ),
-            ),
-            None => Reason::new(
-                code::SERVER_DOWN,
-                format!("the server cannot be reached: {}", reason.message),
-            ),
         }
     }
 
@@ -373,13 +355,14 @@ impl Conn {
 
     /// Sends a text of one or more statements and hands each row and each end to `take`.
     ///
-    /// At the first error the server stops the text; that error is returned.
+    /// At the first error the server stops the text; that error is returned. One of `take` ends
+    /// the connection: what is still to come in it was not asked for.
     pub async fn run(
         &mut self,
         text: String,
         deadline: Deadline,
         what: &str,
-        mut take: impl FnMut(Item) + Send,
+        mut take: impl FnMut(Item) -> Result<(), Failure> + Send,
     ) -> Result<(), Failure> {
         let Some(raw) = &mut self.raw else {
             return Err(Failure::out_of_step("a closed connection"));
@@ -391,9 +374,9 @@ impl Conn {
                 take(match item {
                     Either::Left(done) => Item::Done(done),
                     Either::Right(row) => Item::Row(row),
-                });
+                })?;
             }
-            Ok::<(), sqlx::Error>(())
+            Ok::<(), Failure>(())
         })
         .await;
         let failure = match outcome {
@@ -401,7 +384,7 @@ impl Conn {
                 self.busy = false;
                 return Ok(());
             }
-            Ok(Err(error)) => Failure::from(error),
+            Ok(Err(failure)) => failure,
             Err(_) => Failure::timed_out(what),
         };
         self.tainted = true;
@@ -409,8 +392,10 @@ impl Conn {
             Failure::Refused { .. } => self.busy = false,
             // Our own patience has ended. That ends this connection, and says nothing of others.
             failure if failure.is_timeout() => self.pool.raise_doubt(),
-            // Nor does one that we have ended.
-            Failure::Broken(_) if self.pool.leases.is_killed(self.lease) => self.pool.raise_doubt(),
+            // Nor does one that we have ended, or an answer that could not be read.
+            failure if !failure.is_lost() || self.pool.leases.is_killed(self.lease) => {
+                self.pool.raise_doubt();
+            }
             Failure::Broken(_) => {
                 self.pool.raise_suspicion();
                 // What ended this one may have ended the idle ones as well.
@@ -432,6 +417,7 @@ impl Conn {
             if let Item::Done(done) = item {
                 affected = done.rows_affected();
             }
+            Ok(())
         })
         .await?;
         Ok(affected)
@@ -457,6 +443,7 @@ impl Conn {
                         .collect(),
                 );
             }
+            Ok(())
         })
         .await?;
         Ok(rows)

@@ -88,6 +88,20 @@ impl Check {
     }
 }
 
+/// Variables that hold a server's own id, the first that it has.
+pub const SERVER_IDS: &[&str] = &["server_uuid", "server_uid", "feedback_server_uid"];
+
+/// The server's own id among its variables; empty when it has none.
+pub fn server_id(variables: &BTreeMap<String, String>) -> &str {
+    let first = SERVER_IDS.iter().find_map(|name| variables.get(*name));
+    first.map(String::as_str).unwrap_or_default()
+}
+
+/// Names the data of a server: the server's own id, and that of the schema `concord`.
+pub fn incarnation(server_id: &str, identity: &str) -> String {
+    format!("{server_id}/{identity}")
+}
+
 const VARIABLES: &[&str] = &[
     "feedback_server_uid",
     "innodb_flush_log_at_trx_commit",
@@ -127,13 +141,10 @@ impl Facts {
             Flavor::MariaDb => "MariaDB",
         };
         let level = get("transaction_isolation").or_else(|| get("tx_isolation"));
-        let id = ["server_uuid", "server_uid", "feedback_server_uid"]
-            .into_iter()
-            .find_map(get);
         let mut facts = Self {
             flavor,
             version: format!("{name} {number}"),
-            server_id: id.unwrap_or_default().to_owned(),
+            server_id: server_id(variables).to_owned(),
             detaches: get("xa_detach_on_prepare").is_some_and(is_on),
             isolation: level.and_then(isolation),
             session: session(level),

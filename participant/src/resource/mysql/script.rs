@@ -3,6 +3,11 @@
 //! The server answers each statement of a text in order and stops at the first error, so the
 //! number of answers tells how far it came. Every statement of a text has exactly one answer: what
 //! could have more of them, or none, is not on the allow-list.
+//!
+//! After each statement that returns rows stands a *seal*, a SELECT of a random number that nobody
+//! else knows. The driver takes a row whose first column has 16 MiB or more for the end of a result
+//! (both begin with 0xfe), and the rows after it for the next answers: a client could write those
+//! itself, to its own vote and to whoever has the connection next. It cannot write the seal.
 
 use std::sync::Arc;
 
@@ -12,6 +17,7 @@ use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::model::{Expect, Isolation, Statement};
 use concord_proto::v1;
+use sqlx::Row as _;
 use sqlx::mysql::MySqlQueryResult;
 use tokio::time::Instant as Deadline;
 
@@ -21,6 +27,7 @@ use super::pool::{Conn, Item};
 use super::preflight::Facts;
 use super::rows::Collector;
 use super::sql::{Judge, Judged, StatementKind};
+use super::xa::hex;
 
 /// One statement of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +42,8 @@ pub enum Step {
     Ledger,
     /// The client's n-th statement.
     Statement(usize),
+    /// The seal after it.
+    Seal(usize),
     /// The guard.
     Guard,
     /// `XA END`.
@@ -57,9 +66,12 @@ impl Step {
             Self::End => CrashPoint::ServerEndAnswered,
             Self::Prepare => CrashPoint::ServerPrepareAnswered,
             Self::CommitOnePhase => CrashPoint::ServerOnePhaseAnswered,
-            Self::Session | Self::Isolation | Self::Statement(_) | Self::Guard | Self::Finish => {
-                return None;
-            }
+            Self::Session
+            | Self::Isolation
+            | Self::Statement(_)
+            | Self::Seal(_)
+            | Self::Guard
+            | Self::Finish => return None,
         })
     }
 }
@@ -71,6 +83,7 @@ pub struct Script {
     steps: Vec<Step>,
     selects: Vec<bool>,
     expects: Vec<Option<Expect>>,
+    seal: Option<[u8; 16]>,
 }
 
 impl Script {
@@ -111,10 +124,15 @@ impl Script {
     pub fn statement(&mut self, judged: &Judged, statement: &Statement) -> Result<(), Reason> {
         self.separate();
         judged.push_to(&mut self.text, &statement.params)?;
-        self.steps.push(Step::Statement(self.selects.len()));
+        let index = self.selects.len();
+        self.steps.push(Step::Statement(index));
         self.selects
             .push(matches!(judged.kind, StatementKind::Select { .. }));
         self.expects.push(statement.expect.clone());
+        if judged.returns_rows {
+            let seal = *self.seal.get_or_insert_with(rand::random);
+            self.verb(Step::Seal(index), &format!("SELECT x'{}'", hex(&seal)));
+        }
         Ok(())
     }
 
@@ -140,12 +158,14 @@ impl Script {
             bytes: 0,
             results: Vec::new(),
             objection: None,
+            seal: self.seal,
+            sealed: false,
         };
         let text = self.text;
         reach(CrashPoint::ServerWorkBeforeSend);
         let ran = conn
             .run(text, deadline, "the branch's work", |item| {
-                reader.take(item);
+                reader.take(item)
             })
             .await;
         reader.finish(ran)
@@ -194,26 +214,46 @@ struct Reader {
     /// Of the results.
     bytes: usize,
     objection: Option<(Reason, Option<usize>)>,
+    seal: Option<[u8; 16]>,
+    /// Whether the seal that is expected now has come.
+    sealed: bool,
 }
 
 impl Reader {
-    fn take(&mut self, item: Item) {
+    fn take(&mut self, item: Item) -> Result<(), Failure> {
         match (item, self.steps.get(self.at)) {
             (Item::Row(row), Some(Step::Statement(_))) => self.collector.row(&row),
-            (Item::Row(_), _) => {}
+            (Item::Row(row), Some(Step::Seal(_))) if !self.sealed => {
+                let found = row.try_get_unchecked::<Option<Vec<u8>>, _>(0);
+                let expected = self.seal.as_ref().map(<[u8; 16]>::as_slice);
+                self.sealed = matches!(&found, Ok(found) if found.as_deref() == expected);
+                if !self.sealed {
+                    return Err(unsealed());
+                }
+            }
+            (Item::Row(_), Some(Step::Seal(_))) => return Err(unsealed()),
+            (Item::Row(_), _) => return Err(Failure::out_of_step("rows that nobody asked for")),
             (Item::Done(done), Some(Step::Statement(index))) => {
                 let index = *index;
                 self.at += 1;
                 self.statement_done(index, &done);
                 reach(CrashPoint::ServerStatementAnswered);
             }
-            (Item::Done(_), step) => {
-                if let Some(point) = step.and_then(|step| step.point()) {
+            (Item::Done(_), Some(Step::Seal(_))) => {
+                if !std::mem::take(&mut self.sealed) {
+                    return Err(unsealed());
+                }
+                self.at += 1;
+            }
+            (Item::Done(_), None) => return Err(Failure::out_of_step("too many answers")),
+            (Item::Done(_), Some(step)) => {
+                if let Some(point) = step.point() {
                     reach(point);
                 }
                 self.at += 1;
             }
         }
+        Ok(())
     }
 
     fn statement_done(&mut self, index: usize, done: &MySqlQueryResult) {
@@ -246,6 +286,10 @@ impl Reader {
                 step: self.steps.get(self.at).copied(),
                 failure,
             },
+            (Ok(()), _) if matches!(self.steps.get(self.at), Some(Step::Seal(_))) => End::Failed {
+                step: self.steps.get(self.at).copied(),
+                failure: unsealed(),
+            },
             (Ok(()), _) if self.at != self.steps.len() => End::Failed {
                 step: None,
                 failure: Failure::out_of_step("it has fewer or more parts than the question"),
@@ -260,6 +304,13 @@ impl Reader {
             end,
         }
     }
+}
+
+/// What came is not the seal: the result before it had no end that the driver could see.
+fn unsealed() -> Failure {
+    let text = "a row of the result begins with a column of 16 MiB or more, which cannot be read: \
+                ask for less";
+    Failure::Broken(Reason::new(code::RESULT_TOO_LARGE, text))
 }
 
 /// The reason when a statement touched another number of rows than it had to.

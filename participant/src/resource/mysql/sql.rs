@@ -72,6 +72,8 @@ pub struct Judged {
     pub internal: bool,
     /// Tables that it may write to.
     pub written: Vec<Table>,
+    /// Whether it returns rows: a SELECT, or a write with RETURNING.
+    pub returns_rows: bool,
     /// Whether it reads LAST_INSERT_ID(), which the session keeps from whoever had it before.
     pub last_insert_id: bool,
     /// Its text between the placeholders: one piece more than there are values.
@@ -202,6 +204,8 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
         kind,
         internal,
         written: checker.written,
+        returns_rows: matches!(kind, StatementKind::Select { .. })
+            || tokens.iter().any(|token| token.is_word("RETURNING")),
         last_insert_id: checker.last_insert_id,
         pieces: pieces(&tokens),
     })

@@ -496,7 +496,7 @@ fn blame(failure: &Failure, step: Option<Step>) -> Reason {
 
 fn client_statement(step: Option<Step>) -> Option<usize> {
     match step {
-        Some(Step::Statement(index)) => Some(index),
+        Some(Step::Statement(index) | Step::Seal(index)) => Some(index),
         _ => None,
     }
 }

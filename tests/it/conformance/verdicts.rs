@@ -1,0 +1,180 @@
+//! What may be taken for proven by what a server shows: only that server's own word, and only when
+//! a crash of its host could not take it back.
+
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use concord_client::local::server::{ServerBinary, ServerKind};
+use concord_core::id::{Bqual, BranchId, Gtrid};
+use concord_core::reason::code;
+use concord_participant::resource::mysql::{Address, MySql, Secret};
+use concord_participant::resource::{Finished, LedgerEntry, Prepared, ResourceManager as _};
+use concord_proto::model::Statement;
+
+use super::Real;
+use super::types::work;
+
+fn branch() -> BranchId {
+    BranchId {
+        gtrid: Gtrid(*uuid::Uuid::now_v7().as_bytes()),
+        bqual: Bqual(1),
+    }
+}
+
+fn statement(sql: &str) -> Statement {
+    Statement {
+        sql: sql.into(),
+        params: Vec::new(),
+        expect: None,
+    }
+}
+
+async fn prepare(rm: &MySql, sql: &str) -> BranchId {
+    let id = branch();
+    let prepared = rm.prepare(id, Some(&work(vec![statement(sql)]))).await;
+    assert!(
+        matches!(prepared, Prepared::Prepared { .. }),
+        "{prepared:?}"
+    );
+    id
+}
+
+async fn until(what: &str, is: impl AsyncFn() -> bool) {
+    let patience = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !is().await {
+        assert!(tokio::time::Instant::now() < patience, "{what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A row that is visible is made durable before anybody is told of it; a server that takes no
+/// writes has ended its commits before.
+async fn what_is_visible_is_made_durable(real: &Real) {
+    const TIMES: &str = "SELECT times FROM concord.flushed";
+    let rm = MySql::start(real.options());
+    let id = prepare(&rm, "INSERT INTO conformance.t VALUES ('visible', 1)").await;
+    assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Absent));
+    let before = real.sql(TIMES).await;
+    assert_eq!(rm.commit(id).await, Finished::Done);
+    assert_eq!(real.sql(TIMES).await, before, "its own answer is enough");
+    for look in 0..2 {
+        let before = real.sql(TIMES).await;
+        let found = if look == 0 {
+            rm.ledger(id).await
+        } else {
+            rm.tombstone(id).await
+        };
+        assert_eq!(found, Ok(LedgerEntry::Committed));
+        assert_ne!(real.sql(TIMES).await, before);
+    }
+    real.sql("SET GLOBAL read_only = ON").await;
+    assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Committed));
+    real.sql("SET GLOBAL read_only = OFF").await;
+}
+
+/// A setting for imports that an operator left behind: keys are checked all the same.
+async fn keys_are_checked_whatever_the_server_says(real: &Real) {
+    real.sql(
+        "SET GLOBAL foreign_key_checks = 0; SET GLOBAL unique_checks = 0; \
+         CREATE TABLE conformance.parent (id INT PRIMARY KEY) ENGINE=InnoDB; \
+         CREATE TABLE conformance.child (id INT PRIMARY KEY, \
+         FOREIGN KEY (id) REFERENCES conformance.parent (id)) ENGINE=InnoDB",
+    )
+    .await;
+    let rm = MySql::start(real.options());
+    let orphan = work(vec![statement("INSERT INTO conformance.child VALUES (1)")]);
+    match rm.prepare(branch(), Some(&orphan)).await {
+        Prepared::NotPrepared { reason, .. } => {
+            assert_eq!(&*reason.code, code::CONSTRAINT_VIOLATED, "{reason}");
+        }
+        other => panic!("{other:?}"),
+    }
+    real.sql("SET GLOBAL foreign_key_checks = 1; SET GLOBAL unique_checks = 1")
+        .await;
+}
+
+/// An address that leads to another server for a while: what that one does not know is no proof
+/// that a branch is gone.
+async fn another_server_proves_nothing(real: &Real, other: &Real) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let address = folder.path().join("socket");
+    let lead_to = |real: &Real| {
+        let Address::Socket(socket) = real.options().address else {
+            panic!("it listens on a socket")
+        };
+        let beside = folder.path().join("next");
+        symlink(socket, &beside).expect("a link");
+        std::fs::rename(&beside, &address).expect("the link");
+    };
+    lead_to(real);
+    let mut options = real.options();
+    options.address = Address::Socket(address.clone());
+    let rm = MySql::start(options);
+    let id = prepare(&rm, "INSERT INTO conformance.t VALUES ('elsewhere', 1)").await;
+
+    // The same account and the same password there.
+    let password = std::fs::read_to_string(real.password_file().await).expect("a password");
+    other
+        .sql(&format!(
+            "ALTER USER concord@localhost IDENTIFIED BY '{}'",
+            password.trim()
+        ))
+        .await;
+    let mut options = other.options();
+    options.password = Secret(password.trim().to_owned());
+    let there = MySql::start(options);
+    until("the other server has a ledger", async || {
+        there.load().await.is_ok()
+    })
+    .await;
+    assert_eq!(there.ledger(id).await, Ok(LedgerEntry::Absent));
+    there.stop().await;
+    lead_to(other);
+    let mut root = real.root().await;
+    let own = "SELECT CONCAT('KILL ', id) FROM information_schema.processlist WHERE user='concord'";
+    for row in super::text(&mut root, own).await.expect("the list") {
+        let kill = row[0].as_deref().expect("a text").to_owned();
+        // One that has gone by itself is fine.
+        let _ = super::text(&mut root, &kill).await;
+    }
+    for _ in 0..3 {
+        let finished = rm.commit(id).await;
+        assert!(
+            matches!(finished, Finished::NotDone(_) | Finished::Unknown(_)),
+            "{finished:?}"
+        );
+        assert!(rm.ledger(id).await.is_err());
+        assert!(rm.tombstone(id).await.is_err());
+        assert!(rm.recover().await.is_err());
+    }
+    lead_to(real);
+    until("the branch is committed where it is", async || {
+        rm.commit(id).await == Finished::Done
+    })
+    .await;
+    assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Committed));
+}
+
+async fn on(kind: ServerKind) {
+    let found = ServerBinary::under_test().expect("the servers under test");
+    let binary = || found.iter().find(|binary| binary.kind() == kind).cloned();
+    let (Some(binary), Some(again)) = (binary(), binary()) else {
+        eprintln!("SKIPPED: no {kind} here");
+        return;
+    };
+    let real = Real::start(binary).await;
+    what_is_visible_is_made_durable(&real).await;
+    keys_are_checked_whatever_the_server_says(&real).await;
+    let other = Real::start(again).await;
+    another_server_proves_nothing(&real, &other).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verdicts_on_mysql() {
+    on(ServerKind::Mysql).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verdicts_on_mariadb() {
+    on(ServerKind::Mariadb).await;
+}
