@@ -8,6 +8,7 @@
 mod calls;
 mod context;
 mod data;
+mod links;
 mod release;
 mod retention;
 #[cfg(test)]
@@ -24,7 +25,6 @@ use concord_core::coordinator::{
 };
 use concord_core::id::{BranchId, Epoch, Gtrid, ParticipantName};
 use concord_core::message::{Decision, FromParticipant};
-use concord_core::reason::Reason;
 use concord_core::record::Record;
 use concord_daemon::crash::{CrashPoint, reach};
 use concord_proto::v1;
@@ -38,6 +38,7 @@ use tokio_util::time::DelayQueue;
 pub use calls::{Call, Ended, Enlisted, Numbers, Ordered, Outbound, Refuser, Told};
 use context::Context;
 pub use data::{Accepted, Data};
+use links::Link;
 pub use witness::Witnesses;
 use writer::{Batch, Writer, Written};
 
@@ -100,24 +101,6 @@ pub struct Recovered {
     pub incarnations: BTreeMap<ParticipantName, String>,
     /// What that data must still hold.
     pub witnesses: Witnesses,
-}
-
-/// A link, as the driver uses it.
-#[derive(Debug)]
-struct Link {
-    generation: u64,
-    sender: mpsc::UnboundedSender<Outbound>,
-    since: Instant,
-}
-
-impl Link {
-    fn new(generation: u64, sender: mpsc::UnboundedSender<Outbound>) -> Self {
-        Self {
-            generation,
-            sender,
-            since: Instant::now(),
-        }
-    }
 }
 
 /// The driver's task.
@@ -447,6 +430,11 @@ impl Driver {
                 participant,
                 generation,
             } => self.link_down(participant, generation),
+            Call::Unfinished {
+                participant,
+                generation,
+                from,
+            } => self.unfinished(&participant, generation, from),
             Call::Received {
                 from,
                 message,
@@ -507,46 +495,6 @@ impl Driver {
         let token = self.token();
         self.looks.insert(token, answer);
         self.input(input(token))
-    }
-
-    fn link_up(
-        &mut self,
-        participant: ParticipantName,
-        data: Data,
-        link: Link,
-        answer: oneshot::Sender<Result<(), Reason>>,
-    ) -> Result<(), DriverError> {
-        if let Err(reason) = self.recognize(&participant, data) {
-            let _ = answer.send(Err(reason));
-            return Ok(());
-        }
-        if self.links.insert(participant.clone(), link).is_some() {
-            self.input(Input::LinkDown {
-                participant: participant.clone(),
-            })?;
-        }
-        let _ = answer.send(Ok(()));
-        reach(CrashPoint::CoordinatorResendBefore);
-        self.input(Input::LinkUp { participant })?;
-        reach(CrashPoint::CoordinatorResendAfter);
-        Ok(())
-    }
-
-    fn link_down(
-        &mut self,
-        participant: ParticipantName,
-        generation: u64,
-    ) -> Result<(), DriverError> {
-        if self
-            .links
-            .get(&participant)
-            .is_none_or(|link| link.generation != generation)
-        {
-            return Ok(());
-        }
-        self.links.remove(&participant);
-        self.forgettable = Gtrid::MIN;
-        self.input(Input::LinkDown { participant })
     }
 
     fn numbers(&self) -> Numbers {

@@ -38,7 +38,7 @@ pub use handle::Handle;
 use crate::resource::{Durable, Health, Recovered, ResourceManager};
 use beside::Beside;
 use call::Call;
-use event::{Event, Payload};
+use event::{Event, Payload, branch_of};
 use gate::{Gate, Released};
 use handle::{queue_full, stopping};
 
@@ -99,6 +99,8 @@ pub struct Driver<R> {
     detached: bool,
     /// Whether it comes soon.
     soon: bool,
+    /// Whether the server has listed what is prepared since it was last away.
+    listed: bool,
     /// Whoever waits for nothing to run.
     draining: Option<oneshot::Sender<()>>,
 }
@@ -132,6 +134,7 @@ impl<R: ResourceManager> Driver<R> {
             prune,
             detached: false,
             soon: false,
+            listed: false,
             draining: None,
             rm,
         };
@@ -294,6 +297,7 @@ impl<R: ResourceManager> Driver<R> {
                     epoch: self.machine.epoch(),
                     branches: self.machine.branch_count(),
                     in_doubt: self.machine.in_doubt(),
+                    unfinished_from: self.unfinished_from(),
                 });
             }
             Event::Drain(drained) => self.draining = Some(drained),
@@ -502,6 +506,7 @@ impl<R: ResourceManager> Driver<R> {
         tracing::info!("the server is reachable; looking at its prepared branches");
         sweeps.reset();
         self.soon = false;
+        self.listed = false;
         self.begin_sweep(true);
     }
 
@@ -535,6 +540,7 @@ impl<R: ResourceManager> Driver<R> {
         let step = self.machine.step(Input::Sweep {
             listed: listed.clone(),
         });
+        self.listed = true;
         let found = self.machine.branch_count() - before;
         if found > 0 {
             tracing::info!(found, "found prepared branches; asking the coordinator");
@@ -554,6 +560,13 @@ impl<R: ResourceManager> Driver<R> {
             .collect()
     }
 
+    /// The oldest transaction that is unfinished here, if that is known: a server that was away may
+    /// have more prepared than before, when it lost the end of a commit.
+    fn unfinished_from(&self) -> Option<Gtrid> {
+        let known = self.listed && self.health.borrow().reachable;
+        known.then(|| self.machine.unfinished_from()).flatten()
+    }
+
     /// Whether nothing runs: every branch is prepared, or waits for a server that is away.
     fn is_idle(&self) -> bool {
         self.gate.is_idle()
@@ -566,25 +579,5 @@ impl<R: ResourceManager> Driver<R> {
                 | State::Committing(_)
                 | State::Aborting(_) => false,
             })
-    }
-}
-
-/// The branch that a call's result is about.
-fn branch_of(input: &Input) -> Option<BranchId> {
-    match input {
-        Input::StatementDone { branch, .. }
-        | Input::Begun { branch, .. }
-        | Input::Prepared { branch, .. }
-        | Input::OnePhase { branch, .. }
-        | Input::Verb { branch, .. }
-        | Input::Ledger { branch, .. }
-        | Input::Listed { branch, .. } => Some(*branch),
-        Input::Message { .. }
-        | Input::Statement { .. }
-        | Input::Sweep { .. }
-        | Input::Linked
-        | Input::Decided { .. }
-        | Input::Expired { .. }
-        | Input::ForgetBelow { .. } => None,
     }
 }

@@ -11,6 +11,7 @@ use std::time::UNIX_EPOCH;
 use concord_core::id::{Bqual, BranchId, Epoch, Gtrid, ParticipantName};
 use concord_core::message::Finish;
 use concord_core::reason::{Reason, code};
+use concord_proto::convert::link::unfinished_bytes;
 use concord_proto::convert::participant as door;
 use concord_proto::convert::work::branch_ref;
 use concord_proto::convert::{At, Page, Violations, page, text, time};
@@ -212,13 +213,14 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
             lost.map_err(|reason| self.server_says(&reason))?
         };
         let health = self.rm.health().borrow().clone();
-        let summary = self.handle.summary().await.unwrap_or_default();
         let damage = if health.reachable {
             self.rm.damage(DAMAGE_MAX).await.unwrap_or_default()
         } else {
             Vec::new()
         };
         let connections = self.rm.connections();
+        // Last: while the server hangs, what was unfinished before is news no more.
+        let summary = self.handle.summary().await.unwrap_or_default();
         Ok(Response::new(v1::GetStatusResponse {
             name: self.identity.name.as_str().to_owned(),
             cluster: self.identity.cluster.clone(),
@@ -236,6 +238,7 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
                 .into_iter()
                 .max()
                 .map(|branch| branch_ref(branch, Epoch::default())),
+            unfinished_from: unfinished_bytes(summary.unfinished_from),
         }))
     }
 

@@ -174,6 +174,12 @@ pub enum Call {
         participant: ParticipantName,
         generation: u64,
     },
+    /// A participant told, or could not tell, from which transaction on it has unfinished branches.
+    Unfinished {
+        participant: ParticipantName,
+        generation: u64,
+        from: Option<Gtrid>,
+    },
     /// A participant says something.
     Received {
         from: ParticipantName,

@@ -16,19 +16,31 @@ use super::{Driver, DriverError, Link};
 const STEP: usize = 10_000;
 
 impl Driver {
-    /// Finds what is past its retention, but only while every participant has been connected
-    /// for a while: one that was away may still have branches in doubt, and "never heard of it"
-    /// must go on meaning "aborted" until it has asked.
+    /// From which transaction on a participant may have unfinished branches. None unless each has
+    /// been connected for a while, and has told it on its link: one that was away may have branches
+    /// in doubt, and "never heard of it" must go on meaning "aborted" until they have ended. That
+    /// it is connected does not mean that it can ask, which takes a connection the other way.
+    ///
+    /// What they told may be some seconds old. Nothing older than that can have come since: what
+    /// this coordinator runs holds the horizon back by itself until each branch has ended, what it
+    /// begins is above, and what a former one had sent was there before the link had been up for so
+    /// long. Whatever comes later than that is refused there, as older than the horizon.
+    fn unfinished_from(&self) -> Option<Gtrid> {
+        let settled = |link: &&Link| link.since.elapsed() >= 3 * self.config.forget_interval;
+        let of = |name| self.links.get(name).filter(settled)?.unfinished;
+        let mut oldest = Gtrid::MAX;
+        for name in &self.participants {
+            oldest = oldest.min(of(name)?);
+        }
+        Some(oldest)
+    }
+
+    /// Finds what is past its retention, and older than all that a participant has unfinished.
     pub(super) fn find_forgettable(&mut self) {
-        let settled = |link: &Link| link.since.elapsed() >= 3 * self.config.forget_interval;
-        if !self
-            .participants
-            .iter()
-            .all(|name| self.links.get(name).is_some_and(settled))
-        {
+        let Some(unfinished) = self.unfinished_from() else {
             self.forgettable = Gtrid::MIN;
             return;
-        }
+        };
         let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         // A clock that is set forwards makes nothing older than it is, at once; one that was behind
         // is followed with time.
@@ -46,7 +58,7 @@ impl Driver {
             below = below.max(self.machine.ended_at(surplus).unwrap_or(below));
         }
         // Whatever the clocks say, what comes next is above.
-        self.forgettable = below.min(self.machine.highest_gtrid());
+        self.forgettable = below.min(unfinished).min(self.machine.highest_gtrid());
     }
 
     /// Forgets some of it.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use concord_core::id::{Bqual, Request, RequestId};
 use concord_core::message::{Finish, FromParticipant, Outcome, Vote};
-use concord_core::reason::code;
+use concord_core::reason::{Reason, code};
 use concord_core::transaction::Ack;
 use concord_proto::v1;
 use tokio::time::sleep;
@@ -96,23 +96,60 @@ impl World {
             links: Vec::new(),
         };
         for n in 1..=2 {
-            let (sender, outbound) = mpsc::unbounded_channel();
-            world.links.push(outbound);
-            let up = |answer| Call::LinkUp {
-                participant: p(n),
-                data: Data {
-                    incarnation: format!("data-{n}"),
-                    missing: None,
-                },
-                generation: u64::from(n),
-                sender,
-                answer,
-            };
-            let accepted = world.ask(up).await.await.expect("an answer");
-            accepted.expect("a link");
+            world.link(n, u64::from(n)).await;
+            world.unfinished(n, u64::from(n), Some(Gtrid::MAX)).await;
         }
         sleep(2 * write + SECOND).await;
         world
+    }
+
+    /// A link comes up, in place of the one before.
+    async fn link(&mut self, n: u32, generation: u64) {
+        let (sender, outbound) = mpsc::unbounded_channel();
+        self.links.push(outbound);
+        let up = |answer| Call::LinkUp {
+            participant: p(n),
+            data: Data {
+                incarnation: format!("data-{n}"),
+                missing: None,
+            },
+            generation,
+            sender,
+            answer,
+        };
+        let accepted = self.ask(up).await.await.expect("an answer");
+        accepted.expect("a link");
+    }
+
+    /// A participant tells on a link what is unfinished there.
+    async fn unfinished(&self, n: u32, generation: u64, from: Option<Gtrid>) {
+        let unfinished = Call::Unfinished {
+            participant: p(n),
+            generation,
+            from,
+        };
+        self.calls.send(unfinished).await.expect("a driver");
+    }
+
+    /// What `p1` would be told of a branch.
+    async fn inquire(&self, gtrid: Gtrid) -> Decision {
+        let inquire = |answer| Call::Inquire {
+            from: p(1),
+            branch: BranchId {
+                gtrid,
+                bqual: Bqual(1),
+            },
+            answer,
+        };
+        self.ask(inquire).await.await.expect("an answer")
+    }
+
+    /// Everything before gets old, and something new has ended since.
+    async fn grow_old(&self) {
+        let hours = 2 * 3_600_000;
+        self.machine.unix_ms.fetch_add(hours, Ordering::Relaxed);
+        self.done(self.mint.mint(), None).await;
+        sleep(2 * HOUR).await;
     }
 
     async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> oneshot::Receiver<T> {
@@ -448,4 +485,40 @@ async fn results_beyond_the_limit_are_a_vote_against_the_transaction() {
         panic!("{told:?}");
     };
     assert_eq!(&*reason.code, code::RESULT_TOO_LARGE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_horizon_does_not_pass_what_is_unfinished_at_a_participant() {
+    let world = World::new(MOMENT).await;
+    // Of a former coordinator, undecided: this one knows nothing of it, and nobody asks.
+    let in_doubt = world.mint.mint();
+    let younger = world.mint.mint();
+    world.unfinished(1, 1, Some(in_doubt)).await;
+    world.grow_old().await;
+    assert_eq!(world.inquire(in_doubt).await, Decision::Abort);
+    world.unfinished(1, 1, Some(younger)).await;
+    sleep(10 * SECOND).await;
+    assert_eq!(world.inquire(in_doubt).await, Decision::Forgotten);
+    assert_eq!(world.inquire(younger).await, Decision::Abort);
+    world.unfinished(1, 1, Some(Gtrid::MAX)).await;
+    sleep(10 * SECOND).await;
+    assert_eq!(world.inquire(younger).await, Decision::Forgotten);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_forgotten_while_a_participant_cannot_tell_what_is_unfinished() {
+    let mut world = World::new(MOMENT).await;
+    let in_doubt = world.mint.mint();
+    world.unfinished(2, 2, None).await;
+    world.grow_old().await;
+    assert_eq!(world.inquire(in_doubt).await, Decision::Abort);
+    // What it told on a former link, or tells there late, is about a former life.
+    world.unfinished(2, 2, Some(Gtrid::MAX)).await;
+    world.link(2, 3).await;
+    world.unfinished(2, 2, Some(Gtrid::MAX)).await;
+    sleep(HOUR).await;
+    assert_eq!(world.inquire(in_doubt).await, Decision::Abort);
+    world.unfinished(2, 3, Some(Gtrid::MAX)).await;
+    sleep(10 * SECOND).await;
+    assert_eq!(world.inquire(in_doubt).await, Decision::Forgotten);
 }

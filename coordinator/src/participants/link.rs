@@ -11,7 +11,7 @@ use concord_core::limits::{LINK_BATCH_MAX, LINK_FRAME_BYTES};
 use concord_core::message::{Finish, FromParticipant, Vote};
 use concord_core::reason::{Reason, code};
 use concord_daemon::crash::{CrashPoint, reach};
-use concord_proto::convert::link::{Reply, reason, reply};
+use concord_proto::convert::link::{Reply, reason, reply, unfinished_from};
 use concord_proto::convert::work::branch_ref;
 use concord_proto::v1;
 use concord_proto::v1::link_command::Command;
@@ -142,6 +142,7 @@ async fn one_link(
     });
     let pump = Pump {
         peer: Arc::clone(peer),
+        generation,
         epoch: expected.epoch,
         driver: driver.clone(),
         sent: HashMap::new(),
@@ -261,6 +262,7 @@ enum Asked {
 
 struct Pump {
     peer: Arc<Peer>,
+    generation: u64,
     epoch: Epoch,
     driver: mpsc::Sender<Call>,
     sent: HashMap<u64, Asked>,
@@ -427,22 +429,33 @@ impl Pump {
     }
 
     /// Asks how the participant is, without holding up the link. What ends the link is sent to
-    /// `found`.
+    /// `found`. A status that does not come tells nothing any more of what is unfinished there.
     fn look(&self, found: mpsc::Sender<Reason>) {
-        let peer = Arc::clone(&self.peer);
+        let (peer, driver) = (Arc::clone(&self.peer), self.driver.clone());
+        let generation = self.generation;
         let outstanding = self.sent.len();
         peer.note(|health| health.outstanding = outstanding);
         tokio::spawn(async move {
             let mut client = peer.client();
             let status = client.get_status(v1::GetStatusRequest::default());
+            let mut from = None;
             if let Ok(Ok(status)) = timeout(CONNECT_TIMEOUT, status).await {
                 let status = status.into_inner();
+                from = unfinished_from(&status);
                 if let Some(reason) = lost_data(&status) {
                     // One that is told already ends it as well.
                     let _ = found.try_send(reason);
                 }
                 peer.note(|health| health.status = Some(status));
             }
+            let participant = peer.name.clone();
+            let unfinished = Call::Unfinished {
+                participant,
+                generation,
+                from,
+            };
+            // A driver that has ended forgets nothing.
+            let _ = driver.send(unfinished).await;
         });
     }
 }
@@ -489,6 +502,7 @@ mod tests {
         let (driver, calls) = mpsc::channel(8);
         let pump = Pump {
             peer: Arc::clone(&peers.all()[0]),
+            generation: 1,
             epoch: EPOCH,
             driver,
             sent: HashMap::new(),

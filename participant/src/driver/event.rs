@@ -338,6 +338,9 @@ pub struct Summary {
     pub branches: usize,
     /// Those of them that are in doubt.
     pub in_doubt: usize,
+    /// The oldest transaction that is unfinished here, [`Gtrid::MAX`] when there is none. None
+    /// while the server has not listed what is prepared since it, or this daemon, is back.
+    pub unfinished_from: Option<Gtrid>,
 }
 
 /// What happens to the driver.
@@ -369,4 +372,24 @@ pub(super) enum Event {
     Summary(oneshot::Sender<Summary>),
     /// Take no new branch any more; tell when nothing runs.
     Drain(oneshot::Sender<()>),
+}
+
+/// The branch that a call's result is about.
+pub(super) fn branch_of(input: &Input) -> Option<BranchId> {
+    match input {
+        Input::StatementDone { branch, .. }
+        | Input::Begun { branch, .. }
+        | Input::Prepared { branch, .. }
+        | Input::OnePhase { branch, .. }
+        | Input::Verb { branch, .. }
+        | Input::Ledger { branch, .. }
+        | Input::Listed { branch, .. } => Some(*branch),
+        Input::Message { .. }
+        | Input::Statement { .. }
+        | Input::Sweep { .. }
+        | Input::Linked
+        | Input::Decided { .. }
+        | Input::Expired { .. }
+        | Input::ForgetBelow { .. } => None,
+    }
 }

@@ -383,6 +383,34 @@ async fn before_the_ledger_is_read_nothing_is_taken() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_unfinished_is_told_once_the_server_has_listed_it() {
+    let rm = Scripted::new();
+    let away = |away: bool| rm.health.send_modify(|health| health.reachable = !away);
+    let unfinished = async |handle: &Handle| handle.summary().await.unwrap().unfinished_from;
+    away(true);
+    let (handle, _wishes) = start(&rm, 16);
+    assert_eq!(unfinished(&handle).await, None, "before the first list");
+    away(false);
+    handle.loaded().wait_for(|loaded| *loaded).await.unwrap();
+    assert_eq!(unfinished(&handle).await, Some(Gtrid::MAX));
+
+    assert_eq!(vote(handle.call(prepare(2, 1, "sql")).await), Vote::Commit);
+    assert_eq!(unfinished(&handle).await, Some(branch(2).gtrid));
+    away(true);
+    settle().await;
+    assert_eq!(unfinished(&handle).await, None, "a server may go back");
+    rm.prepared.lock().unwrap().insert(branch(1));
+    away(false);
+    settle().await;
+    assert_eq!(unfinished(&handle).await, Some(branch(1).gtrid));
+
+    for n in [1, 2] {
+        assert_eq!(finish(handle.call(commit(n, 1)).await), Finish::Committed);
+    }
+    assert_eq!(unfinished(&handle).await, Some(Gtrid::MAX));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_panics_ends_its_branch_and_no_other() {
     let rm = Scripted::new();
     let (handle, _wishes) = started(&rm).await;

@@ -16,6 +16,9 @@ impl Gtrid {
     /// Below every id that is ever minted.
     pub const MIN: Self = Self([0; 16]);
 
+    /// Above every id that is ever minted.
+    pub const MAX: Self = Self([u8::MAX; 16]);
+
     /// The lowest id of a Unix millisecond.
     pub fn lowest_at(ms: u64) -> Self {
         let mut bytes = [0; 16];

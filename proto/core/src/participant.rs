@@ -44,7 +44,7 @@ use std::collections::BTreeMap;
 
 use crate::id::{BranchId, Epoch, Gtrid};
 use crate::message::{Decision, Finish, FromParticipant, ToParticipant, Vote};
-use crate::reason::Reason;
+use crate::reason::{Reason, code};
 use crate::record::ParticipantRecord;
 use crate::step::Step;
 
@@ -315,6 +315,13 @@ impl Entry {
             | State::AbortLater => false,
         }
     }
+
+    /// Whether the coordinator has said that it knows nothing of it any more: what else it forgets
+    /// takes nothing from the branch, which an operator must resolve.
+    fn is_given_up(&self) -> bool {
+        let unknown = |reason: &Reason| &*reason.code == code::OUTCOME_UNKNOWN;
+        self.state == State::Prepared && self.reason.as_ref().is_some_and(unknown)
+    }
 }
 
 /// The participant.
@@ -478,6 +485,17 @@ impl Participant {
             .values()
             .filter(|entry| entry.is_in_doubt())
             .count()
+    }
+
+    /// The oldest transaction that is unfinished here, prepared or being worked on: nothing that
+    /// tells its outcome may be forgotten. [`Gtrid::MAX`] when there is none, and None before the
+    /// first sweep, when a former life may have left anything.
+    pub fn unfinished_from(&self) -> Option<Gtrid> {
+        let mut unfinished = self.branches.iter().filter(|(_, e)| !e.is_given_up());
+        let oldest = unfinished
+            .next()
+            .map_or(Gtrid::MAX, |(branch, _)| branch.gtrid);
+        self.recovered.then_some(oldest)
     }
 
     fn message(&mut self, token: Token, message: &ToParticipant, out: &mut Out) {

@@ -4,7 +4,7 @@
 //! and what it cannot understand becomes a reason `UNEXPECTED_ANSWER`: it is never taken for a
 //! vote or an acknowledgement.
 
-use concord_core::id::{BranchId, Epoch};
+use concord_core::id::{BranchId, Epoch, Gtrid};
 use concord_core::message::{Finish, Vote};
 use concord_core::reason::{Reason, code};
 
@@ -107,6 +107,18 @@ pub fn reason(raw: &v1::Reason) -> Reason {
     } else {
         unexpected(format!("a reason without a legal code: {message}"))
     }
+}
+
+/// From which transaction on a participant has unfinished branches, on the wire; empty when that is
+/// not known.
+pub fn unfinished_bytes(from: Option<Gtrid>) -> Vec<u8> {
+    from.map_or_else(Vec::new, |gtrid| gtrid.0.to_vec())
+}
+
+/// The same from the wire. What is no gtrid tells nothing.
+pub fn unfinished_from(status: &v1::GetStatusResponse) -> Option<Gtrid> {
+    let bytes = <[u8; 16]>::try_from(&*status.unfinished_from).ok()?;
+    Some(Gtrid(bytes))
 }
 
 fn required_reason(raw: Option<&v1::Reason>) -> Reason {

@@ -533,3 +533,18 @@ fn a_frame_survives_one_bad_command() {
     };
     assert_eq!(fields(participant::link(frame)), ["commands"]);
 }
+
+#[test]
+fn what_is_no_gtrid_tells_nothing_of_what_is_unfinished() {
+    let read = |bytes: &[u8]| {
+        link::unfinished_from(&v1::GetStatusResponse {
+            unfinished_from: bytes.to_vec(),
+            ..v1::GetStatusResponse::default()
+        })
+    };
+    for from in [None, Some(Gtrid([7; 16])), Some(Gtrid::MAX)] {
+        assert_eq!(read(&link::unfinished_bytes(from)), from);
+    }
+    assert_eq!(read(&[7; 15]), None);
+    assert_eq!(read(&[7; 17]), None);
+}

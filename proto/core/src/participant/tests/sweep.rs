@@ -143,3 +143,46 @@ fn what_is_not_over_is_not_forgotten() {
         "what is below it is"
     );
 }
+
+#[test]
+fn what_is_unfinished_is_known_from_the_first_sweep_on() {
+    let mut machine = Participant::new(EPOCH, Gtrid::MIN);
+    assert_eq!(machine.unfinished_from(), None, "it may be anything");
+    machine.step(sweep(&[branch(2), branch(3)]));
+    assert_eq!(machine.unfinished_from(), Some(branch(2).gtrid));
+    machine.step(Input::Decided {
+        branch: branch(2),
+        epoch: EPOCH,
+        decision: Decision::Abort,
+    });
+    assert_eq!(machine.unfinished_from(), Some(branch(2).gtrid), "not yet");
+    machine.step(Input::Verb {
+        branch: branch(2),
+        result: Verb::Done,
+    });
+    assert_eq!(machine.unfinished_from(), Some(branch(3).gtrid));
+
+    let mut machine = participant();
+    assert_eq!(machine.unfinished_from(), Some(Gtrid::MAX));
+    machine.step(prepare(1));
+    assert_eq!(machine.unfinished_from(), Some(ONLY.gtrid), "it works");
+    machine.step(prepared(Prepared::Prepared));
+    assert_eq!(machine.unfinished_from(), Some(ONLY.gtrid));
+    machine.step(commit(2));
+    machine.step(verb(Verb::Done));
+    assert_eq!(machine.unfinished_from(), Some(Gtrid::MAX));
+}
+
+#[test]
+fn what_nobody_remembers_holds_back_nothing_that_is_still_remembered() {
+    let mut machine = Participant::new(EPOCH, Gtrid::MIN);
+    machine.step(sweep(&[ONLY, branch(2)]));
+    machine.step(decided(Decision::Forgotten));
+    assert_eq!(machine.unfinished_from(), Some(branch(2).gtrid));
+    machine.step(abort(1));
+    assert_eq!(
+        machine.unfinished_from(),
+        Some(ONLY.gtrid),
+        "an operator's order is being carried out"
+    );
+}
