@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use concord_client::local::server::{ServerBinary, ServerKind};
 use concord_core::id::{Bqual, BranchId, Gtrid};
-use concord_core::reason::code;
+use concord_core::reason::{Reason, code};
 use concord_participant::resource::mysql::MySql;
 use concord_participant::resource::{Finished, Prepared, ResourceManager as _};
 use concord_proto::model::{Expect, Statement, Value};
@@ -58,6 +58,11 @@ fn guarded() -> Statement {
         }),
         ..statement("UPDATE conformance.t SET v = v - 1 WHERE k = 'nobody'")
     }
+}
+
+/// The rows end the answer too early, or are no packets that the driver can read.
+fn is_unread(reason: &Reason) -> bool {
+    [code::RESULT_TOO_LARGE, code::UNEXPECTED_ANSWER].contains(&&*reason.code)
 }
 
 /// Whoever comes next on each of the few connections hears the server itself.
@@ -112,13 +117,13 @@ async fn nobody_speaks_for_the_server(kind: ServerKind) {
             assert!(!listed.ours.contains(&id), "{sql}");
         }
         let refused = rm.query(&statement(sql), TIMEOUT).await.expect_err(sql);
-        assert_eq!(&*refused.code, code::RESULT_TOO_LARGE, "{refused}");
+        assert!(is_unread(&refused), "{refused}");
         next_is_told_the_truth(&rm).await;
 
         let id = branch();
         rm.begin(id, None, TIMEOUT).await.expect("it begins");
         let refused = rm.execute(id, &statement(sql)).await.expect_err(sql);
-        assert_eq!(&*refused.code, code::RESULT_TOO_LARGE, "{refused}");
+        assert!(is_unread(&refused), "{refused}");
         assert_eq!(rm.rollback(id).await, Finished::Done, "{sql}");
         next_is_told_the_truth(&rm).await;
     }

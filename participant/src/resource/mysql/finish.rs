@@ -243,9 +243,9 @@ impl MySql {
         Ok(found)
     }
 
-    /// Makes all that is visible durable. `InnoDB` shows a commit before its log is flushed, so that
-    /// a row proves nothing yet to whom the commit itself has not answered; the log is flushed in
-    /// order. To become read-only a server waits for commits that are under way.
+    /// Makes all that is visible durable. `InnoDB` shows a commit before its log is flushed, so
+    /// that a row proves nothing yet to whom the commit itself has not answered; the log is flushed
+    /// in order. To become read-only a server waits for commits that are under way.
     async fn flush(&self) -> Result<(), Reason> {
         match self.rows(ledger::FLUSH.into(), "a flush of the log").await {
             Err(failure) if &*failure.reason().code != code::READ_ONLY_SERVER => {

@@ -5,12 +5,13 @@
 //! the life of a call, a connection that saw an error must never come back, and commits must not
 //! queue behind votes.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use concord_core::reason::{Reason, code};
-use futures::TryStreamExt as _;
+use futures::{FutureExt as _, TryStreamExt as _};
 use sqlx::mysql::{MySqlConnection, MySqlQueryResult, MySqlRow};
 use sqlx::{AssertSqlSafe, Either, Executor as _, Row as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -368,7 +369,7 @@ impl Conn {
             return Err(Failure::out_of_step("a closed connection"));
         };
         self.busy = true;
-        let outcome = timeout_at(deadline, async {
+        let answers = async {
             let mut stream = raw.fetch_many(sqlx::raw_sql(AssertSqlSafe(text)));
             while let Some(item) = stream.try_next().await? {
                 take(match item {
@@ -377,8 +378,14 @@ impl Conn {
                 })?;
             }
             Ok::<(), Failure>(())
-        })
-        .await;
+        };
+        // The driver panics at a packet that is shorter than it says.
+        let answers = AssertUnwindSafe(answers).catch_unwind();
+        let outcome = match timeout_at(deadline, answers).await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(_)) => Ok(Err(Failure::out_of_step("a packet that cannot be read"))),
+            Err(late) => Err(late),
+        };
         let failure = match outcome {
             Ok(Ok(())) => {
                 self.busy = false;
