@@ -309,10 +309,14 @@ impl Coordinator {
 
     /// The same, of a transaction whose outcome is not known. Replay goes by id and not by time:
     /// an attempt that came to nothing must not take the place of the one that settled the request.
+    /// One that ended and is forgotten settles nothing any more: only its records are not deleted
+    /// yet, and this attempt began because the request was free again.
     fn remember_attempt(&mut self, gtrid: Gtrid, request: Option<&Request>) {
         let settled = |first: &Gtrid| {
             let decided = |tx: &Transaction| !tx.one_phase && !tx.is_undecided();
-            self.ended.contains_key(first) || self.transactions.get(first).is_some_and(decided)
+            let kept = |ended: &Ended| *first >= self.horizon || ended.is_damaged();
+            self.ended.get(first).is_some_and(kept)
+                || self.transactions.get(first).is_some_and(decided)
         };
         let first = request.and_then(|request| self.requests.get(&request.id));
         if first.is_none_or(|(_, first)| !settled(first)) {
