@@ -72,7 +72,8 @@ pub enum Failure {
         /// The transaction.
         gtrid: Gtrid,
     },
-    /// Never begun: a limit, an unknown participant, a stop.
+    /// Never begun: a limit, an unknown participant, a stop. With `OUTCOME_UNKNOWN`: what became
+    /// of its request before could not be told.
     Refused(Reason),
 }
 
@@ -98,7 +99,8 @@ pub trait Engine: Clone + Send + Sync + 'static {
     /// choice.
     fn execute(&self, tx: OneShot) -> impl Future<Output = Result<Executed, Failure>> + Send;
 
-    /// What became of a request that is running or remembered; None when nothing is known of it.
+    /// What became of a request that is running or remembered; None when nothing is known of it,
+    /// and never when that cannot be told.
     fn repeat(
         &self,
         request: Request,

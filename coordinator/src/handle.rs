@@ -16,7 +16,7 @@ use concord_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::driver::{Call, Ended, Enlisted, Numbers, Ordered, Told};
+use crate::driver::{Call, Ended, Enlisted, Numbers, Ordered, Told, stopped};
 use crate::engine::{Engine, Executed, Failure, Migration, OneShot};
 use crate::mint::Mint;
 use crate::participants::{Participants, Peer, reason_of};
@@ -35,11 +35,12 @@ pub struct Handle {
     accepting: Arc<AtomicBool>,
 }
 
-fn stopped() -> Reason {
-    Reason::new(
-        code::SHUTTING_DOWN,
-        "the coordinator stops; try again with the next one",
-    )
+/// Of a request when the driver ended before it said whether it knows it. There is no transaction
+/// to ask about, and that it is not known would be a lie.
+fn not_told() -> Failure {
+    let text = "the coordinator stops, and what became of this request is not known; ask the next \
+                one with the same request id";
+    Failure::Refused(Reason::new(code::OUTCOME_UNKNOWN, text))
 }
 
 impl Handle {
@@ -281,7 +282,12 @@ impl Engine for Handle {
             request,
             answer,
         };
-        self.ask(repeat).await.map(executed)
+        let told = match self.ask(repeat).await {
+            Some(None) => return None,
+            Some(Some(wait)) => wait.await.ok(),
+            None => None,
+        };
+        Some(told.map_or_else(|| Err(not_told()), executed))
     }
 
     async fn query(
@@ -339,4 +345,33 @@ impl Engine for Handle {
 fn silent(participant: &ParticipantName, time: Duration) -> Reason {
     let text = format!("participant {participant} did not answer in {time:?}");
     Reason::new(code::PARTICIPANT_DOWN, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::surroundings::Machine;
+
+    #[tokio::test]
+    async fn a_driver_that_ended_never_says_that_a_request_is_not_known() {
+        let (calls, mut driver) = mpsc::channel(1);
+        let mint = Arc::new(Mint::above(Gtrid::MIN, Arc::new(Machine)));
+        let handle = Handle::new(calls, mint, Participants::new(Vec::new()), Arc::default());
+        let request = || Request {
+            id: RequestId::new("r"),
+            fingerprint: 1,
+        };
+        let is_open = |repeated: Option<Result<Executed, Failure>>| {
+            let Some(Err(Failure::Refused(reason))) = repeated else {
+                panic!("{repeated:?}");
+            };
+            assert!(reason.leaves_outcome_open(), "{reason}");
+        };
+        // It takes the call and ends, and then takes none.
+        let take = async { drop(driver.recv().await) };
+        let (repeated, ()) = tokio::join!(handle.repeat(request()), take);
+        is_open(repeated);
+        drop(driver);
+        is_open(handle.repeat(request()).await);
+    }
 }

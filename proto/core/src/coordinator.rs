@@ -386,6 +386,12 @@ impl Coordinator {
         self.requests.contains_key(request)
     }
 
+    /// The attempt that this request, and no other content under its id, is known by.
+    pub fn attempt_of(&self, request: &Request) -> Option<Gtrid> {
+        let (fingerprint, gtrid) = self.requests.get(&request.id)?;
+        (*fingerprint == request.fingerprint).then_some(*gtrid)
+    }
+
     /// The highest id on record; fresh ids must be above it.
     pub fn highest_gtrid(&self) -> Gtrid {
         let live = self
