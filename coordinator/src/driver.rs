@@ -8,6 +8,7 @@
 mod calls;
 mod context;
 mod data;
+mod end;
 mod links;
 mod release;
 mod retention;
@@ -35,7 +36,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tokio_util::time::DelayQueue;
 
-pub use calls::{Call, Ended, Enlisted, Numbers, Ordered, Outbound, Refuser, Told};
+pub use calls::{Call, Ended, Enlisted, Numbers, Ordered, Outbound, Refuser, Told, stopped};
 use context::Context;
 pub use data::{Accepted, Data};
 use links::Link;
@@ -217,6 +218,13 @@ impl Driver {
 
     /// Runs until stopped, or until something makes it unsafe to go on.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), DriverError> {
+        let ended = self.work(stop).await;
+        self.leave_open().await;
+        ended?;
+        self.drain_log().await
+    }
+
+    async fn work(&mut self, stop: CancellationToken) -> Result<(), DriverError> {
         let mut sweep = interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut flush = interval(LAZY_FLUSH);
@@ -228,7 +236,7 @@ impl Driver {
             tokio::select! {
                 // What is rare comes first, so that calls without end cannot starve it.
                 biased;
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => return Ok(()),
                 written = self.writer.written() => {
                     self.writing = false;
                     self.written(&written.ok_or(DriverError::LogThread)??);
@@ -253,7 +261,7 @@ impl Driver {
                 }
                 count = self.calls.recv_many(&mut calls, DRAIN_MAX) => {
                     if count == 0 {
-                        break;
+                        return Ok(());
                     }
                     for call in calls.drain(..) {
                         self.call(call)?;
@@ -269,25 +277,6 @@ impl Driver {
                 self.hand_over()?;
             }
         }
-        self.drain_log().await
-    }
-
-    /// What is in line for the log reaches it before a stop; nobody is promised anything by it.
-    async fn drain_log(mut self) -> Result<(), DriverError> {
-        self.rest_written().await?;
-        if !self.pending.is_empty() {
-            self.hand_over()?;
-        }
-        self.rest_written().await
-    }
-
-    /// What the writer has, if the driver has not written it by itself.
-    async fn rest_written(&mut self) -> Result<(), DriverError> {
-        if std::mem::take(&mut self.writing) {
-            let written = self.writer.written().await;
-            written.ok_or(DriverError::LogThread)??;
-        }
-        Ok(())
     }
 
     /// Gives the machine one input and puts its steps in line.

@@ -72,7 +72,8 @@ pub enum Failure {
         /// The transaction.
         gtrid: Gtrid,
     },
-    /// Never begun: a limit, an unknown participant, a stop.
+    /// Never begun: a limit, an unknown participant, a stop. With `OUTCOME_UNKNOWN`: what became
+    /// of its request before could not be told.
     Refused(Reason),
 }
 
@@ -95,10 +96,12 @@ pub trait Engine: Clone + Send + Sync + 'static {
 
     /// Runs a transaction until its outcome is known or cannot be. A caller that goes away leaves
     /// no branch behind; whether its transaction is then aborted or finished is the driver's
-    /// choice.
+    /// choice. A request of which only a ledger knows that it took effect is replayed, or what
+    /// became of its former transaction otherwise.
     fn execute(&self, tx: OneShot) -> impl Future<Output = Result<Executed, Failure>> + Send;
 
-    /// What became of a request that is running or remembered; None when nothing is known of it.
+    /// What became of a request that is running or remembered; None when nothing is known of it,
+    /// and never when that cannot be told.
     fn repeat(
         &self,
         request: Request,

@@ -16,8 +16,9 @@ use concord_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::driver::{Call, Ended, Enlisted, Numbers, Ordered, Told};
+use crate::driver::{Call, Ended, Enlisted, Numbers, Ordered, Told, stopped};
 use crate::engine::{Engine, Executed, Failure, Migration, OneShot};
+use crate::former::{former_of, judged};
 use crate::mint::Mint;
 use crate::participants::{Participants, Peer, reason_of};
 
@@ -35,11 +36,12 @@ pub struct Handle {
     accepting: Arc<AtomicBool>,
 }
 
-fn stopped() -> Reason {
-    Reason::new(
-        code::SHUTTING_DOWN,
-        "the coordinator stops; try again with the next one",
-    )
+/// Of a request when the driver ended before it said whether it knows it. There is no transaction
+/// to ask about, and that it is not known would be a lie.
+fn not_told() -> Failure {
+    let text = "the coordinator stops, and what became of this request is not known; ask the next \
+                one with the same request id";
+    Failure::Refused(Reason::new(code::OUTCOME_UNKNOWN, text))
 }
 
 impl Handle {
@@ -91,6 +93,14 @@ impl Handle {
         let (answer, wait) = oneshot::channel();
         self.calls.send(call(answer)).await.ok()?;
         wait.await.ok()
+    }
+
+    /// What a ledger said of a former attempt, checked against what is known of that one.
+    async fn checked(&self, told: Result<Executed, Failure>) -> Result<Executed, Failure> {
+        match former_of(&told) {
+            Some(former) => judged(former, self.look(former).await.ok()),
+            None => told,
+        }
     }
 
     /// Begins an interactive transaction.
@@ -271,7 +281,8 @@ impl Engine for Handle {
         if self.calls.send(run).await.is_err() {
             return Err(Failure::Refused(stopped()));
         }
-        wait.await.map_or(Err(Failure::Unknown { gtrid }), executed)
+        let told = wait.await.map_or(Err(Failure::Unknown { gtrid }), executed);
+        self.checked(told).await
     }
 
     async fn repeat(&self, request: Request) -> Option<Result<Executed, Failure>> {
@@ -281,7 +292,13 @@ impl Engine for Handle {
             request,
             answer,
         };
-        self.ask(repeat).await.map(executed)
+        let told = match self.ask(repeat).await {
+            Some(None) => return None,
+            Some(Some(wait)) => wait.await.ok(),
+            None => None,
+        };
+        let told = told.map_or_else(|| Err(not_told()), executed);
+        Some(self.checked(told).await)
     }
 
     async fn query(
@@ -339,4 +356,93 @@ impl Engine for Handle {
 fn silent(participant: &ParticipantName, time: Duration) -> Reason {
     let text = format!("participant {participant} did not answer in {time:?}");
     Reason::new(code::PARTICIPANT_DOWN, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::surroundings::Machine;
+
+    #[tokio::test]
+    async fn a_driver_that_ended_never_says_that_a_request_is_not_known() {
+        let (calls, mut driver) = mpsc::channel(1);
+        let mint = Arc::new(Mint::above(Gtrid::MIN, Arc::new(Machine)));
+        let handle = Handle::new(calls, mint, Participants::new(Vec::new()), Arc::default());
+        let request = || Request {
+            id: RequestId::new("r"),
+            fingerprint: 1,
+        };
+        let is_open = |repeated: Option<Result<Executed, Failure>>| {
+            let Some(Err(Failure::Refused(reason))) = repeated else {
+                panic!("{repeated:?}");
+            };
+            assert!(reason.leaves_outcome_open(), "{reason}");
+        };
+        // It takes the call and ends, and then takes none.
+        let take = async { drop(driver.recv().await) };
+        let (repeated, ()) = tokio::join!(handle.repeat(request()), take);
+        is_open(repeated);
+        drop(driver);
+        is_open(handle.repeat(request()).await);
+    }
+
+    /// Plays the driver: the ledger says that the request took effect in `former`, of which this is
+    /// known.
+    async fn retried(former: Gtrid, seen: Seen) -> Result<Executed, Failure> {
+        let (calls, mut driver) = mpsc::channel(1);
+        let mint = Arc::new(Mint::above(Gtrid::MIN, Arc::new(Machine)));
+        let accepting = Arc::new(AtomicBool::new(true));
+        let handle = Handle::new(calls, mint, Participants::new(Vec::new()), accepting);
+        let tx = OneShot {
+            gtrid: handle.mint(),
+            branches: Vec::new(),
+            request: None,
+            isolation: None,
+            ack: Ack::Applied,
+            timeout: Duration::from_secs(1),
+        };
+        let said = Reason::new(code::REQUEST_ALREADY_COMMITTED, former.to_string());
+        let play = async {
+            let Some(Call::Run { tx, answer, .. }) = driver.recv().await else {
+                panic!("no transaction");
+            };
+            let ended = Ended {
+                gtrid: tx.gtrid,
+                outcome: Outcome::Aborted(said),
+                results: Vec::new(),
+                refused_by: None,
+            };
+            answer.send(Told::Ended(ended)).expect("a caller");
+            let Some(Call::Look { gtrid, answer }) = driver.recv().await else {
+                panic!("the former transaction is not looked up");
+            };
+            assert_eq!(gtrid, former);
+            answer.send(seen).expect("a caller");
+        };
+        let both = async { tokio::join!(handle.execute(tx), play).0 };
+        timeout(Duration::from_secs(10), both)
+            .await
+            .expect("an end")
+    }
+
+    #[tokio::test]
+    async fn a_request_that_a_ledger_knows_has_succeeded_unless_it_is_damaged() {
+        let former = Mint::above(Gtrid::MIN, Arc::new(Machine)).mint();
+        let executed = retried(former, Seen::Forgotten).await;
+        assert!(
+            matches!(&executed, Ok(done) if done.gtrid == former && done.replayed),
+            "{executed:?}"
+        );
+        let damage = Reason::new(code::HEURISTIC_COMMIT, "by hand");
+        let seen = Seen::Ended {
+            gtrid: former,
+            outcome: Outcome::Damaged(damage.clone()),
+        };
+        let executed = retried(former, seen).await;
+        assert!(
+            matches!(&executed, Err(Failure::Aborted { gtrid, reason, .. })
+                if *gtrid == former && *reason == damage),
+            "{executed:?}"
+        );
+    }
 }

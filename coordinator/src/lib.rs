@@ -5,6 +5,7 @@ pub mod config;
 pub mod counters;
 pub mod driver;
 pub mod engine;
+pub mod former;
 pub mod gateway;
 pub mod handle;
 pub mod history;

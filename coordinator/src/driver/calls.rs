@@ -5,7 +5,7 @@ use std::time::Duration;
 use concord_core::coordinator::{Resolve, Seen};
 use concord_core::id::{BranchId, Gtrid, ParticipantName, Request, RequestId};
 use concord_core::message::{Decision, FromParticipant, Outcome};
-use concord_core::reason::Reason;
+use concord_core::reason::{Reason, code};
 use concord_core::transaction::Ack;
 use concord_daemon::crash::CrashPoint;
 use concord_proto::model::Isolation;
@@ -97,11 +97,12 @@ pub enum Call {
         down: Option<Reason>,
         answer: oneshot::Sender<Told>,
     },
-    /// What became of a request? No answer comes when nothing is known of it.
+    /// What became of a request? None: nothing is known of it. No answer at all says nothing of
+    /// the kind: the driver ended.
     Repeat {
         gtrid: Gtrid,
         request: Request,
-        answer: oneshot::Sender<Told>,
+        answer: oneshot::Sender<Option<oneshot::Receiver<Told>>>,
     },
     /// Begins an interactive one.
     Begin {
@@ -189,6 +190,14 @@ pub enum Call {
     },
     /// Numbers for the status page.
     Numbers { answer: oneshot::Sender<Numbers> },
+}
+
+/// Why a driver that ends begins nothing any more.
+pub fn stopped() -> Reason {
+    Reason::new(
+        code::SHUTTING_DOWN,
+        "the coordinator stops; try again with the next one",
+    )
 }
 
 /// Numbers for the status page.

@@ -192,18 +192,20 @@ impl Driver {
         &mut self,
         gtrid: Gtrid,
         request: Request,
-        answer: oneshot::Sender<Told>,
+        answer: oneshot::Sender<Option<oneshot::Receiver<Told>>>,
     ) -> Result<(), DriverError> {
-        // Whoever gets no answer knows that nothing is known of it.
         if !self.machine.knows_request(&request.id) {
+            let _ = answer.send(None);
             return Ok(());
         }
+        let (waiter, wait) = oneshot::channel();
+        let _ = answer.send(Some(wait));
         let mut context = self.open(
             gtrid,
             None,
             Duration::from_millis(TIMEOUT_DEFAULT_MS.into()),
         );
-        context.waiters.push(answer);
+        context.waiters.push(waiter);
         self.contexts.insert(gtrid, context);
         self.input(Input::Run {
             gtrid,

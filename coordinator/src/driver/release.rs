@@ -193,7 +193,7 @@ impl Driver {
         }
     }
 
-    fn replay(&mut self, gtrid: Gtrid, first: Gtrid, outcome: &Outcome) {
+    pub(super) fn replay(&mut self, gtrid: Gtrid, first: Gtrid, outcome: &Outcome) {
         let Some(context) = self.close(gtrid) else {
             return;
         };

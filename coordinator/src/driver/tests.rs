@@ -48,6 +48,7 @@ struct World {
     calls: mpsc::Sender<Call>,
     machine: Arc<Machine>,
     mint: Mint,
+    stop: CancellationToken,
     /// What the driver sends; nobody reads it, and the links are up as long as it is here.
     links: Vec<mpsc::UnboundedReceiver<Outbound>>,
 }
@@ -88,11 +89,13 @@ impl World {
             surroundings: surroundings.clone(),
         })
         .expect("a driver");
-        tokio::spawn(driver.run(CancellationToken::new()));
+        let stop = CancellationToken::new();
+        tokio::spawn(driver.run(stop.clone()));
         let mut world = Self {
             calls,
             machine,
             mint: Mint::above(Gtrid::MIN, surroundings),
+            stop,
             links: Vec::new(),
         };
         for n in 1..=2 {
@@ -184,7 +187,11 @@ impl World {
     }
 
     /// Asks what became of a request, with this fingerprint.
-    async fn repeat(&self, id: &str, fingerprint: u64) -> oneshot::Receiver<Told> {
+    async fn repeat(
+        &self,
+        id: &str,
+        fingerprint: u64,
+    ) -> oneshot::Receiver<Option<oneshot::Receiver<Told>>> {
         let request = Request {
             id: RequestId::new(id),
             fingerprint,
@@ -263,6 +270,22 @@ impl World {
 fn is_committed(told: Told) {
     assert!(
         matches!(&told, Told::Ended(ended) if ended.outcome == Outcome::Committed),
+        "{told:?}"
+    );
+}
+
+/// What a request comes to that is known.
+async fn known(
+    repeated: oneshot::Receiver<Option<oneshot::Receiver<Told>>>,
+) -> oneshot::Receiver<Told> {
+    repeated.await.expect("an answer").expect("a known request")
+}
+
+/// It joined this one, of which nobody knows how it ends.
+fn is_left_open(told: Told, as_first: Gtrid) {
+    assert!(
+        matches!(&told, Told::Replayed { first, outcome: Outcome::Unknown(of) }
+            if *first == as_first && *of == as_first),
         "{told:?}"
     );
 }
@@ -405,25 +428,23 @@ async fn with_its_server_away_no_new_branch_is_begun_and_an_old_one_goes_on() {
 #[tokio::test(start_paused = true)]
 async fn a_request_is_recognised_by_whoever_cannot_say_what_it_does() {
     let world = World::new(MOMENT).await;
-    assert!(
-        world.repeat("r", 1).await.await.is_err(),
-        "nothing is known of it"
-    );
+    let nothing = world.repeat("r", 1).await.await.expect("an answer");
+    assert!(nothing.is_none(), "{nothing:?}");
     let first = world.mint.mint();
     let told = world.run(first, Some("r"), HOUR, None).await;
-    let joined = world.repeat("r", 1).await;
+    let joined = known(world.repeat("r", 1).await).await;
     sleep(SECOND).await;
     world.committed(first).await;
     is_committed(told.await.expect("an answer"));
-    for told in [joined, world.repeat("r", 1).await] {
+    for told in [joined, known(world.repeat("r", 1).await).await] {
         let told = told.await.expect("an answer");
         assert!(
             matches!(&told, Told::Replayed { first: of, .. } if *of == first),
             "{told:?}"
         );
     }
-    let other = world.repeat("r", 2).await.await.expect("an answer");
-    is_refused(other, code::REQUEST_ID_REUSED);
+    let other = known(world.repeat("r", 2).await).await;
+    is_refused(other.await.expect("an answer"), code::REQUEST_ID_REUSED);
     let numbers = |answer| Call::Numbers { answer };
     let numbers = world.ask(numbers).await.await.expect("an answer");
     assert_eq!((numbers.active, numbers.awaited), (0, 0));
@@ -521,4 +542,78 @@ async fn nothing_is_forgotten_while_a_participant_cannot_tell_what_is_unfinished
     world.unfinished(2, 3, Some(Gtrid::MAX)).await;
     sleep(10 * SECOND).await;
     assert_eq!(world.inquire(in_doubt).await, Decision::Forgotten);
+}
+
+/// Another coordinator took over.
+async fn supersede(world: &World) {
+    let branch = BranchId {
+        gtrid: Gtrid::MIN,
+        bqual: Bqual(1),
+    };
+    let stale = Call::Received {
+        from: p(1),
+        message: FromParticipant::Stale {
+            branch,
+            epoch: EPOCH,
+            highest: Epoch(9),
+        },
+        results: Vec::new(),
+        failed_statement: None,
+    };
+    world.calls.send(stale).await.expect("a driver");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_joined_is_told_of_the_first_when_the_driver_ends() {
+    for fails in [false, true] {
+        let world = World::new(MOMENT).await;
+        let first = world.mint.mint();
+        let told = world.run(first, Some("r"), HOUR, None).await;
+        let joined = world.run(world.mint.mint(), Some("r"), HOUR, None).await;
+        let asked = known(world.repeat("r", 1).await).await;
+        sleep(SECOND).await;
+        if fails {
+            supersede(&world).await;
+        } else {
+            world.stop.cancel();
+        }
+        let told = told.await.expect("an answer");
+        assert!(
+            matches!(&told, Told::Ended(ended) if ended.outcome == Outcome::Unknown(first)),
+            "{told:?}"
+        );
+        for told in [joined, asked] {
+            is_left_open(told.await.expect("an answer"), first);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_the_disk_is_told_of_the_first_when_the_driver_ends() {
+    let world = World::new(4 * SECOND).await;
+    let first = world.mint.mint();
+    let _told = world.run(first, Some("r"), SECOND / 2, None).await;
+    sleep(SECOND).await;
+    // Its answer waits for the record of the first.
+    let repeated = world.run(world.mint.mint(), Some("r"), HOUR, None).await;
+    sleep(SECOND).await;
+    world.stop.cancel();
+    is_left_open(repeated.await.expect("an answer"), first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_nobody_takes_any_more_is_told_what_is_known() {
+    let world = World::new(MOMENT).await;
+    let first = world.mint.mint();
+    let _told = world.run(first, Some("r"), HOUR, None).await;
+    sleep(SECOND).await;
+    world.stop.cancel();
+    let repeated = world.run(world.mint.mint(), Some("r"), HOUR, None).await;
+    let fresh = world.run(world.mint.mint(), Some("s"), HOUR, None).await;
+    let asked = world.repeat("r", 1).await;
+    let other = world.repeat("r", 2).await;
+    is_left_open(repeated.await.expect("an answer"), first);
+    is_left_open(known(asked).await.await.expect("an answer"), first);
+    is_refused(fresh.await.expect("an answer"), code::SHUTTING_DOWN);
+    assert!(other.await.is_err(), "nobody says that it is not known");
 }

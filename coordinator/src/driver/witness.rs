@@ -170,6 +170,7 @@ mod tests {
             participant: name("p1"),
             committed: Some(false),
             reason: Reason::new("HEURISTIC_ROLLBACK", ""),
+            request: None,
         };
         let witnesses = after(&[decision(5), heuristic, end(5)]);
         assert_eq!(witnesses.of(&name("p1")), []);

@@ -295,13 +295,6 @@ impl<E: Engine> Business<E> {
             Ok(executed) => return Ok(executed),
             Err(failure) => failure,
         };
-        if let Some(gtrid) = replayed(&failure) {
-            return Ok(Executed {
-                gtrid,
-                results: Vec::new(),
-                replayed: true,
-            });
-        }
         if let Failure::Aborted {
             reason,
             participant: Some(participant),
@@ -388,17 +381,6 @@ fn not_the_callers(reason: Reason) -> Reason {
     Reason::new(code::UNEXPECTED_ANSWER, message)
 }
 
-/// The transaction of the first attempt, when a participant's ledger had to say that the request
-/// had taken effect, because the coordinator has forgotten it.
-fn replayed(failure: &Failure) -> Option<Gtrid> {
-    match failure {
-        Failure::Aborted { reason, .. } if &*reason.code == code::REQUEST_ALREADY_COMMITTED => {
-            concord_proto::convert::text::parse_gtrid(&reason.message)
-        }
-        Failure::Aborted { .. } | Failure::Unknown { .. } | Failure::Refused(_) => None,
-    }
-}
-
 fn failed_role<R: Copy>(failure: &Failure, roles: &Roles<R>) -> Option<R> {
     match failure {
         Failure::Aborted {
@@ -455,19 +437,6 @@ mod tests {
             branch_index: Some(1),
             failed_statement: Some(0),
         }
-    }
-
-    #[test]
-    fn a_request_that_the_ledger_knows_has_succeeded() {
-        let text = "01920000-0000-7000-8000-000000000001";
-        let gtrid = replayed(&aborted(code::REQUEST_ALREADY_COMMITTED, text));
-        assert_eq!(gtrid.map(|gtrid| gtrid.to_string()).as_deref(), Some(text));
-        assert_eq!(
-            replayed(&aborted(code::REQUEST_ALREADY_COMMITTED, "?")),
-            None
-        );
-        assert_eq!(replayed(&aborted(code::DEADLOCK, text)), None);
-        assert_eq!(replayed(&Failure::Unknown { gtrid: Gtrid::MIN }), None);
     }
 
     #[test]

@@ -204,14 +204,7 @@ impl TransactionService for TransactionGateway {
                     replayed: executed.replayed,
                 }))
             }
-            Err(failure) => match already_committed(&failure) {
-                Some(gtrid) => Ok(Response::new(v1::ExecuteTransactionResponse {
-                    gtrid,
-                    results: Vec::new(),
-                    replayed: true,
-                })),
-                None => Err(of_failure(&failure)),
-            },
+            Err(failure) => Err(of_failure(&failure)),
         }
     }
 
@@ -434,17 +427,5 @@ impl TransactionService for TransactionGateway {
             std::future::ready(shown.map(Ok))
         });
         Ok(Response::new(Box::pin(stream)))
-    }
-}
-
-/// The former transaction of a request that took effect before anything here remembers.
-fn already_committed(failure: &crate::engine::Failure) -> Option<String> {
-    match failure {
-        crate::engine::Failure::Aborted { reason, .. }
-            if &*reason.code == code::REQUEST_ALREADY_COMMITTED =>
-        {
-            Some(reason.message.to_string())
-        }
-        _ => None,
     }
 }

@@ -96,6 +96,10 @@ pub fn of_seen(
             Outcome::Committed => ended(gtrid, TransactionState::Committed, None),
             Outcome::Aborted(reason) => ended(gtrid, TransactionState::Aborted, Some(reason)),
             Outcome::Unknown(_) => ended(gtrid, TransactionState::Preparing, None),
+            // Its reason says that this is not how all of its branches ended.
+            Outcome::Damaged(reason) if &*reason.code == code::HEURISTIC_COMMIT => {
+                ended(gtrid, TransactionState::Aborted, Some(reason))
+            }
             Outcome::Damaged(reason) => ended(gtrid, TransactionState::Committed, Some(reason)),
         }),
         Seen::Nothing => Ok(history.map_or_else(

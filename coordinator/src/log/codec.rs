@@ -8,6 +8,7 @@
 //!   kind 2 OnePhase    epoch u64 ‖ request ‖ participant text               bqual in the key
 //!   kind 3 Refused     request ‖ reason
 //!   kind 4 Heuristic   participant text ‖ committed u8 ‖ reason   bqual and ordinal in the key
+//!                      and after it the request, unless there is none
 //!   kind 5 End         committed u8
 //! request   0u8 for none, or 1u8 ‖ id text ‖ fingerprint u64
 //! reason    code text ‖ message text
@@ -234,10 +235,14 @@ pub fn encode(record: &Record) -> Option<(Gtrid, u8, Bqual, Vec<u8>)> {
             participant,
             committed,
             reason,
+            request,
         } => {
             put_text(&mut body, participant.as_str());
             body.push(committed.map_or(2, u8::from));
             put_reason(&mut body, reason);
+            if request.is_some() {
+                put_request(&mut body, request.as_ref());
+            }
             (gtrid, kind::HEURISTIC, *bqual)
         }
         Record::End { gtrid, committed } => {
@@ -300,6 +305,7 @@ pub fn decode(key: &[u8], sealed: &[u8]) -> Result<Record, Garbage> {
                 participant,
                 committed,
                 reason: reader.reason()?,
+                request: reader.last_request()?,
             }
         }
         kind::END => match reader.u8("outcome")? {
@@ -508,6 +514,15 @@ impl<'a> Reader<'a> {
             }
             _ => Err(Garbage::Illegal("request")),
         }
+    }
+
+    /// What a heuristic outcome ends with, if anything: those of before had no request.
+    fn last_request(&mut self) -> Result<Option<Request>, Garbage> {
+        if self.0.is_empty() {
+            return Ok(None);
+        }
+        let request = self.request()?.ok_or(Garbage::Illegal("request"))?;
+        Ok(Some(request))
     }
 
     fn reason(&mut self) -> Result<Reason, Garbage> {

@@ -13,7 +13,7 @@
 //! | a vote ABORT, a deadline, a lost link, a rollback | nothing | Abort to each; the reply |
 //! | the same, with a request id and a final reason | `Refused` | the reply |
 //! | the last acknowledgement | `End` (not forced) | nothing: the reply waits for `Decision` |
-//! | a branch finished otherwise than decided | `Heuristic` | the reply |
+//! | a branch finished otherwise than decided, or aborted | `Heuristic` | the reply |
 //! | an inquiry | nothing | the answer, after the transaction's own records |
 //! | ended transactions pass their retention | `Horizon` | the permission to delete ledger rows |
 
@@ -220,6 +220,11 @@ impl Ended {
         matches!(self.outcome, Outcome::Damaged(_))
     }
 
+    /// Whether it was aborted: only the damage is on record, and no decision.
+    fn is_damaged_abort(&self) -> bool {
+        self.is_damaged() && self.ordered == 0
+    }
+
     fn orders(&self, bqual: Bqual) -> bool {
         self.ordered & order_bit(bqual) != 0
     }
@@ -386,6 +391,12 @@ impl Coordinator {
         self.requests.contains_key(request)
     }
 
+    /// The attempt that this request, and no other content under its id, is known by.
+    pub fn attempt_of(&self, request: &Request) -> Option<Gtrid> {
+        let (fingerprint, gtrid) = self.requests.get(&request.id)?;
+        (*fingerprint == request.fingerprint).then_some(*gtrid)
+    }
+
     /// The highest id on record; fresh ids must be above it.
     pub fn highest_gtrid(&self) -> Gtrid {
         let live = self
@@ -394,7 +405,10 @@ impl Coordinator {
             .next_back()
             .copied()
             .unwrap_or(Gtrid::MIN);
-        let ended = self.ended.keys().next_back().copied().unwrap_or(Gtrid::MIN);
+        // A damaged abort may have any id: an operator, or a participant, named it.
+        let mut ended = self.ended.iter().rev();
+        let ended = ended.find(|(_, ended)| !ended.is_damaged_abort());
+        let ended = ended.map_or(Gtrid::MIN, |(gtrid, _)| *gtrid);
         let aborted = self.aborted.last().copied().unwrap_or(Gtrid::MIN);
         live.max(ended).max(aborted).max(self.horizon)
     }
@@ -414,7 +428,7 @@ impl Coordinator {
         }
         let position = self.position;
         // What recovery applies is durable already; what is new is not before its position is.
-        if let Record::Refused { gtrid, .. } = &record
+        if let Record::Refused { gtrid, .. } | Record::Heuristic { gtrid, .. } = &record
             && let Some(ended) = self.ended.get_mut(gtrid)
         {
             ended.position = position;
@@ -495,6 +509,10 @@ impl Coordinator {
         }
         match self.ended.get(&branch.gtrid) {
             Some(ended) if ended.orders(branch.bqual) => (ended.position, Decision::Commit),
+            // It is on record for the damage only: of its other branches as much is forgotten.
+            Some(ended) if ended.is_damaged_abort() && branch.gtrid < self.horizon => {
+                (ended.position, Decision::Forgotten)
+            }
             Some(ended) => (ended.position, Decision::Abort),
             None if branch.gtrid < self.horizon => (0, Decision::Forgotten),
             None => (0, Decision::Abort),

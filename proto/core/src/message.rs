@@ -130,6 +130,6 @@ pub enum Outcome {
     Aborted(Reason),
     /// Not known now: a one-phase commit whose participant was lost. Ask again by gtrid.
     Unknown(Gtrid),
-    /// Decided, and somebody other than the coordinator finished a branch otherwise.
+    /// Decided or aborted, and somebody other than the coordinator finished a branch otherwise.
     Damaged(Reason),
 }

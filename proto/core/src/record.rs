@@ -61,6 +61,8 @@ pub enum Record {
         committed: Option<bool>,
         /// What happened, and the operator's words.
         reason: Reason,
+        /// The client's request, when the transaction is aborted: no other record keeps it then.
+        request: Option<Request>,
     },
     /// Ended transactions below this one are forgotten.
     Horizon(Gtrid),

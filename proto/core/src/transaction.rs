@@ -177,6 +177,12 @@ impl Transaction {
         }
     }
 
+    /// The client's request, unless a decision, or the handing over of one, keeps it.
+    pub(crate) fn request_of_abort(&self) -> Option<Request> {
+        let kept = self.one_phase || self.state == TransactionState::Committing;
+        self.request.clone().filter(|_| !kept)
+    }
+
     /// What somebody other than the coordinator did to one of its branches.
     pub(crate) fn damage(&self) -> Option<Reason> {
         let damaged = |branch: &&Branch| branch.state == BranchState::Heuristic;

@@ -230,7 +230,7 @@ fn interference() -> Vec<Named> {
                 slow_records: true,
                 ..both(Flavour::MySql, alone)
             },
-            77_746,
+            77_690,
             &[COMMITS, ABORTS, DAMAGE_FOUND, DAMAGE_TOLD],
         ),
         named(
@@ -250,7 +250,7 @@ fn interference() -> Vec<Named> {
                 slow_records: true,
                 ..both(Flavour::MariaDb, restarted)
             },
-            148_133,
+            148_105,
             &[COMMITS, ABORTS, RECORD_LOST, DAMAGE_FOUND, DAMAGE_TOLD],
         ),
     ]

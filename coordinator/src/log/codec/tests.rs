@@ -56,6 +56,33 @@ fn golden_bytes() {
     );
 }
 
+/// A heuristic outcome of before it could hold a request is one without.
+#[test]
+fn a_heuristic_outcome_without_a_request_is_as_it_was() {
+    let record = |request| Record::Heuristic {
+        gtrid: gtrid(1),
+        bqual: Bqual(1),
+        participant: ParticipantName::new("p1"),
+        committed: Some(true),
+        reason: Reason::new("R", ""),
+        request,
+    };
+    let old = [&[0, 0, 0, 2][..], b"p1", &[1, 0, 0, 0, 1], b"R", &[0; 4]].concat();
+    let key = key(gtrid(1), kind::HEURISTIC, Bqual(1), 0);
+    let read = |body: &[u8]| decode(&key, &seal(&key, body));
+    assert_eq!(read(&old), Ok(record(None)));
+    assert_eq!(stored(&record(None)).1, seal(&key, &old));
+    let request = Request {
+        id: RequestId::new("r"),
+        fingerprint: 7,
+    };
+    let mut new = old.clone();
+    put_request(&mut new, Some(&request));
+    assert_eq!(read(&new), Ok(record(Some(request))));
+    let none = [&old[..], &[0]].concat();
+    assert_eq!(read(&none), Err(Garbage::Illegal("request")));
+}
+
 #[test]
 fn every_cut_and_every_flip_is_garbage() {
     for record in one_of_each() {

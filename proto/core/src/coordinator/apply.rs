@@ -66,13 +66,14 @@ impl Coordinator {
                 bqual,
                 committed,
                 reason,
+                request,
                 ..
             } => {
                 let id = BranchId {
                     gtrid: *gtrid,
                     bqual: *bqual,
                 };
-                self.apply_heuristic(id, *committed, reason);
+                self.apply_heuristic(id, *committed, reason, request.as_ref());
                 Ok(())
             }
             Record::Horizon(horizon) => self.apply_horizon(*horizon),
@@ -245,7 +246,9 @@ impl Coordinator {
             self.ended.insert(gtrid, ended);
         } else {
             self.aborted.insert(gtrid);
-            if let Some(request) = tx.request {
+            if let Some(reason) = tx.damage() {
+                self.damage_ended(gtrid, &reason, tx.request.as_ref());
+            } else if let Some(request) = tx.request {
                 // Aborted for a reason that a retry may mend: the request is free again.
                 self.free_request(&request.id, gtrid);
             }
@@ -253,9 +256,17 @@ impl Coordinator {
         Ok(())
     }
 
-    fn apply_heuristic(&mut self, id: BranchId, committed: Option<bool>, reason: &Reason) {
+    fn apply_heuristic(
+        &mut self,
+        id: BranchId,
+        committed: Option<bool>,
+        reason: &Reason,
+        request: Option<&Request>,
+    ) {
         self.heuristics.insert(id, committed);
+        let mut has_end = false;
         if let Some(tx) = self.transactions.get_mut(&id.gtrid) {
+            has_end = tx.one_phase || tx.state == TransactionState::Committing;
             tx.reason = Some(reason.clone());
             // One that left has no outcome that it could contradict.
             let waits = |branch: &&mut Branch| branch.state != BranchState::ReadOnly;
@@ -263,6 +274,30 @@ impl Coordinator {
                 branch.state = BranchState::Heuristic;
                 branch.reason = Some(reason.clone());
             }
+        }
+        // What is decided, or delegated, tells of its damage by its end. An abort has none, and
+        // what ended before has had it.
+        let contradicts = match self.ended.get(&id.gtrid) {
+            Some(ended) if ended.ordered != 0 => ended.orders(id.bqual) && committed != Some(true),
+            Some(_) | None => committed != Some(false),
+        };
+        if !has_end && contradicts {
+            self.damage_ended(id.gtrid, reason, request);
+        }
+    }
+
+    /// What was aborted, or has ended, turns out damaged: whoever asks is told so from now on, and
+    /// its request is never free again. Another attempt may have taken its place meanwhile.
+    fn damage_ended(&mut self, gtrid: Gtrid, reason: &Reason, request: Option<&Request>) {
+        self.remember_request(gtrid, request);
+        let ended = self.ended.entry(gtrid).or_insert_with(|| Ended {
+            outcome: Outcome::Damaged(reason.clone()),
+            ordered: 0,
+            request: request.map(|request| request.id.clone()),
+            position: 0,
+        });
+        if !ended.is_damaged() {
+            ended.outcome = Outcome::Damaged(reason.clone());
         }
     }
 
@@ -300,8 +335,13 @@ impl Coordinator {
         }
     }
 
+    /// Lets a request id stand for this transaction, unless it stands for a damaged one: that is
+    /// what whoever repeats it must hear of, for ever.
     pub(super) fn remember_request(&mut self, gtrid: Gtrid, request: Option<&Request>) {
-        if let Some(request) = request {
+        let Some(request) = request else { return };
+        let first = self.requests.get(&request.id).map(|(_, first)| first);
+        let damaged = first.and_then(|first| self.ended.get(first));
+        if !damaged.is_some_and(Ended::is_damaged) {
             self.requests
                 .insert(request.id.clone(), (request.fingerprint, gtrid));
         }
@@ -309,10 +349,14 @@ impl Coordinator {
 
     /// The same, of a transaction whose outcome is not known. Replay goes by id and not by time:
     /// an attempt that came to nothing must not take the place of the one that settled the request.
+    /// One that ended and is forgotten settles nothing any more: only its records are not deleted
+    /// yet, and this attempt began because the request was free again.
     fn remember_attempt(&mut self, gtrid: Gtrid, request: Option<&Request>) {
         let settled = |first: &Gtrid| {
             let decided = |tx: &Transaction| !tx.one_phase && !tx.is_undecided();
-            self.ended.contains_key(first) || self.transactions.get(first).is_some_and(decided)
+            let kept = |ended: &Ended| *first >= self.horizon || ended.is_damaged();
+            self.ended.get(first).is_some_and(kept)
+                || self.transactions.get(first).is_some_and(decided)
         };
         let first = request.and_then(|request| self.requests.get(&request.id));
         if first.is_none_or(|(_, first)| !settled(first)) {

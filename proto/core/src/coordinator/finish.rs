@@ -105,6 +105,8 @@ impl Coordinator {
             participant: from.clone(),
             committed: Some(true),
             reason: reason.clone(),
+            // Nobody here knows it any more, unless a refusal that is on record names it.
+            request: None,
         };
         let after = self.record(record, out)?;
         let mut branch = Branch::new(bqual, from.clone(), BranchState::Heuristic);
@@ -192,21 +194,20 @@ impl Coordinator {
         out: &mut Out,
     ) -> Result<(), ApplyError> {
         let gtrid = id.gtrid;
-        let Some(participant) = self
-            .transactions
-            .get(&gtrid)
-            .and_then(|tx| tx.branch(id.bqual))
-            .map(|branch| branch.participant.clone())
-        else {
+        let bqual = id.bqual;
+        let Some(tx) = self.transactions.get(&gtrid) else {
             return Ok(());
         };
-        let bqual = id.bqual;
+        let Some(participant) = tx.branch(bqual).map(|branch| branch.participant.clone()) else {
+            return Ok(());
+        };
         let record = Record::Heuristic {
             gtrid,
             bqual,
             participant,
             committed,
             reason: reason.clone(),
+            request: tx.request_of_abort(),
         };
         let after = self.record(record, out)?;
         let Some(tx) = self.transactions.get_mut(&gtrid) else {
@@ -264,7 +265,7 @@ impl Coordinator {
     }
 
     /// Drops an aborted transaction whose branches have all acknowledged: nothing on record means
-    /// abort, so there is nothing to remember.
+    /// abort, so there is nothing to remember but damage, which is among what ended already.
     pub(super) fn end_if_aborted(&mut self, gtrid: Gtrid, out: &mut Out) {
         let Some(tx) = self.transactions.get_mut(&gtrid) else {
             return;

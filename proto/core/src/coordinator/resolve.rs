@@ -7,7 +7,7 @@
 use super::{ApplyError, Coordinator, Effect, Out, Resolve, branch_changed};
 use crate::reason::{Reason, code};
 use crate::record::Record;
-use crate::transaction::{Branch, BranchState, TransactionState};
+use crate::transaction::{Branch, BranchState, Transaction, TransactionState};
 
 impl Coordinator {
     pub(super) fn resolve(&mut self, resolve: Resolve, out: &mut Out) -> Result<(), ApplyError> {
@@ -57,12 +57,14 @@ impl Coordinator {
     fn force(&mut self, resolve: Resolve, out: &mut Out) -> Result<(), ApplyError> {
         let gtrid = resolve.branch.gtrid;
         let reason = forced(&resolve);
+        let tx = self.transactions.get(&gtrid);
         let record = Record::Heuristic {
             gtrid,
             bqual: resolve.branch.bqual,
             participant: resolve.participant.clone(),
             committed: Some(resolve.commit),
             reason: reason.clone(),
+            request: tx.and_then(Transaction::request_of_abort),
         };
         let position = self.record(record, out)?;
         let mut branch = Branch::new(
@@ -120,7 +122,8 @@ impl Coordinator {
                 _ => None,
             };
         }
-        if let Some(ended) = self.ended.get(&gtrid) {
+        let ended = self.ended.get(&gtrid);
+        if let Some(ended) = ended.filter(|ended| !ended.is_damaged_abort()) {
             return Some(ended.orders(resolve.branch.bqual));
         }
         if resolve.sibling.is_some() {

@@ -386,7 +386,9 @@ impl Coordinator {
         }
         let answered = std::mem::replace(&mut tx.answered, true);
         let mut after = tx.position;
-        if let Some(request) = tx.request.clone() {
+        // One that is damaged already has settled its request.
+        let request = tx.request.clone();
+        if let Some(request) = request.filter(|_| !self.ended.contains_key(&gtrid)) {
             if reason.settles_request() {
                 let reason = reason.clone();
                 after = self.record(

@@ -4,6 +4,7 @@
 
 mod abort;
 mod commit;
+mod damage;
 mod finish;
 mod inquiry;
 mod one_phase;
@@ -277,6 +278,7 @@ fn heuristic(gtrid: Gtrid, n: u32, committed: Option<bool>, reason: &Reason) -> 
         participant,
         committed,
         reason: reason.clone(),
+        request: None,
     }
 }
 

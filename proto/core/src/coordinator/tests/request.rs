@@ -272,6 +272,26 @@ fn an_attempt_that_came_to_nothing_does_not_hide_the_one_that_settled_it() {
     }
 }
 
+/// The horizon is durable before the records below it are deleted, and a crash may come between.
+#[test]
+fn a_refusal_that_is_forgotten_does_not_hide_the_attempt_that_came_after() {
+    let records = [
+        Record::Horizon(g(2)),
+        Record::Refused {
+            gtrid: g(1),
+            request: request("r", 1),
+            reason: refused(),
+        },
+        delegation(g(2), Some(request("r", 1))),
+    ];
+    let mut machine = recovered(&records);
+    let unknown = Outcome::Unknown(g(2));
+    assert_eq!(run_again(&mut machine, g(9), 1), replay(0, g(2), unknown));
+    machine.step(finished(g(2), 1, Finish::Committed)).unwrap();
+    let committed = replay(0, g(2), Outcome::Committed);
+    assert_eq!(run_again(&mut machine, g(9), 1), committed);
+}
+
 #[test]
 fn a_commit_that_is_found_late_takes_its_request_back() {
     let mut machine = recovered(&[
