@@ -188,6 +188,10 @@ fn told(args: &Args, jobs: &[Job], tally: &Tally) -> bool {
     for missing in &missing {
         eprintln!("too little happened: {missing}");
     }
+    let late = tally.late();
+    if let Some(late) = &late {
+        eprintln!("{late}");
+    }
     for command in &tally.failed {
         eprintln!("failed: {command}");
     }
@@ -200,5 +204,6 @@ fn told(args: &Args, jobs: &[Job], tally: &Tally) -> bool {
     if !reached {
         eprintln!("the crash point was never reached");
     }
-    tally.failed.is_empty() && tally.violations == 0 && missing.is_empty() && reached
+    let sound = tally.failed.is_empty() && tally.violations == 0 && late.is_none();
+    sound && missing.is_empty() && reached
 }

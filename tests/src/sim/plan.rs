@@ -8,6 +8,8 @@ use super::chance::Chance;
 pub const HEAL_DEADLINE_US: u64 = 60_000_000;
 /// Longest time that a branch may stay in doubt after everything healed.
 pub const IN_DOUBT_MAX_US: u64 = 10_000_000;
+/// The same of 99 branches in a hundred.
+pub const IN_DOUBT_P99_MS: u64 = 2_000;
 
 /// Which of a server's two flavours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

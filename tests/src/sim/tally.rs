@@ -10,11 +10,13 @@ use concord_daemon::crash::CrashPoint;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use super::plan::{KINDS, Plan};
+use super::plan::{IN_DOUBT_P99_MS, KINDS, Plan};
 use super::run::{Report, run};
 
 /// Lines of a story that are shown.
 const STORY_LINES: usize = 160;
+/// Branches that must have been in doubt, for one in a hundred of them to mean anything.
+const IN_DOUBT_MIN: u64 = 100;
 /// Failed seeds after which no more are begun: more of the same tells nothing.
 const FAILED_MAX: usize = 10;
 
@@ -176,6 +178,19 @@ impl Tally {
         missing
     }
 
+    /// What took too long in all runs together. The longest time of each branch is judged in its
+    /// own run.
+    pub fn late(&self) -> Option<String> {
+        let (_, p99, _) = self.doubt();
+        let late = self.in_doubt.len() >= IN_DOUBT_MIN && p99 > IN_DOUBT_P99_MS;
+        late.then(|| {
+            format!(
+                "8 Drains: after everything healed 99 of 100 branches left doubt in {p99} ms, not \
+                 {IN_DOUBT_P99_MS}"
+            )
+        })
+    }
+
     /// In words.
     pub fn tell(&self) {
         let hours = Duration::from_micros(self.simulated_us).as_secs_f64() / 3_600.0;
@@ -223,6 +238,7 @@ impl Tally {
             "violations": self.violations,
             "failed": self.failed,
             "missing": self.missing(),
+            "late": self.late(),
             "committed": self.committed,
             "refused": self.refused,
             "unknown": self.unknown,
