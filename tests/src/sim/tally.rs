@@ -159,15 +159,21 @@ impl Tally {
         points.map(|point| point.name()).collect()
     }
 
+    /// Crash points at which a process died as the first ones of their runs.
+    pub fn firsts(&self) -> BTreeSet<CrashPoint> {
+        let firsts = self.reached.iter().filter_map(|points| points.first());
+        firsts.copied().collect()
+    }
+
+    /// Runs in which hardly anything was committed prove nothing.
+    pub fn too_few_commits(&self) -> Option<String> {
+        let few = self.committed < self.seeds * 5;
+        few.then(|| format!("{} commits in {} seeds", self.committed, self.seeds))
+    }
+
     /// What is missing, when so many seeds must have shown it.
     pub fn missing(&self) -> Vec<String> {
-        let mut missing = Vec::new();
-        if self.committed < self.seeds * 5 {
-            missing.push(format!(
-                "{} commits in {} seeds",
-                self.committed, self.seeds
-            ));
-        }
+        let mut missing: Vec<String> = self.too_few_commits().into_iter().collect();
         let wanted = self.seeds / 200;
         for kind in KINDS {
             let count = self.faults.get(kind).copied().unwrap_or(0);
@@ -237,7 +243,6 @@ impl Tally {
             "seeds": self.seeds,
             "violations": self.violations,
             "failed": self.failed,
-            "missing": self.missing(),
             "late": self.late(),
             "committed": self.committed,
             "refused": self.refused,
