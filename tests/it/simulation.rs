@@ -37,6 +37,9 @@ fn simulation_smoke_seeds() {
     assert_eq!(told["violations"], 0);
     let committed = told["committed"].as_u64().expect("a count");
     assert!(committed > 2_000, "{told}");
+    let doubt = &told["in_doubt_ms"];
+    assert!(doubt["count"].as_u64().expect("a count") >= 100, "{told}");
+    assert!(doubt["p99"].as_u64().expect("a time") <= 2_000, "{told}");
     let faults = told["faults"].as_object().expect("counts");
     assert!(faults.len() > 20, "kinds of faults are missing: {told}");
 }

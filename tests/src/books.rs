@@ -1,11 +1,15 @@
 //! Audits the books of a cluster by plain SQL on every server: what the daemons say does not count.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use sqlx::Row;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, eventually};
+
+/// Longest time that anything may stay in doubt once every process is up again.
+pub const IN_DOUBT_MAX: Duration = Duration::from_secs(10);
 
 /// What the books say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,6 +102,17 @@ impl Books {
             );
         }
         Ok(())
+    }
+
+    /// Waits until every process is up, and then until nothing is in doubt, which may not take
+    /// longer than it is said to.
+    pub async fn drain(cluster: &Cluster, servers: usize) -> anyhow::Result<()> {
+        cluster.until_up().await?;
+        eventually("nothing in doubt", IN_DOUBT_MAX, async || {
+            let over = Self::nothing_in_doubt(cluster, servers).await?;
+            Ok(over.then_some(()))
+        })
+        .await
     }
 
     /// Nothing is in doubt on any server of the cluster.

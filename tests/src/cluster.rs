@@ -194,6 +194,14 @@ impl Cluster {
         }))
     }
 
+    /// Waits until every process is up.
+    pub async fn until_up(&self) -> anyhow::Result<()> {
+        eventually("every process up", READY_TIMEOUT, async || {
+            Ok(self.is_up()?.then_some(()))
+        })
+        .await
+    }
+
     /// One process now.
     pub fn process(&self, name: &str) -> anyhow::Result<ProcessState> {
         let state = self.state()?;

@@ -24,8 +24,8 @@ use serde_json::json;
 use sqlx::Row as _;
 use tokio_util::sync::CancellationToken;
 
-use crate::books::Books;
-use crate::cluster::{Cluster, READY_TIMEOUT, eventually};
+use crate::books::{Books, IN_DOUBT_MAX};
+use crate::cluster::{Cluster, eventually};
 use check::{Findings, Level, judge};
 use history::{End, Op, Txn};
 use load::{Clock, Done, Shape};
@@ -40,8 +40,6 @@ const PROCESSES: [&str; 7] = ["coordinator", "p1", "p2", "p3", "s1", "s2", "s3"]
 const DAEMONS: [&str; 4] = ["coordinator", "p1", "p2", "p3"];
 /// Of ten transactions, one met another at least.
 const MEETINGS_MIN: usize = 10;
-/// Time for everything to be over after the load.
-const OVER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How much of it.
 #[derive(Clone, Debug)]
@@ -305,8 +303,10 @@ async fn make_lists(cluster: &Cluster, shape: &Shape) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// No transaction is running, and no branch in doubt: what is there now stays.
+/// No transaction is running, and no branch in doubt: what is there now stays. It may not take
+/// longer than a branch may stay in doubt once every process is up.
 async fn everything_is_over(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
+    cluster.until_up().await?;
     let client = cluster.client()?;
     let live = [
         TransactionState::Init,
@@ -316,16 +316,11 @@ async fn everything_is_over(cluster: &Arc<Cluster>) -> anyhow::Result<()> {
         TransactionState::Committing,
         TransactionState::Aborting,
     ];
-    eventually(
-        "everything is over",
-        READY_TIMEOUT.max(OVER_TIMEOUT),
-        async || {
-            let running = client.list_transactions(&live, false, 1).await?;
-            let over =
-                running.is_empty() && Books::nothing_in_doubt(cluster, SERVERS.into()).await?;
-            Ok(over.then_some(()))
-        },
-    )
+    eventually("everything is over", IN_DOUBT_MAX, async || {
+        let running = client.list_transactions(&live, false, 1).await?;
+        let over = running.is_empty() && Books::nothing_in_doubt(cluster, SERVERS.into()).await?;
+        Ok(over.then_some(()))
+    })
     .await
 }
 

@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
 use crate::books::Books;
-use crate::cluster::{Cluster, TO_BE_KILLED, eventually};
+use crate::cluster::{Cluster, TO_BE_KILLED};
 
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
@@ -133,12 +133,7 @@ pub async fn prove(server: &ServerBinary, plan: &Plan) -> anyhow::Result<Report>
     stop.store(true, Ordering::Relaxed);
     report.kills = killer.await??;
     let summary = summary?;
-    eventually("nothing in doubt", Duration::from_secs(60), async || {
-        Ok(Books::nothing_in_doubt(&cluster, SERVERS.into())
-            .await?
-            .then_some(()))
-    })
-    .await?;
+    Books::drain(&cluster, SERVERS.into()).await?;
     let after = Books::read(&cluster, SERVERS.into()).await?;
     after.check()?;
     ensure!(

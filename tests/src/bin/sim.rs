@@ -1,5 +1,6 @@
 //! The deterministic simulation from the command line: seeds, crash points, pairs of them.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,6 +11,13 @@ use concord_daemon::crash::CrashPoint;
 use concord_tests::sim::crash::is_here;
 use concord_tests::sim::run::events;
 use concord_tests::sim::tally::{Job, Manner, Tally, run_all};
+
+/// Runs with which a first point of pairs must have been reached, however rare it is.
+const FIRST_RUNS: u64 = 30;
+/// Of a hundred pairs of crash points both must have been reached in so many, and of how many
+/// pairs that is asked.
+const BOTH_PERCENT: u64 = 50;
+const PAIRS_MIN: u64 = 100;
 
 /// Simulates the coordinator and the participants, as they ship, on a simulated network, disk and
 /// servers: faults that overlap, clients that write down what they were told, and judges.
@@ -160,14 +168,42 @@ fn trace(jobs: &[Job]) -> bool {
     clean
 }
 
+/// What pairs of crash points must have shown, and did not.
+fn missing_of_pairs(jobs: &[Job], tally: &Tally, pairs: u64) -> Vec<String> {
+    let mut missing: Vec<String> = tally.too_few_commits().into_iter().collect();
+    let mut runs: BTreeMap<CrashPoint, u64> = BTreeMap::new();
+    for (first, _) in jobs.iter().filter_map(|job| job.crashes.first()) {
+        *runs.entry(*first).or_default() += 1;
+    }
+    let reached = tally.firsts();
+    for (point, runs) in runs {
+        if runs >= FIRST_RUNS && !reached.contains(&point) {
+            let name = point.name();
+            missing.push(format!("nobody died at {name} first, in {runs} runs"));
+        }
+    }
+    let (both, wanted) = (tally.reached(2) as u64, pairs * BOTH_PERCENT / 100);
+    if pairs >= PAIRS_MIN && both < wanted {
+        missing.push(format!(
+            "both points were reached of {both} pairs, not of {wanted}"
+        ));
+    }
+    missing
+}
+
 fn told(args: &Args, jobs: &[Job], tally: &Tally) -> bool {
-    // With planted bugs or a single point a run need not show everything.
-    let usual = !args.pairs && args.crash_at.is_none() && tally.failed.is_empty();
-    let missing = if usual { tally.missing() } else { Vec::new() };
     let pairs = if args.pairs {
         jobs.len() as u64 / args.seeds_per_pair.max(1)
     } else {
         0
+    };
+    // With planted bugs or a single point a run need not show everything.
+    let missing = if !tally.failed.is_empty() || args.crash_at.is_some() {
+        Vec::new()
+    } else if args.pairs {
+        missing_of_pairs(jobs, tally, pairs)
+    } else {
+        tally.missing()
     };
     if !args.json {
         tally.tell();
@@ -188,17 +224,23 @@ fn told(args: &Args, jobs: &[Job], tally: &Tally) -> bool {
     for missing in &missing {
         eprintln!("too little happened: {missing}");
     }
+    let late = tally.late();
+    if let Some(late) = &late {
+        eprintln!("{late}");
+    }
     for command in &tally.failed {
         eprintln!("failed: {command}");
     }
     if args.json {
         let mut told = tally.json();
         told["pairs"] = pairs.into();
+        told["missing"] = missing.clone().into();
         println!("{told}");
     }
     let reached = args.crash_at.is_none() || tally.reached(1) + tally.reached(2) > 0;
     if !reached {
         eprintln!("the crash point was never reached");
     }
-    tally.failed.is_empty() && tally.violations == 0 && missing.is_empty() && reached
+    let sound = tally.failed.is_empty() && tally.violations == 0 && late.is_none();
+    sound && missing.is_empty() && reached
 }

@@ -8,6 +8,8 @@ use super::chance::Chance;
 pub const HEAL_DEADLINE_US: u64 = 60_000_000;
 /// Longest time that a branch may stay in doubt after everything healed.
 pub const IN_DOUBT_MAX_US: u64 = 10_000_000;
+/// The same of 99 branches in a hundred.
+pub const IN_DOUBT_P99_MS: u64 = 2_000;
 
 /// Which of a server's two flavours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,8 +212,21 @@ const AT_AN_ORDER: &[CrashPoint] = &[
     CrashPoint::CoordinatorOrderReceived,
     CrashPoint::CoordinatorOrderReleased,
 ];
-/// Orders in a world that has to come there.
-const ORDERS: usize = 8;
+/// Points at a transaction of which somebody else finished a branch.
+const AT_DAMAGE: &[CrashPoint] = &[
+    CrashPoint::CoordinatorHeuristicBeforeForce,
+    CrashPoint::CoordinatorHeuristicAfterForce,
+];
+/// Points on the way of a participant that does not know what its server did.
+const AT_A_LIST: &[CrashPoint] = &[
+    CrashPoint::ParticipantListBefore,
+    CrashPoint::ParticipantListAfter,
+];
+/// Points that a transaction without an answer leads to.
+const AT_A_DEADLINE: &[CrashPoint] = &[CrashPoint::CoordinatorDeadlinePassed];
+/// Faults more in a world that has to come to such a rare point, and how long they last.
+const MORE: usize = 8;
+const MORE_US: std::ops::Range<u64> = 1_000_000..4_000_000;
 /// Points on the way to forgetting decisions, which comes when all is quiet.
 pub const WHEN_FORGETTING: &[CrashPoint] = &[
     CrashPoint::CoordinatorHorizonBeforeForce,
@@ -316,24 +331,44 @@ impl Plan {
         let mut plan = Self::of(seed);
         let has = |points: &[CrashPoint]| crashes.iter().any(|(point, _)| points.contains(point));
         if has(AT_AN_ORDER) {
-            for _ in 0..ORDERS {
-                let fault = Fault::Order {
-                    server: plan.chance.index(plan.servers.len()),
-                    commit: plan.chance.permille(300),
-                };
-                let at_us = plan.chance.between(300_000..plan.heal_us);
-                let planned = Planned {
-                    at_us,
-                    for_us: 0,
-                    fault,
-                };
-                plan.faults.push(planned);
-            }
-            plan.faults.sort_by_key(|planned| planned.at_us);
+            plan.add(|chance, server| Fault::Order {
+                server,
+                commit: chance.permille(300),
+            });
+        }
+        if has(AT_DAMAGE) {
+            plan.add(|_, server| Fault::Dba(server));
+        }
+        if has(AT_A_LIST) {
+            plan.add(|chance, server| Fault::Cut {
+                server,
+                after: chance.permille(500),
+            });
+        }
+        if has(AT_A_DEADLINE) {
+            plan.add(|_, participant| Fault::Partition {
+                participant,
+                to: true,
+                from: true,
+            });
         }
         plan.long |= has(WHEN_FORGETTING);
         plan.crashes = crashes.to_vec();
         plan
+    }
+
+    /// Adds faults that lead to what is rare without them.
+    fn add(&mut self, fault: impl Fn(&mut Chance, usize) -> Fault) {
+        for _ in 0..MORE {
+            let server = self.chance.index(self.servers.len());
+            let planned = Planned {
+                at_us: self.chance.between(300_000..self.heal_us),
+                for_us: self.chance.between(MORE_US),
+                fault: fault(&mut self.chance, server),
+            };
+            self.faults.push(planned);
+        }
+        self.faults.sort_by_key(|planned| planned.at_us);
     }
 
     /// The same world without any fault.

@@ -10,11 +10,13 @@ use concord_daemon::crash::CrashPoint;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-use super::plan::{KINDS, Plan};
+use super::plan::{IN_DOUBT_P99_MS, KINDS, Plan};
 use super::run::{Report, run};
 
 /// Lines of a story that are shown.
 const STORY_LINES: usize = 160;
+/// Branches that must have been in doubt, for one in a hundred of them to mean anything.
+const IN_DOUBT_MIN: u64 = 100;
 /// Failed seeds after which no more are begun: more of the same tells nothing.
 const FAILED_MAX: usize = 10;
 
@@ -157,15 +159,21 @@ impl Tally {
         points.map(|point| point.name()).collect()
     }
 
+    /// Crash points at which a process died as the first ones of their runs.
+    pub fn firsts(&self) -> BTreeSet<CrashPoint> {
+        let firsts = self.reached.iter().filter_map(|points| points.first());
+        firsts.copied().collect()
+    }
+
+    /// Runs in which hardly anything was committed prove nothing.
+    pub fn too_few_commits(&self) -> Option<String> {
+        let few = self.committed < self.seeds * 5;
+        few.then(|| format!("{} commits in {} seeds", self.committed, self.seeds))
+    }
+
     /// What is missing, when so many seeds must have shown it.
     pub fn missing(&self) -> Vec<String> {
-        let mut missing = Vec::new();
-        if self.committed < self.seeds * 5 {
-            missing.push(format!(
-                "{} commits in {} seeds",
-                self.committed, self.seeds
-            ));
-        }
+        let mut missing: Vec<String> = self.too_few_commits().into_iter().collect();
         let wanted = self.seeds / 200;
         for kind in KINDS {
             let count = self.faults.get(kind).copied().unwrap_or(0);
@@ -174,6 +182,19 @@ impl Tally {
             }
         }
         missing
+    }
+
+    /// What took too long in all runs together. The longest time of each branch is judged in its
+    /// own run.
+    pub fn late(&self) -> Option<String> {
+        let (_, p99, _) = self.doubt();
+        let late = self.in_doubt.len() >= IN_DOUBT_MIN && p99 > IN_DOUBT_P99_MS;
+        late.then(|| {
+            format!(
+                "8 Drains: after everything healed 99 of 100 branches left doubt in {p99} ms, not \
+                 {IN_DOUBT_P99_MS}"
+            )
+        })
     }
 
     /// In words.
@@ -222,7 +243,7 @@ impl Tally {
             "seeds": self.seeds,
             "violations": self.violations,
             "failed": self.failed,
-            "missing": self.missing(),
+            "late": self.late(),
             "committed": self.committed,
             "refused": self.refused,
             "unknown": self.unknown,
