@@ -126,6 +126,23 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether it only strikes when something comes its way, and is counted there: by the disk, the
+    /// wires, the servers and the clients.
+    pub fn strikes_later(&self) -> bool {
+        matches!(
+            self,
+            Self::Torn { .. }
+                | Self::WritesFail
+                | Self::SyncsFail
+                | Self::DiskFull
+                | Self::SlowDisk
+                | Self::Mischief(_)
+                | Self::Cut { .. }
+                | Self::ClientGone
+                | Self::Order { .. }
+        )
+    }
+
     /// Its kind, as it is counted.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -147,7 +164,7 @@ impl Fault {
             Self::DisconnectClients => "clients reset",
             Self::PartitionClients => "clients cut off",
             Self::Slow { .. } => "slow network",
-            Self::Mischief(_) => "messages doubled and delayed",
+            Self::Mischief(_) => "message doubled",
             Self::Stale(_) => "old messages",
             Self::WritesFail => "writes fail",
             Self::SyncsFail => "syncs fail",
@@ -185,13 +202,16 @@ pub const KINDS: &[&str] = &[
     "clients reset",
     "clients cut off",
     "slow network",
-    "messages doubled and delayed",
+    "message doubled",
+    "message delayed",
     "old messages",
     "writes fail",
     "syncs fail",
     "disk full",
     "slow disk",
     "power lost in a write",
+    "write lost or torn",
+    "connection reset",
     "server killed",
     "sessions killed",
     "connection cut at a verb",

@@ -222,7 +222,7 @@ impl Run {
             forgotten: count(|facts| facts.forgotten),
             starts: world.starts,
             messages: messages.fold((0, 0, 0), |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2)),
-            faults: world.injected.clone(),
+            faults: world.struck(),
             points: world.docket.hit(),
             in_doubt_us: self.in_doubt_us,
             broken,
