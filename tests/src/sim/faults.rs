@@ -18,7 +18,7 @@ const ACCEPT_US: std::ops::Range<u64> = 1_000_000..4_000_000;
 pub(super) const SLOW_DISK_US: u64 = 4_000_000;
 /// Time between two backups of every server.
 const BACKUP_US: u64 = 1_500_000;
-/// How often an operator looks for a branch in doubt, and how long it takes in between.
+/// How often an operator, or a DBA, looks for a branch in doubt, and how long it takes in between.
 const LOOKS: u32 = 200;
 const LOOK_US: u64 = 4_000;
 
@@ -51,6 +51,8 @@ pub enum Action {
     BackUp,
     /// An operator looks for a branch in doubt at a server, for so many times.
     Order(usize, bool, u32),
+    /// And a DBA, who goes past the coordinator.
+    ByHand(usize, u32),
 }
 
 impl World {
@@ -131,6 +133,7 @@ impl World {
                 }
             }
             Action::Order(server, commit, looks) => self.order(server, commit, looks),
+            Action::ByHand(server, looks) => self.dba(server, looks),
         }
     }
 
@@ -205,7 +208,7 @@ impl World {
             | Fault::BackupLock(_)
             | Fault::Unsafe(_)
             | Fault::Foreign(_)
-            | Fault::Dba(_)
+            | Fault::Dba { .. }
             | Fault::Restore { .. } => self.hurt_server(&planned.fault, for_us),
         };
         // One that is counted where it strikes is not counted here.
@@ -370,7 +373,10 @@ impl World {
                 self.servers[*index].prepare_foreign(&name, "foreign.t", &name, 1);
                 self.foreign.push((*index, name));
             }
-            Fault::Dba(index) => return self.dba(*index),
+            Fault::Dba { server, patient } => {
+                let looks = if *patient { LOOKS } else { 0 };
+                self.later(0, Action::ByHand(*server, looks));
+            }
             Fault::Restore { server, same } => return self.restore(*server, *same),
             _ => return false,
         }
@@ -414,21 +420,27 @@ impl World {
         all
     }
 
-    fn dba(&mut self, index: usize) -> bool {
+    fn dba(&mut self, index: usize, looks: u32) {
         let prepared = self.servers[index].prepared();
+        if self.healed {
+            return;
+        }
         let Some(branch) = prepared.first().copied() else {
-            return false;
+            if looks > 0 {
+                self.later(LOOK_US, Action::ByHand(index, looks - 1));
+            }
+            return;
         };
         if !self.servers[index].finish_by_hand(branch, false) {
-            return false;
+            return;
         }
+        self.count("rolled back by hand");
         self.trace.note(
             "**",
             Some(branch.gtrid),
             format_args!("a DBA rolls {branch} back"),
         );
         self.judge.interfere(branch, false);
-        true
     }
 
     /// The server, its participant and its data: all of them are what they were at the last

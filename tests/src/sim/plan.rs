@@ -100,7 +100,12 @@ pub enum Fault {
     /// A stranger's branch is prepared.
     Foreign(usize),
     /// A DBA rolls a prepared branch back.
-    Dba(usize),
+    Dba {
+        /// Of which server.
+        server: usize,
+        /// And waits for one.
+        patient: bool,
+    },
     /// A server's data is replaced by a backup.
     Restore {
         /// Of which server.
@@ -139,6 +144,7 @@ impl Fault {
                 | Self::Mischief(_)
                 | Self::Cut { .. }
                 | Self::ClientGone
+                | Self::Dba { .. }
                 | Self::Order { .. }
         )
     }
@@ -178,7 +184,7 @@ impl Fault {
             Self::BackupLock(_) => "backup lock",
             Self::Unsafe(_) => "unsafe setting",
             Self::Foreign(_) => "foreign branch",
-            Self::Dba(_) => "rolled back by hand",
+            Self::Dba { .. } => "rolled back by hand",
             Self::Restore { same: false, .. } => "data restored",
             Self::Restore { same: true, .. } => "data went back",
             Self::ClockJump { .. } => "clock jump",
@@ -236,9 +242,8 @@ const AT_AN_ORDER: &[CrashPoint] = &[
 const AT_DAMAGE: &[CrashPoint] = &[
     CrashPoint::CoordinatorHeuristicBeforeForce,
     CrashPoint::CoordinatorHeuristicAfterForce,
-];
-/// Points on the way of a participant that does not know what its server did.
-const AT_A_LIST: &[CrashPoint] = &[
+    CrashPoint::ParticipantDamageBeforeWrite,
+    CrashPoint::ParticipantDamageAfterWrite,
     CrashPoint::ParticipantListBefore,
     CrashPoint::ParticipantListAfter,
 ];
@@ -357,20 +362,13 @@ impl Plan {
             });
         }
         if has(AT_DAMAGE) {
-            plan.add(|_, server| Fault::Dba(server));
-        }
-        if has(AT_A_LIST) {
-            plan.add(|chance, server| Fault::Cut {
+            plan.add(|_, server| Fault::Dba {
                 server,
-                after: chance.permille(500),
+                patient: true,
             });
         }
         if has(AT_A_DEADLINE) {
-            plan.add(|_, participant| Fault::Partition {
-                participant,
-                to: true,
-                from: true,
-            });
+            plan.add(|_, server| Fault::Pause(Target::Participant(server)));
         }
         plan.long |= has(WHEN_FORGETTING);
         plan.crashes = crashes.to_vec();
@@ -447,7 +445,10 @@ fn draw(chance: &mut Chance, servers: usize) -> Fault {
         85..87 => Fault::BackupLock(server),
         87..89 => Fault::Unsafe(server),
         89..91 => Fault::Foreign(server),
-        91..94 => Fault::Dba(server),
+        91..94 => Fault::Dba {
+            server,
+            patient: false,
+        },
         94..96 => Fault::Restore {
             server,
             same: chance.permille(500),
