@@ -163,6 +163,14 @@ impl LinkProxy {
             Some(branch.gtrid),
             format_args!("-> {what} (epoch {epoch}) {branch}"),
         );
+        let work = match &command.command {
+            Some(Command::Prepare(prepare)) => prepare.work.as_ref(),
+            Some(Command::Commit(commit)) => commit.work.as_ref(),
+            _ => None,
+        };
+        if let Some(work) = work.filter(|work| !work.request_id.is_empty()) {
+            self.judge.attempt(&work.request_id, branch.gtrid);
+        }
         self.judge
             .learn_branch(branch, Some(self.place), |facts| match &command.command {
                 Some(Command::Commit(commit)) if !commit.one_phase => facts.told_commit = true,
