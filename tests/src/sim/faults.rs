@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::operator::Order;
 use super::plan::{Fault, Planned, Target};
-use super::wire::Mischief;
+use super::wire::{LinkProxy, Mischief};
 use super::world::{COORDINATOR, World};
 use concord_participant::resource::ResourceManager as _;
 use concord_participant::resource::memory::server::Cut;
@@ -393,7 +393,7 @@ impl World {
     pub(super) fn struck(&self) -> BTreeMap<&'static str, u64> {
         let mut all = self.injected.clone();
         let disk = self.disk.counts();
-        let messages = self.proxies.iter().map(|proxy| proxy.counts());
+        let messages = self.proxies.iter().map(LinkProxy::counts);
         let (doubled, delayed) =
             messages.fold((0, 0), |sums, (two, late, _)| (sums.0 + two, sums.1 + late));
         let book = self.shared.book.all();

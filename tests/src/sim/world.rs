@@ -228,7 +228,7 @@ impl World {
             disk_us: Arc::new(AtomicU64::new(plan.disk_us)),
             slow_batches: Arc::default(),
             cuts: Arc::default(),
-            memories: vec![Weak::new(); count],
+            memories: (0..count).map(|_| Weak::new()).collect(),
             chance,
             actions: BTreeMap::new(),
             next_action: 0,
