@@ -21,7 +21,7 @@ fn histories_over_three_servers_keep_what_each_level_promises() -> anyhow::Resul
             clients: 16,
             lists: 64,
             seed: 11,
-            kills: 0,
+            kills: 2,
         };
         let reports = tokio::runtime::Runtime::new()?.block_on(prove(&server, &plan))?;
         for report in reports {

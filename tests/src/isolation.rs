@@ -218,6 +218,13 @@ fn ensure_it_worked(report: &Report, plan: &Plan) -> anyhow::Result<()> {
         "{level}: only {} of {checked} transactions met another",
         report.met
     );
+    // Of a commit that was answered at its time-out the checkers know no moment, and find less.
+    ensure!(
+        report.late * 4 < report.committed as u64,
+        "{level}: {} of {} commits were answered at their time-out",
+        report.late,
+        report.committed
+    );
     let kills: usize = report.kills.values().sum();
     ensure!(
         kills >= plan.kills,

@@ -1,11 +1,13 @@
 //! Faults, carried out and healed.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use super::operator::Order;
 use super::plan::{Fault, Planned, Target};
-use super::wire::Mischief;
+use super::wire::{LinkProxy, Mischief};
 use super::world::{COORDINATOR, World};
+use concord_participant::resource::ResourceManager as _;
 use concord_participant::resource::memory::server::Cut;
 
 /// A supervisor starts what died after a time in this range, in microseconds.
@@ -13,10 +15,10 @@ const RESTART_US: std::ops::Range<u64> = 50_000..1_500_000;
 /// An operator accepts replaced data after a time in this range.
 const ACCEPT_US: std::ops::Range<u64> = 1_000_000..4_000_000;
 /// Longest time of a slow disk before and after a batch.
-const SLOW_DISK_US: u64 = 4_000_000;
+pub(super) const SLOW_DISK_US: u64 = 4_000_000;
 /// Time between two backups of every server.
 const BACKUP_US: u64 = 1_500_000;
-/// How often an operator looks for a branch in doubt, and how long it takes in between.
+/// How often an operator, or a DBA, looks for a branch in doubt, and how long it takes in between.
 const LOOKS: u32 = 200;
 const LOOK_US: u64 = 4_000;
 
@@ -49,6 +51,8 @@ pub enum Action {
     BackUp,
     /// An operator looks for a branch in doubt at a server, for so many times.
     Order(usize, bool, u32),
+    /// And a DBA, who goes past the coordinator.
+    ByHand(usize, u32),
 }
 
 impl World {
@@ -129,6 +133,7 @@ impl World {
                 }
             }
             Action::Order(server, commit, looks) => self.order(server, commit, looks),
+            Action::ByHand(server, looks) => self.dba(server, looks),
         }
     }
 
@@ -172,8 +177,9 @@ impl World {
             Fault::Crash { target, power } => self.crash(*target, *power, for_us),
             Fault::Pause(target) => {
                 let host = node_of(*target);
-                let runs = self.hosts[host].is_running();
-                self.hosts[host].pause(runs);
+                let runs = self.hosts[host].is_running() && !self.hosts[host].is_paused();
+                let pausable = self.hosts[host].is_running();
+                self.hosts[host].pause(pausable);
                 self.later(for_us, Action::Resume(host));
                 runs
             }
@@ -202,11 +208,11 @@ impl World {
             | Fault::BackupLock(_)
             | Fault::Unsafe(_)
             | Fault::Foreign(_)
-            | Fault::Dba(_)
+            | Fault::Dba { .. }
             | Fault::Restore { .. } => self.hurt_server(&planned.fault, for_us),
         };
         // One that is counted where it strikes is not counted here.
-        if happened && !matches!(planned.fault, Fault::Torn { .. } | Fault::Order { .. }) {
+        if happened && !planned.fault.strikes_later() {
             self.count(planned.fault.kind());
         }
     }
@@ -335,10 +341,16 @@ impl World {
     fn hurt_server(&mut self, fault: &Fault, for_us: u64) -> bool {
         match fault {
             Fault::ServerCrash(index) => {
+                let was_up = self.servers[*index].is_up();
                 self.servers[*index].crash();
                 self.later(for_us, Action::StartServer(*index));
+                return was_up;
             }
-            Fault::SessionKill(index) => self.servers[*index].kill_connections(),
+            Fault::SessionKill(index) => {
+                let sessions = self.sessions(*index);
+                self.servers[*index].kill_connections();
+                return sessions > 0;
+            }
             Fault::Cut { server, after } => {
                 let cut = if *after { Cut::After } else { Cut::Before };
                 let count = 1 + self.chance.index(2);
@@ -361,28 +373,74 @@ impl World {
                 self.servers[*index].prepare_foreign(&name, "foreign.t", &name, 1);
                 self.foreign.push((*index, name));
             }
-            Fault::Dba(index) => return self.dba(*index),
+            Fault::Dba { server, patient } => {
+                let looks = if *patient { LOOKS } else { 0 };
+                self.later(0, Action::ByHand(*server, looks));
+            }
             Fault::Restore { server, same } => return self.restore(*server, *same),
             _ => return false,
         }
         true
     }
 
-    fn dba(&mut self, index: usize) -> bool {
+    /// Sessions that a participant has at its server.
+    fn sessions(&self, index: usize) -> u32 {
+        let memory = self.memories[index].upgrade();
+        memory.map_or(0, |memory| memory.connections().open)
+    }
+
+    /// How often each kind of fault struck, with those that are counted where they do.
+    pub(super) fn struck(&self) -> BTreeMap<&'static str, u64> {
+        let mut all = self.injected.clone();
+        let disk = self.disk.counts();
+        let messages = self.proxies.iter().map(LinkProxy::counts);
+        let (doubled, delayed) =
+            messages.fold((0, 0), |sums, (two, late, _)| (sums.0 + two, sums.1 + late));
+        let book = self.shared.book.all();
+        let gone = book.values().filter(|record| record.left).count();
+        for (kind, count) in [
+            ("writes fail", disk.failed_writes),
+            ("syncs fail", disk.failed_syncs),
+            ("disk full", disk.refused),
+            ("write lost or torn", disk.lost),
+            ("slow disk", self.slow_batches.load(Ordering::Relaxed)),
+            ("message doubled", doubled),
+            ("message delayed", delayed),
+            ("connection reset", self.net.resets()),
+            (
+                "connection cut at a verb",
+                self.cuts.load(Ordering::Relaxed),
+            ),
+            ("client gone", gone as u64),
+        ] {
+            if count > 0 {
+                *all.entry(kind).or_default() += count;
+            }
+        }
+        all
+    }
+
+    fn dba(&mut self, index: usize, looks: u32) {
         let prepared = self.servers[index].prepared();
+        if self.healed {
+            return;
+        }
         let Some(branch) = prepared.first().copied() else {
-            return false;
+            if looks > 0 {
+                self.later(LOOK_US, Action::ByHand(index, looks - 1));
+            }
+            return;
         };
         if !self.servers[index].finish_by_hand(branch, false) {
-            return false;
+            return;
         }
+        self.count("rolled back by hand");
         self.trace.note(
             "**",
             Some(branch.gtrid),
             format_args!("a DBA rolls {branch} back"),
         );
         self.judge.interfere(branch, false);
-        true
     }
 
     /// The server, its participant and its data: all of them are what they were at the last

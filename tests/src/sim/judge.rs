@@ -30,6 +30,8 @@ struct Known {
     facts: BTreeMap<Gtrid, Facts>,
     /// Where each branch is, as an index of a server.
     places: BTreeMap<BranchId, usize>,
+    /// Transactions by which each request was tried, as the wires saw them.
+    attempts: BTreeMap<String, BTreeSet<Gtrid>>,
     broken: Vec<Broken>,
     /// Branches that an outsider finished, and whether by commit.
     by_hand: BTreeMap<BranchId, bool>,
@@ -129,6 +131,19 @@ impl Judge {
             let text = format!("5 LogBeforeSend: branch {branch} commits and nothing is durable");
             self.broken(Some(branch.gtrid), text);
         }
+    }
+
+    /// A request is tried by this transaction.
+    pub fn attempt(&self, request: &str, gtrid: Gtrid) {
+        let mut known = self.lock();
+        let of_request = known.attempts.entry(request.to_owned()).or_default();
+        of_request.insert(gtrid);
+    }
+
+    /// All transactions by which a request was tried.
+    pub fn attempts(&self, request: &str) -> BTreeSet<Gtrid> {
+        let known = self.lock();
+        known.attempts.get(request).cloned().unwrap_or_default()
     }
 
     /// An outsider finished a branch.

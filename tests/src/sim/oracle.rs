@@ -116,7 +116,6 @@ impl World {
     /// was told.
     fn check_effects(&self, damaged: &BTreeSet<Gtrid>) {
         let (effects, transfers) = self.effects();
-        let mut torn = 0;
         for (label, record) in self.shared.book.all() {
             let none = BTreeMap::new();
             let seen = effects.get(&label).unwrap_or(&none);
@@ -129,8 +128,11 @@ impl World {
             let gtrid = transfers.get(&label).and_then(|all| all.first().copied());
             let gtrid = gtrid.or(record.gtrid);
             if counts.len() > 1 {
-                torn += 1;
-                if torn > damaged.len() && !self.judge.any_restored() {
+                // Only an operation of which an outsider broke a transaction may be torn.
+                let mut tried = self.judge.attempts(&label);
+                tried.extend(transfers.get(&label).into_iter().flatten());
+                tried.extend(record.gtrid);
+                if tried.is_disjoint(damaged) && !self.judge.any_restored() {
                     let text = format!("1 Atomicity: {label} ({record:?}) took effect {seen:?}");
                     self.judge.broken(gtrid, text);
                 }

@@ -100,7 +100,12 @@ pub enum Fault {
     /// A stranger's branch is prepared.
     Foreign(usize),
     /// A DBA rolls a prepared branch back.
-    Dba(usize),
+    Dba {
+        /// Of which server.
+        server: usize,
+        /// And waits for one.
+        patient: bool,
+    },
     /// A server's data is replaced by a backup.
     Restore {
         /// Of which server.
@@ -126,6 +131,24 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether it only strikes when something comes its way, and is counted there: by the disk, the
+    /// wires, the servers and the clients.
+    pub fn strikes_later(&self) -> bool {
+        matches!(
+            self,
+            Self::Torn { .. }
+                | Self::WritesFail
+                | Self::SyncsFail
+                | Self::DiskFull
+                | Self::SlowDisk
+                | Self::Mischief(_)
+                | Self::Cut { .. }
+                | Self::ClientGone
+                | Self::Dba { .. }
+                | Self::Order { .. }
+        )
+    }
+
     /// Its kind, as it is counted.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -147,7 +170,7 @@ impl Fault {
             Self::DisconnectClients => "clients reset",
             Self::PartitionClients => "clients cut off",
             Self::Slow { .. } => "slow network",
-            Self::Mischief(_) => "messages doubled and delayed",
+            Self::Mischief(_) => "message doubled",
             Self::Stale(_) => "old messages",
             Self::WritesFail => "writes fail",
             Self::SyncsFail => "syncs fail",
@@ -161,7 +184,7 @@ impl Fault {
             Self::BackupLock(_) => "backup lock",
             Self::Unsafe(_) => "unsafe setting",
             Self::Foreign(_) => "foreign branch",
-            Self::Dba(_) => "rolled back by hand",
+            Self::Dba { .. } => "rolled back by hand",
             Self::Restore { same: false, .. } => "data restored",
             Self::Restore { same: true, .. } => "data went back",
             Self::ClockJump { .. } => "clock jump",
@@ -185,13 +208,16 @@ pub const KINDS: &[&str] = &[
     "clients reset",
     "clients cut off",
     "slow network",
-    "messages doubled and delayed",
+    "message doubled",
+    "message delayed",
     "old messages",
     "writes fail",
     "syncs fail",
     "disk full",
     "slow disk",
     "power lost in a write",
+    "write lost or torn",
+    "connection reset",
     "server killed",
     "sessions killed",
     "connection cut at a verb",
@@ -216,9 +242,8 @@ const AT_AN_ORDER: &[CrashPoint] = &[
 const AT_DAMAGE: &[CrashPoint] = &[
     CrashPoint::CoordinatorHeuristicBeforeForce,
     CrashPoint::CoordinatorHeuristicAfterForce,
-];
-/// Points on the way of a participant that does not know what its server did.
-const AT_A_LIST: &[CrashPoint] = &[
+    CrashPoint::ParticipantDamageBeforeWrite,
+    CrashPoint::ParticipantDamageAfterWrite,
     CrashPoint::ParticipantListBefore,
     CrashPoint::ParticipantListAfter,
 ];
@@ -337,20 +362,13 @@ impl Plan {
             });
         }
         if has(AT_DAMAGE) {
-            plan.add(|_, server| Fault::Dba(server));
-        }
-        if has(AT_A_LIST) {
-            plan.add(|chance, server| Fault::Cut {
+            plan.add(|_, server| Fault::Dba {
                 server,
-                after: chance.permille(500),
+                patient: true,
             });
         }
         if has(AT_A_DEADLINE) {
-            plan.add(|_, participant| Fault::Partition {
-                participant,
-                to: true,
-                from: true,
-            });
+            plan.add(|_, server| Fault::Pause(Target::Participant(server)));
         }
         plan.long |= has(WHEN_FORGETTING);
         plan.crashes = crashes.to_vec();
@@ -427,7 +445,10 @@ fn draw(chance: &mut Chance, servers: usize) -> Fault {
         85..87 => Fault::BackupLock(server),
         87..89 => Fault::Unsafe(server),
         89..91 => Fault::Foreign(server),
-        91..94 => Fault::Dba(server),
+        91..94 => Fault::Dba {
+            server,
+            patient: false,
+        },
         94..96 => Fault::Restore {
             server,
             same: chance.permille(500),

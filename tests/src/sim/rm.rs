@@ -2,16 +2,18 @@
 //! before and after each verb, a record of what was asked and answered, and a process that can be
 //! killed in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use concord_core::id::{Bqual, BranchId, Gtrid};
-use concord_core::reason::Reason;
+use concord_core::reason::{self, Reason};
 use concord_core::record::ParticipantRecord;
 use concord_participant::migrate::Plan;
 use concord_participant::resource::memory::Memory;
+use concord_participant::resource::memory::server::Server;
 use concord_participant::resource::{
     Connections, Durable, Finished, Health, LedgerEntry, OnePhase, Prepared, Recovered,
     ResourceManager,
@@ -45,6 +47,47 @@ pub struct SimRm {
     pause_us: u64,
     trace: Trace,
     judge: Judge,
+    cuts: CutWatch,
+}
+
+/// Sees which verbs met a cut: those whose connection broke although nobody killed it.
+#[derive(Debug)]
+pub struct CutWatch {
+    server: Arc<Server>,
+    met: Arc<AtomicU64>,
+    /// Branches whose work was interrupted by the participant itself.
+    interrupted: Mutex<BTreeSet<BranchId>>,
+}
+
+impl CutWatch {
+    /// Of a server; they are added to `met`.
+    pub fn new(server: &Arc<Server>, met: &Arc<AtomicU64>) -> Self {
+        Self {
+            server: Arc::clone(server),
+            met: Arc::clone(met),
+            interrupted: Mutex::default(),
+        }
+    }
+
+    fn interrupted(&self) -> MutexGuard<'_, BTreeSet<BranchId>> {
+        self.interrupted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The work of a branch ended for this reason; see [`Self::ended`].
+    fn worked(&self, branch: BranchId, reason: &Reason, kills: u64) {
+        if !self.interrupted().contains(&branch) {
+            self.ended(reason, kills);
+        }
+    }
+
+    /// A verb ended for this reason; before it connections had been killed so often.
+    fn ended(&self, reason: &Reason, kills: u64) {
+        if &*reason.code == reason::code::CONNECTION_LOST && self.server.kills() == kills {
+            self.met.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 impl SimRm {
@@ -54,7 +97,7 @@ impl SimRm {
         name: &str,
         door: Door,
         (seed, pause_us): (u64, u64),
-        (trace, judge): (Trace, Judge),
+        ((trace, judge), cuts): ((Trace, Judge), CutWatch),
     ) -> Self {
         Self {
             memory,
@@ -65,6 +108,7 @@ impl SimRm {
             pause_us,
             trace,
             judge,
+            cuts,
         }
     }
 
@@ -146,7 +190,11 @@ impl ResourceManager for SimRm {
 
     async fn prepare(&self, branch: BranchId, work: Option<&Work>) -> Prepared {
         self.way("prepare", branch).await;
+        let kills = self.cuts.server.kills();
         let prepared = self.memory.prepare(branch, work).await;
+        if let (Prepared::Unknown { reason }, true) = (&prepared, self.door.lives()) {
+            self.cuts.worked(branch, reason, kills);
+        }
         let short = match &prepared {
             Prepared::Prepared { .. } => "prepared",
             Prepared::ReadOnly { .. } => "read only",
@@ -159,7 +207,11 @@ impl ResourceManager for SimRm {
 
     async fn commit_one_phase(&self, branch: BranchId, work: Option<&Work>) -> OnePhase {
         self.way("commit_one_phase", branch).await;
+        let kills = self.cuts.server.kills();
         let ended = self.memory.commit_one_phase(branch, work).await;
+        if let (OnePhase::Unknown { reason }, true) = (&ended, self.door.lives()) {
+            self.cuts.worked(branch, reason, kills);
+        }
         let short = match &ended {
             OnePhase::Committed { .. } => "committed",
             OnePhase::NotCommitted { reason, .. } | OnePhase::Unknown { reason } => code(reason),
@@ -172,7 +224,11 @@ impl ResourceManager for SimRm {
     async fn commit(&self, branch: BranchId) -> Finished {
         self.way("commit", branch).await;
         self.judge.commits(branch);
+        let kills = self.cuts.server.kills();
         let finished = self.memory.commit(branch).await;
+        if let (Finished::Unknown(reason), true) = (&finished, self.door.lives()) {
+            self.cuts.ended(reason, kills);
+        }
         self.note(branch, format_args!("commit: {finished:?}"));
         self.way("commit", branch).await;
         finished
@@ -180,7 +236,12 @@ impl ResourceManager for SimRm {
 
     async fn rollback(&self, branch: BranchId) -> Finished {
         self.way("rollback", branch).await;
+        self.cuts.interrupted().insert(branch);
+        let kills = self.cuts.server.kills();
         let finished = self.memory.rollback(branch).await;
+        if let (Finished::Unknown(reason), true) = (&finished, self.door.lives()) {
+            self.cuts.ended(reason, kills);
+        }
         self.note(branch, format_args!("roll back: {finished:?}"));
         self.way("rollback", branch).await;
         finished
@@ -188,6 +249,7 @@ impl ResourceManager for SimRm {
 
     fn cancel(&self, branch: BranchId) {
         if self.door.lives() {
+            self.cuts.interrupted().insert(branch);
             self.memory.cancel(branch);
         }
     }

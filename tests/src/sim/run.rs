@@ -42,6 +42,8 @@ pub struct Report {
     pub one_phase: u64,
     /// See [`Self::decided`].
     pub forgotten: u64,
+    /// Audits that saw everything, and added up.
+    pub audits: u64,
     /// Starts of the coordinator.
     pub starts: u64,
     /// Messages doubled, delayed and brought back.
@@ -220,9 +222,10 @@ impl Run {
             decided: count(|facts| facts.durable && !facts.one_phase),
             one_phase: count(|facts| facts.one_phase),
             forgotten: count(|facts| facts.forgotten),
+            audits: world.shared.audits.load(Ordering::Relaxed),
             starts: world.starts,
             messages: messages.fold((0, 0, 0), |a, b| (a.0 + b.0, a.1 + b.1, a.2 + b.2)),
-            faults: world.injected.clone(),
+            faults: world.struck(),
             points: world.docket.hit(),
             in_doubt_us: self.in_doubt_us,
             broken,

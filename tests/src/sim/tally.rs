@@ -15,6 +15,8 @@ use super::run::{Report, run};
 
 /// Lines of a story that are shown.
 const STORY_LINES: usize = 160;
+/// One audit in so many seeds must have seen all of the money.
+const AUDITS_EVERY: u64 = 2;
 /// Branches that must have been in doubt, for one in a hundred of them to mean anything.
 const IN_DOUBT_MIN: u64 = 100;
 /// Failed seeds after which no more are begun: more of the same tells nothing.
@@ -85,6 +87,7 @@ pub struct Tally {
     decided: u64,
     one_phase: u64,
     forgotten: u64,
+    audits: u64,
     starts: u64,
     events: u64,
     messages: (u64, u64, u64),
@@ -108,6 +111,7 @@ impl Tally {
             decided: 0,
             one_phase: 0,
             forgotten: 0,
+            audits: 0,
             starts: 0,
             events: 0,
             messages: (0, 0, 0),
@@ -128,6 +132,7 @@ impl Tally {
         self.decided += report.decided;
         self.one_phase += report.one_phase;
         self.forgotten += report.forgotten;
+        self.audits += report.audits;
         self.starts += report.starts;
         self.events += report.events;
         self.simulated_us += report.simulated_us;
@@ -174,6 +179,12 @@ impl Tally {
     /// What is missing, when so many seeds must have shown it.
     pub fn missing(&self) -> Vec<String> {
         let mut missing: Vec<String> = self.too_few_commits().into_iter().collect();
+        if self.audits < self.seeds / AUDITS_EVERY {
+            missing.push(format!(
+                "{} audits saw everything, in {} seeds",
+                self.audits, self.seeds
+            ));
+        }
         let wanted = self.seeds / 200;
         for kind in KINDS {
             let count = self.faults.get(kind).copied().unwrap_or(0);
@@ -202,7 +213,8 @@ impl Tally {
         let hours = Duration::from_micros(self.simulated_us).as_secs_f64() / 3_600.0;
         println!(
             "{} seeds, {:.1} simulated hours in {:.1} s: {} operations committed, {} refused, {} \
-             unknown; {} decisions, {} in one phase, {} forgotten; {} starts of the coordinator",
+             unknown; {} decisions, {} in one phase, {} forgotten; {} whole audits; {} starts of \
+             the coordinator",
             self.seeds,
             hours,
             self.took.as_secs_f64(),
@@ -212,6 +224,7 @@ impl Tally {
             self.decided,
             self.one_phase,
             self.forgotten,
+            self.audits,
             self.starts,
         );
         let (doubled, delayed, old) = self.messages;
@@ -250,6 +263,7 @@ impl Tally {
             "decisions": self.decided,
             "one_phase": self.one_phase,
             "forgotten": self.forgotten,
+            "audits": self.audits,
             "coordinator_starts": self.starts,
             "events": self.events,
             "simulated_s": self.simulated_us / 1_000_000,

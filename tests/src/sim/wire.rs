@@ -129,7 +129,7 @@ impl LinkProxy {
         count
     }
 
-    /// Messages that were doubled, delayed, and brought back.
+    /// Messages that came doubled, delayed, and brought back on a link that was up.
     pub fn counts(&self) -> (u64, u64, u64) {
         let state = self.lock();
         (state.doubled, state.delayed, state.stale)
@@ -163,6 +163,14 @@ impl LinkProxy {
             Some(branch.gtrid),
             format_args!("-> {what} (epoch {epoch}) {branch}"),
         );
+        let work = match &command.command {
+            Some(Command::Prepare(prepare)) => prepare.work.as_ref(),
+            Some(Command::Commit(commit)) => commit.work.as_ref(),
+            _ => None,
+        };
+        if let Some(work) = work.filter(|work| !work.request_id.is_empty()) {
+            self.judge.attempt(&work.request_id, branch.gtrid);
+        }
         self.judge
             .learn_branch(branch, Some(self.place), |facts| match &command.command {
                 Some(Command::Commit(commit)) if !commit.one_phase => facts.told_commit = true,
@@ -240,16 +248,16 @@ impl LinkProxy {
                 state.old.push_back(command.clone());
                 let late = state.chance.permille(mischief.delay);
                 let twice = state.chance.permille(mischief.double);
-                state.delayed += u64::from(late);
-                state.doubled += u64::from(twice);
                 let mut pause = |yes: bool| yes.then(|| state.chance.pause(1_000..2_000_000));
                 (pause(late), pause(twice))
             };
             if let Some(pause) = twice {
-                link.send_later(command.clone(), pause);
+                self.send_later(link, command.clone(), pause, |state| state.doubled += 1);
             }
             match late {
-                Some(pause) => link.send_later(command, pause),
+                Some(pause) => {
+                    self.send_later(link, command, pause, |state| state.delayed += 1);
+                }
                 None => at_once.push(command),
             }
         }
@@ -257,6 +265,24 @@ impl LinkProxy {
             // A link that broke loses what is on it.
             let _ = link.outbound.send(v1::LinkRequest { commands: at_once });
         }
+    }
+
+    /// Sends a command later on its link, and counts it if that is still up.
+    fn send_later(
+        &self,
+        link: &Link,
+        command: v1::LinkCommand,
+        pause: Duration,
+        count: fn(&mut State),
+    ) {
+        let (outbound, this) = (link.outbound.clone(), self.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            let commands = vec![command];
+            if outbound.send(v1::LinkRequest { commands }).is_ok() {
+                count(&mut this.lock());
+            }
+        });
     }
 
     /// Passes answers back.
@@ -278,16 +304,16 @@ impl LinkProxy {
                 let mut state = self.lock();
                 let permille = state.mischief.delay_answer;
                 let late = state.chance.permille(permille);
-                state.delayed += u64::from(late);
                 late.then(|| state.chance.pause(1_000..1_000_000))
             };
             match late {
                 Some(pause) => {
-                    let answers = answers.clone();
+                    let (answers, this) = (answers.clone(), self.clone());
                     tokio::spawn(async move {
                         tokio::time::sleep(pause).await;
                         let replies = vec![reply];
-                        let _ = answers.send(Ok(v1::LinkResponse { replies }));
+                        let sent = answers.send(Ok(v1::LinkResponse { replies }));
+                        this.lock().delayed += u64::from(sent.is_ok());
                     });
                 }
                 None => at_once.push(reply),
@@ -373,15 +399,6 @@ impl Link {
     fn answered(&self, seq: u64) -> bool {
         let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         answered.insert(seq)
-    }
-
-    fn send_later(&self, command: v1::LinkCommand, pause: Duration) {
-        let outbound = self.outbound.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(pause).await;
-            let commands = vec![command];
-            let _ = outbound.send(v1::LinkRequest { commands });
-        });
     }
 }
 

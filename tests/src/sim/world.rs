@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use concord_coordinator::app::{App, Ground};
@@ -40,7 +40,7 @@ use super::log::Watch;
 use super::net::{Door, Net, Node};
 use super::operator::{self, Order};
 use super::plan::{Flavour, Plan};
-use super::rm::SimRm;
+use super::rm::{CutWatch, SimRm};
 use super::trace::{Clock, Trace};
 use super::wire::LinkProxy;
 
@@ -66,6 +66,8 @@ struct Machine {
     skew_ms: Arc<AtomicI64>,
     chance: Mutex<Chance>,
     disk_us: Arc<AtomicU64>,
+    /// Pauses of a disk that takes its time.
+    slow_batches: Arc<AtomicU64>,
 }
 
 impl Surroundings for Machine {
@@ -82,7 +84,11 @@ impl Surroundings for Machine {
 
     fn disk_pause(&self) -> Option<Duration> {
         let mut chance = self.chance.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(chance.pause(0..self.disk_us.load(Ordering::Relaxed)))
+        let disk_us = self.disk_us.load(Ordering::Relaxed);
+        if disk_us == super::faults::SLOW_DISK_US {
+            self.slow_batches.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(chance.pause(0..disk_us))
     }
 }
 
@@ -144,6 +150,12 @@ pub struct World {
     pub(super) skew_ms: Arc<AtomicI64>,
     /// Longest time of the log's disk before and after a batch.
     pub(super) disk_us: Arc<AtomicU64>,
+    /// See [`Machine`].
+    pub(super) slow_batches: Arc<AtomicU64>,
+    /// Cuts that a verb met.
+    pub(super) cuts: Arc<AtomicU64>,
+    /// The participants' sides of their servers, as long as their processes live.
+    pub(super) memories: Vec<Weak<Memory>>,
     /// What the operator accepted of each server's data.
     pub(super) accepted: Vec<Accepted>,
     pub(super) backups: Vec<Backup>,
@@ -214,6 +226,9 @@ impl World {
             watch,
             skew_ms: Arc::default(),
             disk_us: Arc::new(AtomicU64::new(plan.disk_us)),
+            slow_batches: Arc::default(),
+            cuts: Arc::default(),
+            memories: (0..count).map(|_| Weak::new()).collect(),
             chance,
             actions: BTreeMap::new(),
             next_action: 0,
@@ -264,6 +279,7 @@ impl World {
             skew_ms: Arc::clone(&self.skew_ms),
             chance: Mutex::new(self.chance.fork()),
             disk_us: Arc::clone(&self.disk_us),
+            slow_batches: Arc::clone(&self.slow_batches),
         });
         let loaded = Loaded {
             config: self.coordinator_config(),
@@ -330,8 +346,10 @@ impl World {
         let memory = Memory::connect(&self.servers[index], options);
         self.doomed.set(index, Some(memory.process()));
         let seen = (self.trace.clone(), self.judge.clone());
+        self.memories[index] = Arc::downgrade(&memory);
+        let cuts = CutWatch::new(&self.servers[index], &self.cuts);
         let time = (self.chance.number(), self.plan.verb_us);
-        let rm = Arc::new(SimRm::new(memory, &name, door.clone(), time, seen));
+        let rm = Arc::new(SimRm::new(memory, &name, door.clone(), time, (seen, cuts)));
         let identity = Identity {
             name: ParticipantName::new(name.as_str()),
             cluster: CLUSTER.to_owned(),
