@@ -237,17 +237,21 @@ fn run(args: &Args, folder: &Path, program: &Path, target: &Target) -> anyhow::R
     let grown = folder.join("corpus").join(target.name);
     fs::create_dir_all(&grown)?;
     let crashes = folder.join("crashes");
-    let words = folder.join(format!("{}.dict", target.name));
-    fs::write(&words, dictionary(target.words))?;
+    let mut command = Command::new(program);
+    // It refuses a dictionary without a word.
+    if !target.words.is_empty() {
+        let words = folder.join(format!("{}.dict", target.name));
+        fs::write(&words, dictionary(target.words))?;
+        command.arg(format!("-dict={}", words.display()));
+    }
     let began = Instant::now();
     let before = listed(&crashes, target)?;
-    let output = Command::new(program)
+    let output = command
         .env("CONCORD_FUZZ_TARGET", target.name)
         .arg(format!("-max_total_time={}", seconds(args.minutes)))
         .arg(format!("-max_len={}", target.max_len))
         .arg(format!("-timeout={INPUT_TIMEOUT_S}"))
         .arg(format!("-rss_limit_mb={MEMORY_MIB}"))
-        .arg(format!("-dict={}", words.display()))
         .arg(format!(
             "-artifact_prefix={}/{}-",
             crashes.display(),
