@@ -16,6 +16,8 @@ use crate::engine::{AckMode, BranchWork, OneShot};
 use crate::log::MemoryLog;
 use crate::mint::Mint;
 
+mod end;
+
 const EPOCH: Epoch = Epoch(1);
 /// Time between the tests' own looks.
 const MOMENT: Duration = Duration::from_millis(1);
@@ -542,78 +544,4 @@ async fn nothing_is_forgotten_while_a_participant_cannot_tell_what_is_unfinished
     world.unfinished(2, 3, Some(Gtrid::MAX)).await;
     sleep(10 * SECOND).await;
     assert_eq!(world.inquire(in_doubt).await, Decision::Forgotten);
-}
-
-/// Another coordinator took over.
-async fn supersede(world: &World) {
-    let branch = BranchId {
-        gtrid: Gtrid::MIN,
-        bqual: Bqual(1),
-    };
-    let stale = Call::Received {
-        from: p(1),
-        message: FromParticipant::Stale {
-            branch,
-            epoch: EPOCH,
-            highest: Epoch(9),
-        },
-        results: Vec::new(),
-        failed_statement: None,
-    };
-    world.calls.send(stale).await.expect("a driver");
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_joined_is_told_of_the_first_when_the_driver_ends() {
-    for fails in [false, true] {
-        let world = World::new(MOMENT).await;
-        let first = world.mint.mint();
-        let told = world.run(first, Some("r"), HOUR, None).await;
-        let joined = world.run(world.mint.mint(), Some("r"), HOUR, None).await;
-        let asked = known(world.repeat("r", 1).await).await;
-        sleep(SECOND).await;
-        if fails {
-            supersede(&world).await;
-        } else {
-            world.stop.cancel();
-        }
-        let told = told.await.expect("an answer");
-        assert!(
-            matches!(&told, Told::Ended(ended) if ended.outcome == Outcome::Unknown(first)),
-            "{told:?}"
-        );
-        for told in [joined, asked] {
-            is_left_open(told.await.expect("an answer"), first);
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_waits_for_the_disk_is_told_of_the_first_when_the_driver_ends() {
-    let world = World::new(4 * SECOND).await;
-    let first = world.mint.mint();
-    let _told = world.run(first, Some("r"), SECOND / 2, None).await;
-    sleep(SECOND).await;
-    // Its answer waits for the record of the first.
-    let repeated = world.run(world.mint.mint(), Some("r"), HOUR, None).await;
-    sleep(SECOND).await;
-    world.stop.cancel();
-    is_left_open(repeated.await.expect("an answer"), first);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_call_that_nobody_takes_any_more_is_told_what_is_known() {
-    let world = World::new(MOMENT).await;
-    let first = world.mint.mint();
-    let _told = world.run(first, Some("r"), HOUR, None).await;
-    sleep(SECOND).await;
-    world.stop.cancel();
-    let repeated = world.run(world.mint.mint(), Some("r"), HOUR, None).await;
-    let fresh = world.run(world.mint.mint(), Some("s"), HOUR, None).await;
-    let asked = world.repeat("r", 1).await;
-    let other = world.repeat("r", 2).await;
-    is_left_open(repeated.await.expect("an answer"), first);
-    is_left_open(known(asked).await.await.expect("an answer"), first);
-    is_refused(fresh.await.expect("an answer"), code::SHUTTING_DOWN);
-    assert!(other.await.is_err(), "nobody says that it is not known");
 }
