@@ -176,6 +176,7 @@ suite! {
     faults::a_read_only_server_gets_no_vote,
     faults::a_crash_loses_no_prepared_branch,
     faults::a_crash_loses_every_unprepared_branch,
+    faults::a_crash_loses_locks_of_what_was_only_read,
     state::records_survive,
     state::damage_is_kept_until_acknowledged,
     state::old_rows_are_forgotten,

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use concord_core::reason::code;
+use concord_proto::model::Value;
 
 use super::super::{Finished, LedgerEntry, Prepared, ResourceManager};
 use super::{
-    Harness, Verdict, add, branch, certainly_committed, done, ensure, eventually, ok, prepare,
-    refusal, seeded, take, work,
+    Harness, TABLE, Verdict, add, branch, certainly_committed, done, ensure, eventually, ok,
+    prepare, refusal, seeded, statement, take, work,
 };
 
 /// Waits until votes are given again.
@@ -181,6 +182,37 @@ pub(super) async fn a_crash_loses_no_prepared_branch<H: Harness>(h: &H) -> Verdi
         let expected = if index % 2 == 0 { 90 } else { 100 };
         ensure!(h.value(account).await == Some(expected), "branch {index}");
     }
+    Ok(())
+}
+
+/// Locks are not in the log of a server: after a crash it takes those again that its prepared
+/// branches need to be rolled back.
+pub(super) async fn a_crash_loses_locks_of_what_was_only_read<H: Harness>(h: &H) -> Verdict {
+    let rm = h.open().await;
+    let read = seeded(&*rm, "crash-read", 100).await?;
+    let changed = seeded(&*rm, "crash-changed", 100).await?;
+    let look = statement(
+        format!("SELECT v FROM {TABLE} WHERE k = ? FOR UPDATE"),
+        vec![Value::String(read.as_str().into())],
+    );
+    let id = prepare(&*rm, vec![look, add(&changed, 1)]).await?;
+    for key in [&read, &changed] {
+        let outcome = rm.prepare(branch(), Some(&work(vec![add(key, 1)]))).await;
+        refusal(outcome)?;
+    }
+    h.crash().await;
+    eventually(|| async {
+        ensure!(ok(rm.recover().await)?.ours.contains(&id), "it is lost");
+        Ok(())
+    })
+    .await?;
+    super::unlocked(&*rm, &read).await?;
+    let outcome = rm
+        .prepare(branch(), Some(&work(vec![add(&changed, 1)])))
+        .await;
+    refusal(outcome)?;
+    certainly_committed(&*rm, id).await?;
+    ensure!(h.value(&changed).await == Some(101), "not committed");
     Ok(())
 }
 

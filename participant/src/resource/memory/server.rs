@@ -102,6 +102,8 @@ struct Attached {
 struct Branch {
     attached: Option<Attached>,
     prepared: bool,
+    /// Prepared under settings that keep no promise.
+    unsafely: bool,
     deadline: Option<Instant>,
     locks_reads: bool,
     writes: BTreeMap<Row, Cell>,
@@ -146,6 +148,7 @@ pub struct State {
     damage: Vec<v1::Damage>,
     next: u64,
     kills: u64,
+    crashes: u64,
     cuts: Vec<Cut>,
 }
 
@@ -182,6 +185,7 @@ impl Server {
             damage: Vec::new(),
             next: 1,
             kills: 0,
+            crashes: 0,
             cuts: Vec::new(),
         };
         let health = watch::Sender::new(state.health());
@@ -285,12 +289,20 @@ impl Server {
             .sum()
     }
 
-    /// Kills it: what is not prepared is rolled back, and nobody is connected any more.
+    /// Kills it: what is not prepared is rolled back, and nobody is connected any more. Of what is
+    /// prepared only changed rows stay locked, for their locks alone are found again in the log.
     pub fn crash(&self) {
         self.change(|state| {
             state.up = false;
+            state.crashes += 1;
             state.close_process(None);
+            state.lose_what_is_not_logged();
         });
+    }
+
+    /// How often it was killed.
+    pub fn crashes(&self) -> u64 {
+        self.lock().crashes
     }
 
     /// Starts it again.
@@ -360,6 +372,7 @@ impl Branch {
         Self {
             attached,
             prepared: false,
+            unsafely: false,
             deadline: None,
             locks_reads: false,
             writes: BTreeMap::new(),

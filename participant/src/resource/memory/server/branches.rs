@@ -267,9 +267,9 @@ impl State {
         connection: u64,
     ) -> Result<(), Stop> {
         self.may_end(branch, connection)?;
-        let detaches = self.rules.detaches;
+        let (detaches, unsafely) = (self.rules.detaches, self.unsafe_settings);
         let mine = self.active(branch, connection)?;
-        mine.prepared = true;
+        (mine.prepared, mine.unsafely) = (true, unsafely);
         if detaches {
             mine.attached = None;
         }
@@ -373,6 +373,18 @@ impl State {
             }
         }
         self.touch();
+    }
+
+    /// A crash loses what was prepared under unsafe settings, and locks of what was only read.
+    pub(in crate::resource::memory) fn lose_what_is_not_logged(&mut self) {
+        let unsafely = self.branches.iter().filter(|(_, branch)| branch.unsafely);
+        let lost: Vec<_> = unsafely.map(|(xid, _)| xid.clone()).collect();
+        for xid in lost {
+            self.end(&xid, false);
+        }
+        for Branch { locks, writes, .. } in self.branches.values_mut() {
+            locks.retain(|lock| !matches!(lock, Lock::Row(row) if !writes.contains_key(row)));
+        }
     }
 
     /// Closes the connections of a process, or all.

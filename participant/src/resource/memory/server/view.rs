@@ -82,7 +82,7 @@ impl Server {
     /// [`Server::restart`]; what is prepared in the backup is prepared.
     pub fn restore(&self, backup: &Backup, incarnation: Option<&str>) {
         self.change(|state| {
-            let (next, kills) = (state.next, state.kills);
+            let (next, kills, crashes) = (state.next, state.kills, state.crashes);
             let (past, dead) = (state.past.clone(), state.dead.clone());
             *state = backup.0.clone();
             state.up = false;
@@ -92,9 +92,10 @@ impl Server {
             if let Some(incarnation) = incarnation {
                 incarnation.clone_into(&mut state.incarnation);
             }
-            (state.next, state.kills) = (next, kills);
+            (state.next, state.kills, state.crashes) = (next, kills, crashes);
             (state.past, state.dead) = (past, dead);
             state.close_process(None);
+            state.lose_what_is_not_logged();
         });
     }
 
