@@ -226,10 +226,18 @@ impl Harness for Real {
     }
 }
 
-async fn conforms(kind: ServerKind) {
+/// The server of a kind that is under test, or loudly none.
+fn under_test(kind: ServerKind) -> Option<ServerBinary> {
     let found = ServerBinary::under_test().expect("the servers under test");
-    let Some(binary) = found.into_iter().find(|binary| binary.kind() == kind) else {
+    let binary = found.into_iter().find(|binary| binary.kind() == kind);
+    if binary.is_none() {
         eprintln!("SKIPPED: no {kind} here");
+    }
+    binary
+}
+
+async fn conforms(kind: ServerKind) {
+    let Some(binary) = under_test(kind) else {
         return;
     };
     eprintln!("{kind} {}", binary.version());

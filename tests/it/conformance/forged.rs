@@ -4,16 +4,15 @@
 
 use std::time::Duration;
 
-use concord_client::local::server::{ServerBinary, ServerKind};
-use concord_core::id::{Bqual, BranchId, Gtrid};
+use concord_client::local::server::ServerKind;
 use concord_core::reason::{Reason, code};
 use concord_participant::resource::mysql::MySql;
 use concord_participant::resource::{Finished, Prepared, ResourceManager as _};
 use concord_proto::model::{Expect, Statement, Value};
 use concord_proto::v1::value::Kind;
 
-use super::Real;
-use super::types::work;
+use super::types::{branch, statement, work};
+use super::{Real, under_test};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// "The statement is done and more answers follow", "done", "done", and the last one is done:
@@ -33,21 +32,6 @@ const LEFT_BEHIND: &str = "SELECT REPEAT('x', 16777216), x'00', x'00' \
     UNION ALL SELECT '', x'00', x'00000000000000000000' \
     UNION ALL SELECT '', x'00', x'00000000000000000000'";
 
-fn branch() -> BranchId {
-    BranchId {
-        gtrid: Gtrid(*uuid::Uuid::now_v7().as_bytes()),
-        bqual: Bqual(1),
-    }
-}
-
-fn statement(sql: &str) -> Statement {
-    Statement {
-        sql: sql.into(),
-        params: Vec::new(),
-        expect: None,
-    }
-}
-
 /// Changes nothing, and must change one row.
 fn guarded() -> Statement {
     Statement {
@@ -56,7 +40,10 @@ fn guarded() -> Statement {
             max: Some(1),
             reason: "INSUFFICIENT_FUNDS".into(),
         }),
-        ..statement("UPDATE conformance.t SET v = v - 1 WHERE k = 'nobody'")
+        ..statement(
+            "UPDATE conformance.t SET v = v - 1 WHERE k = 'nobody'",
+            Vec::new(),
+        )
     }
 }
 
@@ -68,11 +55,7 @@ fn is_unread(reason: &Reason) -> bool {
 /// Whoever comes next on each of the few connections hears the server itself.
 async fn next_is_told_the_truth(rm: &MySql) {
     for number in 0..8 {
-        let sql = statement("SELECT ?");
-        let sql = Statement {
-            params: vec![Value::Int(number)],
-            ..sql
-        };
+        let sql = statement("SELECT ?", vec![Value::Int(number)]);
         let result = rm.query(&sql, TIMEOUT).await.expect("a number");
         let value = result.result[0].values[0].kind.clone();
         assert_eq!(value, Some(Kind::Int64(number)));
@@ -86,9 +69,7 @@ async fn next_is_told_the_truth(rm: &MySql) {
 }
 
 async fn nobody_speaks_for_the_server(kind: ServerKind) {
-    let found = ServerBinary::under_test().expect("the servers under test");
-    let Some(binary) = found.into_iter().find(|binary| binary.kind() == kind) else {
-        eprintln!("SKIPPED: no {kind} here");
+    let Some(binary) = under_test(kind) else {
         return;
     };
     let real = Real::start(binary).await;
@@ -99,9 +80,9 @@ async fn nobody_speaks_for_the_server(kind: ServerKind) {
     let rm = MySql::start(options);
     for sql in [VOTE, SEALED, CHANGED, LEFT_BEHIND] {
         for statements in [
-            vec![statement(sql)],
-            vec![statement(sql), guarded()],
-            vec![guarded(), statement(sql)],
+            vec![statement(sql, Vec::new())],
+            vec![statement(sql, Vec::new()), guarded()],
+            vec![guarded(), statement(sql, Vec::new())],
         ] {
             let id = branch();
             let prepared = rm.prepare(id, Some(&work(statements))).await;
@@ -116,13 +97,19 @@ async fn nobody_speaks_for_the_server(kind: ServerKind) {
             let listed = rm.recover().await.expect("a list");
             assert!(!listed.ours.contains(&id), "{sql}");
         }
-        let refused = rm.query(&statement(sql), TIMEOUT).await.expect_err(sql);
+        let refused = rm
+            .query(&statement(sql, Vec::new()), TIMEOUT)
+            .await
+            .expect_err(sql);
         assert!(is_unread(&refused), "{refused}");
         next_is_told_the_truth(&rm).await;
 
         let id = branch();
         rm.begin(id, None, TIMEOUT).await.expect("it begins");
-        let refused = rm.execute(id, &statement(sql)).await.expect_err(sql);
+        let refused = rm
+            .execute(id, &statement(sql, Vec::new()))
+            .await
+            .expect_err(sql);
         assert!(is_unread(&refused), "{refused}");
         assert_eq!(rm.rollback(id).await, Finished::Done, "{sql}");
         next_is_told_the_truth(&rm).await;

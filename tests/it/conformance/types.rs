@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use concord_client::local::server::{ServerBinary, ServerKind};
+use concord_client::local::server::ServerKind;
 use concord_core::id::{Bqual, BranchId, Gtrid};
 use concord_participant::resource::ResourceManager as _;
 use concord_participant::resource::conformance::Harness as _;
@@ -10,7 +10,7 @@ use concord_participant::resource::{Finished, Prepared};
 use concord_proto::model::{Statement, Value, Work};
 use concord_proto::v1::value::Kind;
 
-use super::Real;
+use super::{Real, under_test};
 
 const TABLE: &str = "CREATE TABLE conformance.types (id INT PRIMARY KEY, \
     tiny TINYINT, flag BOOLEAN, big BIGINT, ubig BIGINT UNSIGNED, f FLOAT, d DOUBLE, \
@@ -104,14 +104,16 @@ fn columns() -> Vec<(&'static str, Value, Kind)> {
     ]
 }
 
-fn branch() -> BranchId {
+/// A new branch.
+pub fn branch() -> BranchId {
     BranchId {
         gtrid: Gtrid(*uuid::Uuid::now_v7().as_bytes()),
         bqual: Bqual(1),
     }
 }
 
-fn statement(sql: &str, params: Vec<Value>) -> Statement {
+/// A statement without expectation.
+pub fn statement(sql: &str, params: Vec<Value>) -> Statement {
     Statement {
         sql: sql.into(),
         params,
@@ -234,9 +236,7 @@ async fn too_much(real: &Real) {
 }
 
 async fn on(kind: ServerKind) {
-    let found = ServerBinary::under_test().expect("the servers under test");
-    let Some(binary) = found.into_iter().find(|binary| binary.kind() == kind) else {
-        eprintln!("SKIPPED: no {kind} here");
+    let Some(binary) = under_test(kind) else {
         return;
     };
     let real = Real::start(binary).await;

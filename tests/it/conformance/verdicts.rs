@@ -4,34 +4,20 @@
 use std::os::unix::fs::symlink;
 use std::time::Duration;
 
-use concord_client::local::server::{ServerBinary, ServerKind};
-use concord_core::id::{Bqual, BranchId, Gtrid};
+use concord_client::local::server::ServerKind;
+use concord_core::id::BranchId;
 use concord_core::reason::code;
 use concord_participant::resource::mysql::{Address, MySql, Secret};
 use concord_participant::resource::{Finished, LedgerEntry, Prepared, ResourceManager as _};
-use concord_proto::model::Statement;
 
-use super::Real;
-use super::types::work;
-
-fn branch() -> BranchId {
-    BranchId {
-        gtrid: Gtrid(*uuid::Uuid::now_v7().as_bytes()),
-        bqual: Bqual(1),
-    }
-}
-
-fn statement(sql: &str) -> Statement {
-    Statement {
-        sql: sql.into(),
-        params: Vec::new(),
-        expect: None,
-    }
-}
+use super::types::{branch, statement, work};
+use super::{Real, under_test};
 
 async fn prepare(rm: &MySql, sql: &str) -> BranchId {
     let id = branch();
-    let prepared = rm.prepare(id, Some(&work(vec![statement(sql)]))).await;
+    let prepared = rm
+        .prepare(id, Some(&work(vec![statement(sql, Vec::new())])))
+        .await;
     assert!(
         matches!(prepared, Prepared::Prepared { .. }),
         "{prepared:?}"
@@ -82,7 +68,10 @@ async fn keys_are_checked_whatever_the_server_says(real: &Real) {
     )
     .await;
     let rm = MySql::start(real.options());
-    let orphan = work(vec![statement("INSERT INTO conformance.child VALUES (1)")]);
+    let orphan = work(vec![statement(
+        "INSERT INTO conformance.child VALUES (1)",
+        Vec::new(),
+    )]);
     match rm.prepare(branch(), Some(&orphan)).await {
         Prepared::NotPrepared { reason, .. } => {
             assert_eq!(&*reason.code, code::CONSTRAINT_VIOLATED, "{reason}");
@@ -156,12 +145,10 @@ async fn another_server_proves_nothing(real: &Real, other: &Real) {
 }
 
 async fn on(kind: ServerKind) {
-    let found = ServerBinary::under_test().expect("the servers under test");
-    let binary = || found.iter().find(|binary| binary.kind() == kind).cloned();
-    let (Some(binary), Some(again)) = (binary(), binary()) else {
-        eprintln!("SKIPPED: no {kind} here");
+    let Some(binary) = under_test(kind) else {
         return;
     };
+    let again = binary.clone();
     let real = Real::start(binary).await;
     what_is_visible_is_made_durable(&real).await;
     keys_are_checked_whatever_the_server_says(&real).await;
