@@ -236,7 +236,13 @@ impl MySql {
     /// The committed ledger row.
     pub(super) async fn read_ledger_row(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
         let rows = self.rows(ledger::select_row(branch), "the ledger").await;
-        let found = entry(&rows.map_err(|failure| failure.reason().clone())?)?;
+        self.proven(&rows.map_err(|failure| failure.reason().clone())?)
+            .await
+    }
+
+    /// What a look at a branch's row proves; that it is committed only once that is durable.
+    async fn proven(&self, rows: &Rows) -> Result<LedgerEntry, Reason> {
+        let found = entry(rows)?;
         if found == LedgerEntry::Committed {
             self.flush().await?;
         }
@@ -266,7 +272,7 @@ impl MySql {
             .rows(ledger::select_row_locked(branch), "the ledger")
             .await
         {
-            Ok(rows) => entry(&rows),
+            Ok(rows) => self.proven(&rows).await,
             Err(failure) if is_lock(&failure) => {
                 if self.list_prepared().await?.ours.contains(&branch) {
                     return Ok(LedgerEntry::Absent);
