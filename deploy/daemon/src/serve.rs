@@ -160,6 +160,7 @@ fn reflection(
         .chain(BESIDE)
         .fold(builder, |builder, name| builder.with_service_name(*name))
 }
+
 /// Tells whoever asks for the health of these services, or of the whole daemon.
 pub async fn report(reporter: &HealthReporter, services: &[&str], serving: bool) {
     let status = if serving {

@@ -7,7 +7,7 @@ use concord_core::reason::{Reason, ReasonKind, code};
 use tokio::time::Instant as Deadline;
 
 use super::error::Failure;
-use super::pool::{ANSWER_TIMEOUT, Class, Conn, Pool, Sessions};
+use super::pool::{ANSWER_TIMEOUT, Class, Conn, Pool, Sessions, other_data};
 use super::preflight::{self, Facts};
 use super::xa::hex;
 use super::{MySql, ledger};
@@ -157,13 +157,7 @@ impl MySql {
             let incarnation = preflight::incarnation(&facts.server_id, &identity);
             let first = self.pool.expect(&incarnation);
             if first != incarnation {
-                facts.problems.push(Reason::new(
-                    code::INCARNATION_CHANGED,
-                    format!(
-                        "the data behind this participant is {incarnation} and was {first} when \
-                         it started: check where its address leads, then restart the participant"
-                    ),
-                ));
+                facts.problems.push(other_data(&incarnation, first));
             }
             incarnation
         };

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use self::backoff::Backoff;
-use self::session::other_data;
+pub use self::session::other_data;
 use super::answers::Rows;
 use super::error::{Failure, NO_SUCH_THREAD};
 use super::leases::Leases;

@@ -22,13 +22,13 @@ pub(super) struct Session {
     pub(super) incarnation: Option<String>,
 }
 
-/// Why a connection is refused that leads elsewhere.
-pub(super) fn other_data(found: &str, expected: &str) -> Reason {
+/// Why nothing is taken from what an address leads to.
+pub fn other_data(found: &str, expected: &str) -> Reason {
     Reason::new(
         code::INCARNATION_CHANGED,
         format!(
-            "the data at this address is {found} and was {expected} when the participant started: \
-             check where its address leads, then restart the participant"
+            "the data behind this participant is {found} and was {expected} when it started: check \
+             where its address leads, then restart the participant"
         ),
     )
 }

@@ -141,19 +141,23 @@ fn nor_does_the_end_of_one_phase() {
     is_told(&mut recovered(&records), 0, &by_hand());
 }
 
-#[test]
-fn a_commit_that_is_forced_on_an_abort_is_damage_too() {
-    let mut machine = aborting(&transient());
-    let order = Resolve {
+/// An operator ends the first branch, whatever was decided.
+fn forced(commit: bool) -> Input {
+    Input::Resolve(Resolve {
         branch: branch(g(1), 1),
         participant: p(1),
-        commit: true,
+        commit,
         sibling: None,
         force: true,
         reason: Reason::new(code::OPERATOR, "a human said so"),
         token: 5,
-    };
-    let steps = machine.step(Input::Resolve(order)).unwrap();
+    })
+}
+
+#[test]
+fn a_commit_that_is_forced_on_an_abort_is_damage_too() {
+    let mut machine = aborting(&transient());
+    let steps = machine.step(forced(true)).unwrap();
     let [Record::Heuristic { reason, .. }] = steps[0].append.as_slice() else {
         panic!("{steps:?}");
     };
@@ -165,16 +169,7 @@ fn a_commit_that_is_forced_on_an_abort_is_damage_too() {
 fn a_rollback_that_is_forced_on_an_ended_commit_is_told_as_after_a_restart() {
     let mut machine = coordinator();
     ended(&mut machine, g(1), Some(wanted()));
-    let order = Resolve {
-        branch: branch(g(1), 1),
-        participant: p(1),
-        commit: false,
-        sibling: None,
-        force: true,
-        reason: Reason::new(code::OPERATOR, "a human said so"),
-        token: 5,
-    };
-    let steps = machine.step(Input::Resolve(order)).unwrap();
+    let steps = machine.step(forced(false)).unwrap();
     let [Record::Heuristic { reason, .. }] = steps[0].append.as_slice() else {
         panic!("{steps:?}");
     };
