@@ -29,6 +29,8 @@ const LONG_ONE_IN: u32 = 8;
 const LONG: Duration = Duration::from_millis(6_500);
 /// How long nothing passes before the last blow of a round.
 const MUTED: Duration = Duration::from_millis(400);
+/// How many others come before a fault that met nobody is tried again.
+const LATER: usize = 4;
 /// What such a blow is counted as.
 const BLOW: &str = "blow";
 /// A cut that met nobody in this time is taken back, and counts for nothing.
@@ -237,8 +239,11 @@ impl Chaos {
                 self.deck = deck();
                 self.deck.shuffle(&mut self.rng);
             }
-            if let Some(card) = self.deck.pop() {
-                self.play(card, stage).await?;
+            if let Some(card) = self.deck.pop()
+                && !self.play(card, stage).await?
+            {
+                self.deck
+                    .insert(self.deck.len().saturating_sub(LATER), card);
             }
         }
     }
@@ -256,7 +261,8 @@ impl Chaos {
         self.fired = fired;
     }
 
-    async fn play(&mut self, card: Card, stage: &mut Stage) -> anyhow::Result<()> {
+    /// Whether it met somebody, or still may.
+    async fn play(&mut self, card: Card, stage: &mut Stage) -> anyhow::Result<bool> {
         // All choices are made before anything is looked at, so that a schedule is its seed's.
         let n = self.rng.random_range(1..=SERVERS);
         let client = self.rng.random_range(0..CLIENTS);
@@ -274,7 +280,8 @@ impl Chaos {
             }
             Card::Kill(target) => self.kill(target, n, stage)?,
             Card::Pause(target) => self.pause(target, n, client, lasting, stage)?,
-            Card::CutAll(wire) => stage.link(n, wire).cut() > 0,
+            // As with kills, a link without a connection is spared, and the next one is taken.
+            Card::CutAll(wire) => from(n).any(|n| stage.link(n, wire).cut() > 0),
             Card::Link(wire, fault) => {
                 let held = stage.link(n, wire).hold(fault);
                 self.keep(lasting, held);
@@ -285,7 +292,7 @@ impl Chaos {
                 link.arm(cut);
                 self.keep(ARMED, Armed(link, cut));
                 // Counted when it is made.
-                return Ok(());
+                return Ok(true);
             }
         };
         if self.trace {
@@ -295,13 +302,13 @@ impl Chaos {
             *self.counts.entry(card.name()).or_default() += 1;
             self.overlaps += u64::from(overlaps);
         }
-        Ok(())
+        Ok(played)
     }
 
     fn kill(&mut self, target: Target, n: u16, stage: &Stage) -> anyhow::Result<bool> {
         // One that is just being started again is spared, and the next one is taken.
-        for k in 0..SERVERS {
-            if self.kill_this(target, (n - 1 + k) % SERVERS + 1, stage)? {
+        for n in from(n) {
+            if self.kill_this(target, n, stage)? {
                 return Ok(true);
             }
         }
@@ -420,6 +427,11 @@ impl Chaos {
     pub fn client_kills(&self) -> u64 {
         self.kills(&[Target::Client])
     }
+}
+
+/// Every server, this one first.
+fn from(n: u16) -> impl Iterator<Item = u16> {
+    (0..SERVERS).map(move |k| (n - 1 + k) % SERVERS + 1)
 }
 
 fn name(target: Target, n: u16) -> String {
