@@ -50,6 +50,8 @@ const BATCH_EVENTS: usize = 1_024;
 /// A connection that a branch was attached to is ended: how soon the prepared branches are looked
 /// at again. The server needs a moment to let go of it, and the branch holds its locks meanwhile.
 const DETACHED_SWEEP: Duration = Duration::from_millis(50);
+/// The same after several looks in a row that came too soon: what it rolls back may be large.
+const DETACHED_SWEEP_MAX: Duration = Duration::from_millis(400);
 /// Orders that wait for an answer. Each may hold a call to the server, and a coordinator that
 /// repeats itself must not fill the memory.
 pub const WAITING_MAX: usize = 65_536;
@@ -99,6 +101,8 @@ pub struct Driver<R> {
     detached: bool,
     /// Whether it comes soon.
     soon: bool,
+    /// How soon the next such sweep comes.
+    haste: Duration,
     /// Whether the server has listed what is prepared since it was last away.
     listed: bool,
     /// Whoever waits for nothing to run.
@@ -134,6 +138,7 @@ impl<R: ResourceManager> Driver<R> {
             prune,
             detached: false,
             soon: false,
+            haste: DETACHED_SWEEP,
             listed: false,
             draining: None,
             rm,
@@ -228,7 +233,9 @@ impl<R: ResourceManager> Driver<R> {
                     reachable = now;
                 }
                 _ = sweeps.tick() => {
-                    self.soon = false;
+                    if !std::mem::take(&mut self.soon) {
+                        self.haste = DETACHED_SWEEP;
+                    }
                     self.begin_sweep(reachable);
                 }
                 _ = self.inbox.recv_many(&mut events, BATCH_EVENTS) => {
@@ -239,7 +246,8 @@ impl<R: ResourceManager> Driver<R> {
             }
             // Only the first one brings the sweep forward, so that others cannot put it off.
             if std::mem::take(&mut self.detached) && !std::mem::replace(&mut self.soon, true) {
-                sweeps.reset_after(DETACHED_SWEEP.min(self.settings.sweep_interval));
+                sweeps.reset_after(self.haste.min(self.settings.sweep_interval));
+                self.haste = (self.haste * 2).min(DETACHED_SWEEP_MAX);
             }
             if let Some(records) = self.gate.next_append() {
                 self.append(records);

@@ -230,8 +230,8 @@ pub trait ResourceManager: Send + Sync + 'static {
     fn ledger(&self, branch: BranchId) -> impl Future<Output = Result<LedgerEntry, Reason>> + Send;
 
     /// Leaves an abort's tombstone, unless a row is there already, and says what is there
-    /// afterwards: never `Absent`. `Err(BRANCH_ATTACHED)` when the branch is alive (running, or
-    /// prepared) and holds its row.
+    /// afterwards: never `Absent`. `Err(BRANCH_ATTACHED)`, without a wait, when the branch is alive
+    /// (running, or prepared) and holds its row.
     fn tombstone(
         &self,
         branch: BranchId,

@@ -12,6 +12,8 @@ use super::pool::{Class, Conn};
 use super::{MySql, ledger};
 use crate::resource::{Finished, LedgerEntry, Recovered, known_request};
 
+const ALIVE: &str = "the branch is alive and holds its ledger row";
+
 /// What ends a branch.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Finish {
@@ -268,10 +270,7 @@ impl MySql {
         if found != LedgerEntry::Absent {
             return Ok(found);
         }
-        match self
-            .rows(ledger::select_row_locked(branch), "the ledger")
-            .await
-        {
+        match self.look_locked(branch).await {
             Ok(rows) => self.proven(&rows).await,
             Err(failure) if is_lock(&failure) => {
                 if self.list_prepared().await?.ours.contains(&branch) {
@@ -284,7 +283,28 @@ impl MySql {
         }
     }
 
+    /// A look that nobody's uncommitted row can hide from, and that waits for nobody.
+    async fn look_locked(&self, branch: BranchId) -> Result<Rows, Failure> {
+        self.rows(ledger::select_row_locked(branch), "the ledger")
+            .await
+    }
+
+    /// Looks first: to wait for a row costs a second at least, in which the branch may have become
+    /// free to be rolled back, and one of the few connections for it.
     pub(super) async fn write_tombstone(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
+        match self.look_locked(branch).await {
+            Ok(rows) => match self.proven(&rows).await? {
+                LedgerEntry::Absent => self.insert_tombstone(branch).await,
+                found => Ok(found),
+            },
+            Err(failure) if is_lock(&failure) => {
+                Err(self.why_locked(branch, &failure, ALIVE).await)
+            }
+            Err(failure) => Err(failure.reason().clone()),
+        }
+    }
+
+    async fn insert_tombstone(&self, branch: BranchId) -> Result<LedgerEntry, Reason> {
         let deadline = self.finish_deadline();
         let mut conn = self.pool.acquire_by(Class::Finish, deadline).await?;
         let wait = self
@@ -309,8 +329,7 @@ impl MySql {
             }
             Err(failure) if is_lock(&failure) => {
                 drop(conn);
-                let text = "the branch is alive and holds its ledger row";
-                Err(self.why_locked(branch, &failure, text).await)
+                Err(self.why_locked(branch, &failure, ALIVE).await)
             }
             Err(failure) => Err(failure.reason().clone()),
         }

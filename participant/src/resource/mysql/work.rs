@@ -25,6 +25,8 @@ use crate::resource::{LedgerEntry, OnePhase, Prepared};
 /// Time to undo a branch after something went wrong in it. Not part of the work's own time: the
 /// undoing begins when that has run out.
 const UNDO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two looks whether a connection that was killed has let go of its branch.
+const UNDO_PAUSE: Duration = Duration::from_millis(20);
 
 impl MySql {
     /// Prepares a branch with all its work, in one round trip.
@@ -427,10 +429,12 @@ impl MySql {
                 Err(failure) if failure.number() == Some(error::XAER_NOTA) => {}
                 Err(_) => return false,
             }
-            // Waits for whoever holds the branch's row, which is the killed connection.
             match self.write_tombstone(branch).await {
                 Ok(LedgerEntry::Tombstone) => return true,
-                Err(reason) if &*reason.code == code::BRANCH_ATTACHED => {}
+                // The killed connection holds the branch for another moment.
+                Err(reason) if &*reason.code == code::BRANCH_ATTACHED => {
+                    tokio::time::sleep(UNDO_PAUSE).await;
+                }
                 Ok(_) | Err(_) => return false,
             }
         }
