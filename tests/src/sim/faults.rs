@@ -464,6 +464,9 @@ impl World {
         }
         self.later(100_000, Action::StartServer(index));
         self.later(200_000, Action::StartParticipant(index));
+        // What is not there any more is not accepted, and not last by chance.
+        self.actions
+            .retain(|_, action| !matches!(action, Action::Accept(place, _) if *place == index));
         let after = self.chance.between(ACCEPT_US);
         self.later(after, Action::Accept(index, incarnation));
         true
