@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use concord_coordinator::log::EmbeddedLog;
-use concord_core::id::Gtrid;
-use concord_core::invariant::{self, Violation};
+use concord_core::id::{BranchId, Gtrid};
+use concord_core::invariant::{self, Fate, Violation};
 use concord_proto::convert::text::parse_gtrid;
 
 use super::client::{
@@ -32,18 +32,32 @@ impl World {
     }
 
     /// Transactions that were decided to be committed, and of which an outsider rolled a branch
-    /// back.
+    /// back; unless a Prepare that came once more brought it back, and it committed with the rest.
     fn damaged(&self) -> BTreeSet<Gtrid> {
         let by_hand = self.judge.by_hand();
         let facts = self.judge.all();
         by_hand
             .iter()
             .filter(|(branch, commit)| {
-                let facts = facts.get(&branch.gtrid);
-                !**commit && facts.is_some_and(|facts| facts.durable && !facts.one_phase)
+                let Some(facts) = facts.get(&branch.gtrid) else {
+                    return false;
+                };
+                let last = facts.branches.get(&branch.bqual).map(|found| found.fate);
+                let gone = last != Some(Fate::Committed) || self.reports(**branch);
+                !**commit && facts.durable && !facts.one_phase && gone
             })
             .map(|(branch, _)| branch.gtrid)
             .collect()
+    }
+
+    /// Whether the server where a branch ran keeps a report of its damage.
+    fn reports(&self, branch: BranchId) -> bool {
+        let Some(place) = self.judge.place(branch.gtrid, branch.bqual) else {
+            return false;
+        };
+        self.servers[place].view().damage.iter().any(|report| {
+            report.gtrid == branch.gtrid.to_string() && report.bqual == branch.bqual.0
+        })
     }
 
     /// What an outsider broke is reported where it happened.
@@ -55,11 +69,7 @@ impl World {
             if !damaged.contains(&branch.gtrid) || self.judge.is_restored(place) {
                 continue;
             }
-            let reports = self.servers[place].view().damage;
-            let told = |report: &concord_proto::v1::Damage| {
-                report.gtrid == branch.gtrid.to_string() && report.bqual == branch.bqual.0
-            };
-            if !reports.iter().any(told) {
+            if !self.reports(*branch) {
                 let text = format!("branch {branch} was rolled back by hand, and nobody says so");
                 self.judge.broken(Some(branch.gtrid), text);
             }
