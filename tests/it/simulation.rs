@@ -68,3 +68,35 @@ fn simulation_data_that_goes_back_gets_no_link() {
     let times = told["faults"]["data went back"].as_u64();
     assert!(times.expect("a count") > 2, "{told}");
 }
+
+/// Seeds of pairs in which the simulation once judged wrongly (tests/RECORD.md): identities of data
+/// that was replaced twice, and a branch that a DBA rolled back and a late Prepare brought back.
+#[test]
+fn simulation_seeds_of_pairs_that_were_misjudged() {
+    let found = [
+        (
+            "10208",
+            "coordinator.ask.received:2",
+            "coordinator.order.released:1",
+        ),
+        (
+            "60183",
+            "participant.frame.sent:3",
+            "participant.list.before:1",
+        ),
+    ];
+    for (seed, first, second) in found {
+        let told = sim(&[
+            "--seeds",
+            "1",
+            "--from",
+            seed,
+            "--crash-at",
+            first,
+            "--then",
+            second,
+        ]);
+        assert_eq!(told["seeds"], 1);
+        assert_eq!(told["violations"], 0);
+    }
+}
