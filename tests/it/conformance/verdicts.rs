@@ -8,10 +8,13 @@ use concord_client::local::server::ServerKind;
 use concord_core::id::BranchId;
 use concord_core::reason::code;
 use concord_participant::resource::mysql::{Address, MySql, Secret};
-use concord_participant::resource::{Finished, LedgerEntry, Prepared, ResourceManager as _};
+use concord_participant::resource::{
+    Finished, Health, LedgerEntry, Prepared, ResourceManager as _,
+};
+use concord_tests::proxy::{self, Fault, Kind, Proxy};
 
 use super::types::{branch, statement, work};
-use super::{Real, under_test};
+use super::{Real, text, under_test};
 
 async fn prepare(rm: &MySql, sql: &str) -> BranchId {
     let id = branch();
@@ -121,10 +124,10 @@ async fn another_server_proves_nothing(real: &Real, other: &Real) {
     lead_to(other);
     let mut root = real.root().await;
     let own = "SELECT CONCAT('KILL ', id) FROM information_schema.processlist WHERE user='concord'";
-    for row in super::text(&mut root, own).await.expect("the list") {
+    for row in text(&mut root, own).await.expect("the list") {
         let kill = row[0].as_deref().expect("a text").to_owned();
         // One that has gone by itself is fine.
-        let _ = super::text(&mut root, &kill).await;
+        let _ = text(&mut root, &kill).await;
     }
     for _ in 0..3 {
         let finished = rm.commit(id).await;
@@ -144,6 +147,63 @@ async fn another_server_proves_nothing(real: &Real, other: &Real) {
     assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Committed));
 }
 
+/// A branch that ends between the look that its row refuses and the question whose row that was:
+/// no backup and no DDL held it, whose lock has the same error on MariaDB.
+async fn a_row_that_went_meanwhile_was_a_branchs(real: &Real) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut options = real.options();
+    let Address::Socket(socket) = options.address else {
+        panic!("it listens on a socket")
+    };
+    let near = folder.path().join("socket");
+    let far = proxy::Address::Unix(socket);
+    let proxy = Proxy::on_socket(near.clone(), far, Kind::Sql).expect("a proxy");
+    options.address = Address::Socket(near);
+    let rm = MySql::start(options);
+    let mut health = rm.health();
+    let votes = health.wait_for(Health::can_vote).await;
+    drop(votes.expect("a health"));
+    // Leaves a connection behind that is open and idle.
+    let id = branch();
+    assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Absent));
+    let mut holder = real.root().await;
+    let gtrid: String = id
+        .gtrid
+        .0
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let row = format!(
+        "START TRANSACTION; INSERT INTO concord.ledger (gtrid,bqual,state,connection_id) \
+         VALUES (x'{gtrid}',{},1,CONNECTION_ID())",
+        id.bqual
+    );
+    text(&mut holder, &row).await.expect("the row");
+    real.sql("SET GLOBAL log_output = 'TABLE'; SET GLOBAL general_log = ON")
+        .await;
+    let held = proxy.link().hold(Fault::StallAnswers);
+    let looking = tokio::spawn({
+        let rm = rm.clone();
+        async move { rm.tombstone(id).await }
+    });
+    let refused = format!(
+        "SELECT COUNT(*) FROM mysql.general_log g JOIN information_schema.processlist p \
+         ON p.id = g.thread_id WHERE p.command = 'Sleep' \
+         AND CONVERT(g.argument USING utf8mb4) LIKE '%x''{gtrid}''%NOWAIT'"
+    );
+    until("the look is refused", async || {
+        real.sql(&refused).await[0][0].as_deref() != Some("0")
+    })
+    .await;
+    text(&mut holder, "ROLLBACK").await.expect("it goes");
+    drop(held);
+    let reason = looking.await.expect("no panic").expect_err("it was alive");
+    assert_eq!(&*reason.code, code::BRANCH_ATTACHED, "{reason}");
+    assert_eq!(rm.tombstone(id).await, Ok(LedgerEntry::Tombstone));
+    real.sql("SET GLOBAL general_log = OFF").await;
+    rm.stop().await;
+}
+
 async fn on(kind: ServerKind) {
     let Some(binary) = under_test(kind) else {
         return;
@@ -152,6 +212,7 @@ async fn on(kind: ServerKind) {
     let real = Real::start(binary).await;
     what_is_visible_is_made_durable(&real).await;
     keys_are_checked_whatever_the_server_says(&real).await;
+    a_row_that_went_meanwhile_was_a_branchs(&real).await;
     let other = Real::start(again).await;
     another_server_proves_nothing(&real, &other).await;
 }

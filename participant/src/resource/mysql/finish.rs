@@ -335,9 +335,9 @@ impl MySql {
         }
     }
 
-    /// Who holds what a branch's ledger row was wanted for: the branch, if the row is there, and
-    /// else a backup or DDL, whose lock has the same error. That is told apart because a branch
-    /// that is alive has its connection ended.
+    /// Who held what a branch's ledger row was wanted for: the branch, if the row is there or can
+    /// be had by now, and else a backup or DDL, whose lock has the same error. That is told apart
+    /// because a branch that is alive has its connection ended.
     async fn why_locked(&self, branch: BranchId, failure: &Failure, alive: &str) -> Reason {
         // MySQL has an error of its own for a row that somebody works on.
         if failure.number() == Some(error::LOCK_NOWAIT) {
@@ -346,8 +346,13 @@ impl MySql {
         // Uncommitted rows are read without a lock of any kind but DDL's.
         let rows = self.rows(ledger::select_connection(branch), "the ledger");
         match rows.await {
-            Ok(rows) if rows.is_empty() => metadata_lock(failure),
-            Ok(_) => attached(alive),
+            Ok(rows) if !rows.is_empty() => attached(alive),
+            // Perhaps the row was there and has gone since; a lock of the server still is.
+            Ok(_) => match self.look_locked(branch).await {
+                Ok(_) => attached("the branch has just ended"),
+                Err(again) if is_lock(&again) => metadata_lock(failure),
+                Err(unread) => unread.reason().clone(),
+            },
             Err(unread) if is_lock(&unread) => metadata_lock(&unread),
             Err(unread) => unread.reason().clone(),
         }
