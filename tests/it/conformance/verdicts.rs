@@ -8,9 +8,7 @@ use concord_client::local::server::ServerKind;
 use concord_core::id::BranchId;
 use concord_core::reason::code;
 use concord_participant::resource::mysql::{Address, MySql, Secret};
-use concord_participant::resource::{
-    Finished, Health, LedgerEntry, Prepared, ResourceManager as _,
-};
+use concord_participant::resource::{Finished, LedgerEntry, Prepared, ResourceManager as _};
 use concord_tests::proxy::{self, Fault, Kind, Proxy};
 
 use super::types::{branch, statement, work};
@@ -160,19 +158,12 @@ async fn a_row_that_went_meanwhile_was_a_branchs(real: &Real) {
     let proxy = Proxy::on_socket(near.clone(), far, Kind::Sql).expect("a proxy");
     options.address = Address::Socket(near);
     let rm = MySql::start(options);
-    let mut health = rm.health();
-    let votes = health.wait_for(Health::can_vote).await;
-    drop(votes.expect("a health"));
+    until("it votes", async || rm.health().borrow().can_vote()).await;
     // Leaves a connection behind that is open and idle.
     let id = branch();
     assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Absent));
     let mut holder = real.root().await;
-    let gtrid: String = id
-        .gtrid
-        .0
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let gtrid = format!("{:032x}", u128::from_be_bytes(id.gtrid.0));
     let row = format!(
         "START TRANSACTION; INSERT INTO concord.ledger (gtrid,bqual,state,connection_id) \
          VALUES (x'{gtrid}',{},1,CONNECTION_ID())",
