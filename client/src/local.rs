@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod config;
 pub mod health;
 pub mod keeper;
+mod links;
 pub mod lock;
 pub mod ports;
 pub mod process;

@@ -125,11 +125,10 @@ impl<R: ResourceManager> Service<R> {
 
     fn problems(&self, health: &Health) -> Vec<v1::Reason> {
         let mut problems: Vec<v1::Reason> = health.problems.iter().map(Into::into).collect();
-        if problems.is_empty() && !health.reachable {
-            let text = "the server behind this participant cannot be reached";
-            problems.push(Reason::new(code::SERVER_DOWN, text).into());
-        }
-        if !*self.open.borrow() && health.can_vote() {
+        // A server that nobody has looked at yet is not known to be away. Were it called so, then
+        // work would be refused that has to wait for the first look only.
+        let unseen = problems.is_empty() && !health.reachable;
+        if unseen || (!*self.open.borrow() && health.can_vote()) {
             let text = "the participant is starting or stopping";
             problems.push(Reason::new(code::SHUTTING_DOWN, text).into());
         }

@@ -29,3 +29,4 @@ mod simulation;
 mod style;
 mod transactions;
 mod unsafe_server;
+mod up;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, ClusterError, Program, Service};
 use super::keeper::{self, Progress};
+use super::links;
 use super::process::ProcessId;
 use super::seed;
 use super::server::ServerFolder;
@@ -136,6 +137,10 @@ async fn start(
         });
     };
     done?;
+    if let Err(missing) = links::wait(&cluster.gateway()).await {
+        // What the others can do is of use, and the coordinator goes on trying.
+        tracing::warn!("{missing}");
+    }
     if with_seed && !cluster.is_seeded() {
         match seed::seed(&cluster.gateway()).await {
             Ok(()) => cluster.set_seeded()?,

@@ -156,6 +156,33 @@ fn a_server_that_hangs_is_noticed_and_found_again() {
     });
 }
 
+/// Where a server is away, no work is sent to it; before the first look it only has to wait.
+#[test]
+fn a_server_is_away_only_when_the_first_look_at_it_has_failed() {
+    on_every_server(|world| async move {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (socket, proxy) = proxied(&world, folder.path());
+        let held = proxy.link().hold(Fault::Stall);
+        let daemon = world.launch_on(behind(&world, &socket), |_| ()).await;
+        let said = std::cell::RefCell::new(Vec::new());
+        until("the look to fail", || async {
+            let problems = daemon.status().await.problems;
+            let [problem] = &problems[..] else {
+                panic!("one problem: {problems:?}");
+            };
+            let mut said = said.borrow_mut();
+            if said.last() != Some(&problem.code) {
+                said.push(problem.code.clone());
+            }
+            problem.code == "SERVER_DOWN"
+        })
+        .await;
+        assert_eq!(said.into_inner(), ["SHUTTING_DOWN", "SERVER_DOWN"]);
+        drop(held);
+        daemon.serving(true).await;
+    });
+}
+
 /// Asks for what cannot be answered, with little time for each.
 async fn impatient(daemon: &Daemon, until: Instant) {
     let plus = "UPDATE shop.t SET n = n + 1 WHERE id = 2";

@@ -110,8 +110,15 @@ impl World {
         self.start_on(self.options(), change).await
     }
 
-    /// Starts a participant in a runtime of its own, so that it can be killed as a whole.
     pub async fn start_on(&self, options: Options, change: impl FnOnce(&mut Settings)) -> Daemon {
+        let daemon = self.launch_on(options, change).await;
+        daemon.serving(true).await;
+        daemon
+    }
+
+    /// Starts a participant in a runtime of its own, so that it can be killed as a whole, and does
+    /// not wait until it serves.
+    pub async fn launch_on(&self, options: Options, change: impl FnOnce(&mut Settings)) -> Daemon {
         let mut settings = Settings {
             branches_max: 4_096,
             sweep_interval: Duration::from_millis(200),
@@ -138,15 +145,13 @@ impl World {
                 .expect("it serves");
         });
         let channel = Endpoint::from_shared(format!("http://{address}")).expect("an address");
-        let daemon = Daemon {
+        Daemon {
             client: ParticipantClient::new(channel.connect_lazy()),
             health: tonic_health::pb::health_client::HealthClient::new(channel.connect_lazy()),
             runtime: Some(runtime),
             served,
             stop,
-        };
-        daemon.serving(true).await;
-        daemon
+        }
     }
 }
 
