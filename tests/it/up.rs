@@ -1,15 +1,9 @@
 //! What `concord up` promises: once it says that all is ready, the first transaction commits.
 
-use std::time::Duration;
-
-use anyhow::{Context, ensure};
-use concord_client::local::state::Readiness;
+use anyhow::ensure;
 use concord_client::{Client, Outcome, RetryPolicy};
-use concord_tests::cluster::{Cluster, eventually, servers};
+use concord_tests::cluster::{Cluster, servers};
 use concord_tests::proxy::{Address, Fault, Kind, Proxy};
-
-/// Longest wait for a cluster's processes.
-const START: Duration = Duration::from_mins(2);
 
 /// Puts a row on both servers, in one attempt.
 async fn at_once(client: &Client, id: u32) -> Outcome {
@@ -33,18 +27,19 @@ async fn ready_means_that_the_first_transaction_commits() -> anyhow::Result<()> 
             way.url()
         );
         std::fs::write(own.join("coordinator.toml"), participants)?;
+        let client = Client::builder(cluster.endpoint())
+            .retry(RetryPolicy::none())
+            .build()?;
         let held = way.link().hold(Fault::Refuse);
         std::thread::scope(|threads| -> anyhow::Result<()> {
             let up = threads.spawn(|| cluster.up(&["--no-seed"]));
             tokio::task::block_in_place(|| {
-                tokio::runtime::Handle::current().block_on(not_ready_without_links(&cluster))
+                tokio::runtime::Handle::current()
+                    .block_on(not_ready_without_links(&cluster, &client))
             })?;
             drop(held);
             up.join().map_err(|_| anyhow::anyhow!("it panicked"))?
         })?;
-        let client = Client::builder(cluster.endpoint())
-            .retry(RetryPolicy::none())
-            .build()?;
         for n in 1..=2 {
             let sql = "CREATE DATABASE up; CREATE TABLE up.t (id INT PRIMARY KEY)";
             cluster.sql(n, sql).await?;
@@ -60,22 +55,13 @@ async fn ready_means_that_the_first_transaction_commits() -> anyhow::Result<()> 
 }
 
 /// Every process is ready and the cluster is not, because its first transaction is refused.
-async fn not_ready_without_links(cluster: &Cluster) -> anyhow::Result<()> {
-    eventually("all processes to be ready", START, async || {
-        let all = cluster.state()?.processes;
-        let ready = all.iter().all(|it| it.readiness == Readiness::Ready);
-        Ok(ready.then_some(()))
-    })
-    .await?;
-    let client = Client::builder(cluster.endpoint())
-        .retry(RetryPolicy::none())
-        .build()?;
-    let outcome = at_once(&client, 0).await;
+async fn not_ready_without_links(cluster: &Cluster, client: &Client) -> anyhow::Result<()> {
+    cluster.until_up().await?;
+    let outcome = at_once(client, 0).await;
     let Outcome::Aborted { reason, .. } = &outcome else {
         anyhow::bail!("p2 has no link: {outcome:?}");
     };
     ensure!(&*reason.code == "PARTICIPANT_DOWN", "{reason}");
-    let state = cluster.state().context("its state")?;
-    ensure!(!state.ready, "it says that it is ready");
+    ensure!(!cluster.state()?.ready, "it says that it is ready");
     Ok(())
 }

@@ -373,13 +373,14 @@ fn is_named_there(tokens: &[Token], index: usize) -> bool {
 
 /// Whether what stands before this word is a whole operand, or a syntax error to both servers: a
 /// literal, or any word after an operator but one after which an operand begins. RETURNING in
-/// parentheses is no call of what MySQL would let be a function's name then.
+/// parentheses is no call of what MySQL would let be a function's name then. A star is no operator
+/// here: after `SELECT *` a clause may begin.
 fn follows_an_operand(tokens: &[Token], index: usize) -> bool {
     let before = |count: usize| Some(&tokens[index.checked_sub(count)?]);
     match before(1) {
         Some(Token::Number(_) | Token::Text(_) | Token::Hex(_) | Token::Bit(_)) => true,
         Some(Token::Word(word)) => {
-            let operator = |symbol| "<>=!+-*/%&|^~".contains(symbol);
+            let operator = |symbol| "<>=!+-/%&|^~".contains(symbol);
             matches!(before(2), Some(Token::Symbol(symbol)) if operator(*symbol))
                 && !is_one_of(
                     word,
