@@ -14,7 +14,9 @@ use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use tokio::sync::Mutex;
 
+mod ending;
 mod forged;
+mod stray;
 pub mod types;
 mod verdicts;
 

@@ -102,6 +102,10 @@ fn catch(bug: Bug) -> Catch {
             "participant::a_failed_statement_is_a_vote_abort_with_its_reason",
             "right: \"CONSTRAINT_VIOLATED\"",
         ),
+        Bug::StrayAnswerTaken => (
+            "conformance::stray::stray_answers_on_mysql",
+            "said to be prepared, and is not",
+        ),
         Bug::UnsafeServerVotes => (
             "planted::checks::a_server_that_would_lose_branches_has_no_vote",
             "voted on an unsafe server",

@@ -93,7 +93,8 @@ pub struct ClusterState {
     pub boot_id: String,
     /// The process that keeps the others running.
     pub supervisor: ProcessId,
-    /// True once everything was ready for the first time since the supervisor started.
+    /// True once everything was ready for the first time since the supervisor started, and the
+    /// coordinator had a link to each participant, or that was waited for in vain.
     pub ready: bool,
     /// Why the supervisor gave up, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]

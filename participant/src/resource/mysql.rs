@@ -13,7 +13,7 @@ use concord_core::record::ParticipantRecord;
 use concord_proto::model::{Isolation, Statement, Work};
 use concord_proto::v1;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant as Deadline;
 
 use self::branches::Branches;
@@ -58,8 +58,8 @@ pub mod xa;
 
 pub use self::options::{Address, Options, Secret, Tls};
 
-/// Longest time for a KILL.
-const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for the end of a connection.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time between two looks at a server that is away, in ms: what its prepared branches wait
 /// for after it is back.
 const AWAY_INTERVAL_MS: u64 = 100;
@@ -103,7 +103,7 @@ impl MySql {
             pool,
         });
         let tasks = vec![
-            tokio::spawn(kill_for(Arc::downgrade(&this.pool), kills)),
+            tokio::spawn(end_for(Arc::downgrade(&this.pool), kills)),
             tokio::spawn(keep_watching(Arc::downgrade(&this), interval)),
         ];
         *this.lock_tasks() = tasks;
@@ -124,12 +124,16 @@ impl Drop for MySql {
 }
 
 /// Ends connections whose work was given up, so that their locks go at once.
-async fn kill_for(pool: Weak<Pool>, mut kills: mpsc::UnboundedReceiver<u64>) {
+async fn end_for(pool: Weak<Pool>, mut kills: mpsc::UnboundedReceiver<u64>) {
+    let mut ending = JoinSet::new();
     while let Some(id) = kills.recv().await {
         let Some(pool) = pool.upgrade() else { return };
-        let deadline = Deadline::now() + KILL_TIMEOUT;
-        // A server that cannot be reached has nothing to kill, or closes the connection itself.
-        let _ = pool.end(Class::Control, id, deadline).await;
+        ending.spawn(async move {
+            let deadline = Deadline::now() + END_TIMEOUT;
+            // A server that cannot be reached has nothing to end, or closes the connection itself.
+            let _ = pool.end(Class::Control, id, deadline).await;
+        });
+        while ending.try_join_next().is_some() {}
     }
 }
 

@@ -80,6 +80,8 @@ bugs! {
         "A branch that only read leaves a SERIALIZABLE transaction at its vote."
     ConnectionReusedUncleaned "connection-reused-uncleaned"
         "A connection goes back to the pool with the branch still open on it."
+    StrayAnswerTaken "stray-answer-taken"
+        "An answer to another connection is taken for the answer to the text that was sent."
     UnsafeServerVotes "unsafe-server-votes"
         "A server votes although its flush settings would lose what it prepared."
     ForeignBranchTaken "foreign-branch-taken"

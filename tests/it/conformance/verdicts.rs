@@ -26,7 +26,7 @@ async fn prepare(rm: &MySql, sql: &str) -> BranchId {
     id
 }
 
-async fn until(what: &str, is: impl AsyncFn() -> bool) {
+pub async fn until(what: &str, is: impl AsyncFn() -> bool) {
     let patience = tokio::time::Instant::now() + Duration::from_secs(30);
     while !is().await {
         assert!(tokio::time::Instant::now() < patience, "{what}");
@@ -180,7 +180,7 @@ async fn a_row_that_went_meanwhile_was_a_branchs(real: &Real) {
     let refused = format!(
         "SELECT COUNT(*) FROM mysql.general_log g JOIN information_schema.processlist p \
          ON p.id = g.thread_id WHERE p.command = 'Sleep' \
-         AND CONVERT(g.argument USING utf8mb4) LIKE '%x''{gtrid}''%NOWAIT'"
+         AND CONVERT(g.argument USING utf8mb4) LIKE '%x''{gtrid}''%NOWAIT%'"
     );
     until("the look is refused", async || {
         real.sql(&refused).await[0][0].as_deref() != Some("0")

@@ -176,7 +176,7 @@ impl MySql {
     async fn try_recover(&self) -> Result<Option<Reason>, Reason> {
         let deadline = self.answer_by();
         let mut conn = self.pool.acquire_by(Class::Control, deadline).await?;
-        match conn.rows("XA RECOVER".into(), deadline, "XA RECOVER").await {
+        match conn.rows("XA RECOVER", deadline, "XA RECOVER").await {
             Ok(_) => {
                 conn.release();
                 Ok(None)
@@ -249,7 +249,7 @@ impl MySql {
         }
         let probe = "SELECT state FROM concord.ledger LIMIT 1";
         let deadline = self.answer_by();
-        conn.rows(probe.into(), deadline, "the ledger").await?;
+        conn.rows(probe, deadline, "the ledger").await?;
         self.identity(conn, facts).await
     }
 
@@ -257,12 +257,12 @@ impl MySql {
         let deadline = self.answer_by();
         let options = self.pool.options();
         let select = ledger::SELECT_IDENTITY;
-        let mut rows = conn.rows(select.into(), deadline, "the identity").await?;
+        let mut rows = conn.rows(select, deadline, "the identity").await?;
         if rows.is_empty() && facts.problems.is_empty() {
             let id: [u8; 16] = rand::random();
             let text = ledger::insert_identity(id, &options.cluster, &options.participant);
             conn.execute(text, deadline, "the identity").await?;
-            rows = conn.rows(select.into(), deadline, "the identity").await?;
+            rows = conn.rows(select, deadline, "the identity").await?;
         }
         let column = |at: usize| rows.first().and_then(|row| row.get(at)?.as_deref());
         let (Some(id), Some(cluster), Some(participant)) = (column(0), column(1), column(2)) else {

@@ -120,6 +120,11 @@ impl Failure {
     pub fn out_of_step(what: &str) -> Self {
         Self::Broken(unexpected(what))
     }
+
+    /// Whether what came back made no sense.
+    pub fn is_out_of_step(&self) -> bool {
+        matches!(self, Self::Broken(reason) if &*reason.code == code::UNEXPECTED_ANSWER)
+    }
 }
 
 fn lost(detail: &str) -> Reason {

@@ -8,7 +8,7 @@ use tokio::time::Instant as Deadline;
 use super::answers::{self, Rows, entry, gtrid, number};
 use super::branches::State;
 use super::error::{self, Failure, VerbFailure, metadata_lock, verb_failure, verb_reason};
-use super::pool::{Class, Conn};
+use super::pool::{Class, Conn, Text};
 use super::{MySql, ledger};
 use crate::resource::{Finished, LedgerEntry, Recovered, known_request};
 
@@ -223,7 +223,11 @@ impl MySql {
     }
 
     /// A housekeeping text on any connection.
-    pub(super) async fn rows(&self, text: String, what: &str) -> Result<Rows, Failure> {
+    pub(super) async fn rows(
+        &self,
+        text: impl Into<Text> + Send,
+        what: &str,
+    ) -> Result<Rows, Failure> {
         let deadline = self.finish_deadline();
         let mut conn = self
             .pool
@@ -255,7 +259,7 @@ impl MySql {
     /// that a row proves nothing yet to whom the commit itself has not answered; the log is flushed
     /// in order. To become read-only a server waits for commits that are under way.
     async fn flush(&self) -> Result<(), Reason> {
-        match self.rows(ledger::FLUSH.into(), "a flush of the log").await {
+        match self.rows(ledger::FLUSH, "a flush of the log").await {
             Err(failure) if &*failure.reason().code != code::READ_ONLY_SERVER => {
                 Err(failure.reason().clone())
             }
@@ -378,7 +382,7 @@ impl MySql {
     pub(super) async fn list_prepared(&self) -> Result<Recovered, Reason> {
         let text = self.facts().await?.flavor.recover();
         let rows = self
-            .rows(text.into(), "XA RECOVER")
+            .rows(text, "XA RECOVER")
             .await
             .map_err(|failure| failure.reason().clone())?;
         Ok(answers::recovered(&self.xids, &rows))
@@ -411,9 +415,6 @@ impl MySql {
         else {
             return Ok(());
         };
-        if self.pool.leases().holds(id) {
-            return Err(attached("its connection is in use here"));
-        }
         self.pool.end(Class::Finish, id, deadline).await
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant as Deadline;
 use super::answers::{self, keys};
 use super::error::Failure;
 
-use super::pool::Class;
+use super::pool::{Class, Text};
 use super::script::{End, Script, Step};
 use super::{MySql, ledger};
 use crate::resource::Durable;
@@ -48,7 +48,7 @@ impl MySql {
         // Also creates the schema when it is not there yet.
         self.facts().await?;
         let rows = self
-            .rows(ledger::SELECT_DURABLE.into(), "the epoch")
+            .rows(ledger::SELECT_DURABLE, "the epoch")
             .await
             .map_err(refused)?;
         let epoch = answers::epoch(&rows).ok_or_else(|| odd("the epoch"))?;
@@ -137,7 +137,7 @@ impl MySql {
     }
 
     /// Deletes the rows whose keys this text selects.
-    async fn delete_some(&self, select: String) -> Result<Vec<(Gtrid, u32)>, Reason> {
+    async fn delete_some(&self, select: Text) -> Result<Vec<(Gtrid, u32)>, Reason> {
         let rows = self.rows(select, "the ledger").await.map_err(refused)?;
         let keys = keys(&rows).ok_or_else(|| odd("a ledger row"))?;
         if !keys.is_empty() {

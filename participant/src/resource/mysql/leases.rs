@@ -63,9 +63,10 @@ impl Leases {
         }
     }
 
-    /// Whether a connection is in somebody's hands.
-    pub fn holds(&self, connection: u64) -> bool {
-        lock(&self.held).contains_key(&connection)
+    /// Whether a connection is in somebody's hands, and not to be killed.
+    pub fn is_in_use(&self, connection: u64) -> bool {
+        let held = lock(&self.held);
+        held.get(&connection).is_some_and(|lease| !lease.killed)
     }
 
     /// Whether a lease was to be killed.
@@ -103,12 +104,12 @@ mod tests {
         leases.kill(first);
         assert!(kills.try_recv().is_err(), "it is another's now");
         assert!(!leases.is_killed(second));
+        assert!(leases.is_in_use(7));
         leases.kill(second);
         assert_eq!(kills.try_recv(), Ok(7));
-        assert!(leases.is_killed(second) && leases.holds(7));
+        assert!(leases.is_killed(second) && !leases.is_in_use(7));
         // Whatever the server still answered on it.
         assert!(!leases.end(7, second), "it is leased again");
-        assert!(!leases.holds(7));
     }
 
     #[test]
@@ -121,7 +122,7 @@ mod tests {
         leases.kill(old);
         assert!(kills.try_recv().is_err());
         assert!(!leases.end(40, old));
-        assert!(leases.holds(40) && !leases.is_killed(new));
+        assert!(leases.is_in_use(40) && !leases.is_killed(new));
         assert!(leases.end(40, new));
     }
 }

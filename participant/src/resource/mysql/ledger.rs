@@ -10,6 +10,7 @@ use concord_core::id::{BranchId, Gtrid, Request, RequestId};
 use concord_core::record::ParticipantRecord;
 
 use super::migrate::Version;
+use super::pool::Text;
 use super::xa::{hex, push_hex};
 
 /// `ledger.state` of a branch's own row.
@@ -131,6 +132,14 @@ pub fn push_branch_row(
     sql.push(')');
 }
 
+/// One statement in a transaction of its own.
+fn at(level: &str, statement: &str) -> Text {
+    Text::of([
+        &*format!("SET TRANSACTION ISOLATION LEVEL {level}"),
+        statement,
+    ])
+}
+
 fn key(branch: BranchId) -> String {
     format!(
         "gtrid=x'{}' AND bqual={}",
@@ -140,94 +149,95 @@ fn key(branch: BranchId) -> String {
 }
 
 /// The committed row of a branch.
-pub fn select_row(branch: BranchId) -> String {
-    format!(
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-         SELECT state FROM concord.ledger WHERE {}",
-        key(branch)
-    )
+pub fn select_row(branch: BranchId) -> Text {
+    let sql = format!("SELECT state FROM concord.ledger WHERE {}", key(branch));
+    at("READ COMMITTED", &sql)
 }
 
 /// The same with a lock that is refused at once while anybody works on the row.
-pub fn select_row_locked(branch: BranchId) -> String {
-    format!(
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-         SELECT state FROM concord.ledger WHERE {} FOR UPDATE NOWAIT",
+pub fn select_row_locked(branch: BranchId) -> Text {
+    let sql = format!(
+        "SELECT state FROM concord.ledger WHERE {} FOR UPDATE NOWAIT",
         key(branch)
-    )
+    );
+    at("READ COMMITTED", &sql)
 }
 
 /// A commit of its own.
 pub const FLUSH: &str = "UPDATE concord.flushed SET times=times+1 WHERE one=1";
 
 /// The connection that wrote a branch's row, committed or not.
-pub fn select_connection(branch: BranchId) -> String {
-    format!(
-        "SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED; \
-         SELECT connection_id FROM concord.ledger WHERE {}",
+pub fn select_connection(branch: BranchId) -> Text {
+    let sql = format!(
+        "SELECT connection_id FROM concord.ledger WHERE {}",
         key(branch)
-    )
+    );
+    at("READ UNCOMMITTED", &sql)
 }
 
 /// Leaves a tombstone, waiting only a little for whoever holds the row; then restores the wait.
-pub fn insert_tombstone(branch: BranchId, connection: u64, lock_wait_s: u64) -> String {
-    let mut sql = String::from("SET SESSION innodb_lock_wait_timeout=1; ");
-    sql.push_str("INSERT INTO concord.ledger (gtrid,bqual,state,connection_id) VALUES (x'");
-    push_hex(&mut sql, &branch.gtrid.0);
-    let _ = write!(
-        sql,
-        "',{},{STATE_TOMBSTONE},{connection}); SET SESSION innodb_lock_wait_timeout={lock_wait_s}",
+pub fn insert_tombstone(branch: BranchId, connection: u64, lock_wait_s: u64) -> Text {
+    let insert = format!(
+        "INSERT INTO concord.ledger (gtrid,bqual,state,connection_id) VALUES \
+         (x'{}',{},{STATE_TOMBSTONE},{connection})",
+        hex(&branch.gtrid.0),
         branch.bqual
     );
-    sql
+    Text::of([
+        "SET SESSION innodb_lock_wait_timeout=1",
+        &*insert,
+        &*format!("SET SESSION innodb_lock_wait_timeout={lock_wait_s}"),
+    ])
 }
 
 /// Keys of the newest committed branches, newest first.
-pub fn select_newest(limit: usize) -> String {
-    format!(
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,bqual FROM concord.ledger \
+pub fn select_newest(limit: usize) -> Text {
+    let sql = format!(
+        "SELECT gtrid,bqual FROM concord.ledger \
          WHERE state={STATE_BRANCH} ORDER BY gtrid DESC,bqual DESC LIMIT {limit}"
-    )
+    );
+    at("READ COMMITTED", &sql)
 }
 
 /// Keys of those of these branches that are committed; `wait` for those that are just being
 /// committed or rolled back.
-pub fn select_committed(branches: &[BranchId], wait: bool) -> String {
+pub fn select_committed(branches: &[BranchId], wait: bool) -> Text {
     let lock = if wait { " LOCK IN SHARE MODE" } else { "" };
     let keys: Vec<_> = branches.iter().map(|branch| key(*branch)).collect();
-    format!(
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,bqual FROM concord.ledger \
+    let sql = format!(
+        "SELECT gtrid,bqual FROM concord.ledger \
          WHERE state={STATE_BRANCH} AND ({}){lock}",
         keys.join(" OR ")
-    )
+    );
+    at("READ COMMITTED", &sql)
 }
 
 /// The transaction that a request id took effect in, and what it was asked for.
-pub fn select_request(request: &RequestId) -> String {
-    format!(
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,request_fingerprint \
+pub fn select_request(request: &RequestId) -> Text {
+    let sql = format!(
+        "SELECT gtrid,request_fingerprint \
          FROM concord.ledger WHERE request_id=x'{}' AND state={STATE_BRANCH}",
         hex(request.as_str().as_bytes())
-    )
+    );
+    at("READ COMMITTED", &sql)
 }
 
 /// Makes records durable, in one transaction.
-pub fn append(records: &[ParticipantRecord], unix_ms: u64) -> String {
-    let mut sql = String::from("START TRANSACTION; ");
+pub fn append(records: &[ParticipantRecord], unix_ms: u64) -> Text {
+    let mut text = Text::of(["START TRANSACTION"]);
     for record in records {
-        match record {
-            ParticipantRecord::Epoch(epoch) => {
-                let _ = write!(
-                    sql,
-                    "UPDATE concord.epoch SET epoch=GREATEST(epoch,{epoch}) WHERE one=1; "
-                );
-            }
+        let sql = text.next();
+        let _ = match record {
+            ParticipantRecord::Epoch(epoch) => write!(
+                sql,
+                "UPDATE concord.epoch SET epoch=GREATEST(epoch,{epoch}) WHERE one=1"
+            ),
             ParticipantRecord::ForgetBelow(gtrid) => {
                 let gtrid = hex(&gtrid.0);
-                let _ = write!(
+                write!(
                     sql,
-                    "UPDATE concord.forget SET below=x'{gtrid}' WHERE one=1 AND below<x'{gtrid}'; "
-                );
+                    "UPDATE concord.forget SET below=x'{gtrid}' WHERE one=1 AND below<x'{gtrid}'"
+                )
             }
             ParticipantRecord::Damage {
                 gtrid,
@@ -236,19 +246,19 @@ pub fn append(records: &[ParticipantRecord], unix_ms: u64) -> String {
             } => {
                 let message: String = reason.message.chars().take(DAMAGE_MESSAGE_MAX).collect();
                 let code: String = reason.code.chars().take(63).collect();
-                let _ = write!(
+                write!(
                     sql,
                     "INSERT IGNORE INTO concord.damage (gtrid,bqual,code,message,found) VALUES \
-                     (x'{}',{bqual},_ascii x'{}',_utf8mb4 x'{}',{unix_ms}); ",
+                     (x'{}',{bqual},_ascii x'{}',_utf8mb4 x'{}',{unix_ms})",
                     hex(&gtrid.0),
                     hex(code.as_bytes()),
                     hex(message.as_bytes()),
-                );
+                )
             }
-        }
+        };
     }
-    sql.push_str("COMMIT");
-    sql
+    text.next().push_str("COMMIT");
+    text
 }
 
 /// The highest epoch and the horizon.
@@ -274,33 +284,33 @@ pub fn acknowledge(id: u64, unix_ms: u64) -> String {
 }
 
 /// Keys of the oldest rows below an id, with and without a request id.
-pub fn select_expired(below: Gtrid, limit: usize) -> String {
-    format!(
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,bqual FROM concord.ledger \
+pub fn select_expired(below: Gtrid, limit: usize) -> Text {
+    let sql = format!(
+        "SELECT gtrid,bqual FROM concord.ledger \
          WHERE gtrid<x'{}' ORDER BY gtrid,bqual LIMIT {limit}",
         hex(&below.0)
-    )
+    );
+    at("READ COMMITTED", &sql)
 }
 
 /// Keys of rows without a request id from one id on and below another.
-pub fn select_forgotten(from: Gtrid, below: Gtrid, limit: usize) -> String {
-    format!(
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT gtrid,bqual FROM concord.ledger \
+pub fn select_forgotten(from: Gtrid, below: Gtrid, limit: usize) -> Text {
+    let sql = format!(
+        "SELECT gtrid,bqual FROM concord.ledger \
          WHERE gtrid>=x'{}' AND gtrid<x'{}' AND request_id IS NULL \
          ORDER BY gtrid,bqual LIMIT {limit}",
         hex(&from.0),
         hex(&below.0)
-    )
+    );
+    at("READ COMMITTED", &sql)
 }
 
 /// Deletes rows by their keys: no range of the ledger is locked.
-pub fn delete_rows(keys: &[(Gtrid, u32)]) -> String {
+pub fn delete_rows(keys: &[(Gtrid, u32)]) -> Text {
     let keys: Vec<_> = keys
         .iter()
         .map(|(gtrid, bqual)| format!("gtrid=x'{}' AND bqual={bqual}", hex(&gtrid.0)))
         .collect();
-    format!(
-        "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; DELETE FROM concord.ledger WHERE {}",
-        keys.join(" OR ")
-    )
+    let sql = format!("DELETE FROM concord.ledger WHERE {}", keys.join(" OR "));
+    at("READ COMMITTED", &sql)
 }

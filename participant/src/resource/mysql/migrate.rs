@@ -121,10 +121,7 @@ impl MySql {
     /// must outlive that.
     async fn change(&self, statement: &str, deadline: Deadline) -> Result<(), Failure> {
         let mut conn = self.housekeeper(deadline).await?;
-        match conn
-            .execute(statement.to_owned(), deadline, "a migration")
-            .await
-        {
+        match conn.execute(statement, deadline, "a migration").await {
             Ok(_) => {
                 conn.release();
                 Ok(())

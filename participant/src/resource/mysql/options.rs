@@ -142,21 +142,25 @@ impl Options {
     /// What a new session is told, in one text, and whose it is. Unique checks that are off, a
     /// setting for imports, let `InnoDB` take the same request id twice. `USE` comes last so that a
     /// schema that does not exist yet (error 1049) is told apart.
-    pub(super) fn session(&self) -> String {
+    pub(super) fn session(&self) -> [String; 4] {
         let seconds = |duration: Duration| duration.as_secs().clamp(1, 3_600);
-        format!(
-            "SET NAMES utf8mb4; \
-             SET SESSION sql_mode = @@GLOBAL.sql_mode, autocommit = 1, completion_type = 0, \
+        let settings = format!(
+            "SET SESSION sql_mode = @@GLOBAL.sql_mode, autocommit = 1, completion_type = 0, \
              unique_checks = 1, foreign_key_checks = 1, \
              innodb_lock_wait_timeout = {}, lock_wait_timeout = {}, wait_timeout = {}, \
-             sql_select_limit = {}; SHOW GLOBAL VARIABLES WHERE Variable_name IN ('{}'); \
-             SELECT CONNECTION_ID()",
+             sql_select_limit = {}",
             seconds(self.lock_wait_timeout),
             seconds(self.metadata_lock_timeout),
             SESSION_WAIT_TIMEOUT_S,
             concord_core::limits::RESULT_ROWS_MAX + 1,
-            SERVER_IDS.join("','"),
-        )
+        );
+        let ids = SERVER_IDS.join("','");
+        [
+            "SET NAMES utf8mb4".to_owned(),
+            settings,
+            format!("SHOW GLOBAL VARIABLES WHERE Variable_name IN ('{ids}')"),
+            "SELECT CONNECTION_ID()".to_owned(),
+        ]
     }
 }
 

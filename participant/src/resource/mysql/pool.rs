@@ -5,30 +5,31 @@
 //! the life of a call, a connection that saw an error must never come back, and commits must not
 //! queue behind votes.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use concord_core::reason::{Reason, code};
-use futures::{FutureExt as _, TryStreamExt as _};
-use sqlx::mysql::{MySqlConnection, MySqlQueryResult, MySqlRow};
-use sqlx::{AssertSqlSafe, Either, Executor as _, Row as _};
+use sqlx::Row as _;
+use sqlx::mysql::MySqlConnection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use self::backoff::Backoff;
 pub use self::session::other_data;
+pub use self::text::{Item, Text};
 use super::answers::Rows;
-use super::error::{Failure, NO_SUCH_THREAD};
+use super::error::Failure;
 use super::leases::Leases;
 use super::options::Options;
 
 mod backoff;
+mod end;
 mod login;
 mod session;
 #[cfg(test)]
 mod tests;
+mod text;
 
 /// Longest time for a new connection with its session settings; or the acquire time-out, when that
 /// is shorter. A server that takes longer is down.
@@ -57,7 +58,7 @@ pub const CONTROL_CONNECTIONS: u32 = 4;
 /// What a new session is like, as far as that depends on the server's settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sessions {
-    /// Statement that begins it.
+    /// Statement that begins it; none when it is empty.
     pub statement: String,
     /// Whether a branch leaves it when it is prepared. A session keeps what the server's setting
     /// was when it began, and an account like ours cannot change that.
@@ -83,6 +84,8 @@ pub struct Pool {
     /// A statement got no answer in its time.
     doubtful: AtomicBool,
     leases: Leases,
+    /// Held while the connection of given-up work is being ended.
+    ending: tokio::sync::Mutex<()>,
     /// Whose data this is, once that is known. A connection that leads to other data is for looking
     /// at it only: "no such branch" there proves nothing.
     incarnation: OnceLock<String>,
@@ -116,6 +119,7 @@ impl Pool {
             suspect: AtomicBool::new(true),
             doubtful: AtomicBool::new(false),
             leases: Leases::new(kill),
+            ending: tokio::sync::Mutex::default(),
             incarnation: OnceLock::new(),
             options,
         };
@@ -215,6 +219,10 @@ impl Pool {
         self.connect(class, permit, generation, deadline).await
     }
 
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
     async fn permit(
         self: &Arc<Self>,
         class: Class,
@@ -255,7 +263,7 @@ impl Pool {
         lock(&self.backoff).check()?;
         let patience = CONNECT_TIMEOUT.min(self.options.acquire_timeout);
         let too_long = Deadline::now() + patience;
-        let attempt = timeout_at(deadline.min(too_long), self.open_raw());
+        let attempt = timeout_at(deadline.min(too_long), self.open_session());
         let outcome = match attempt.await {
             Ok(Ok(opened)) => Ok(opened),
             Ok(Err(Failure::Refused { number, reason })) => Err((Some(number), reason)),
@@ -318,15 +326,6 @@ impl Pool {
     }
 }
 
-/// What one statement of a text gave.
-#[derive(Debug)]
-pub enum Item {
-    /// A row.
-    Row(MySqlRow),
-    /// The end of a statement.
-    Done(MySqlQueryResult),
-}
-
 /// A connection in somebody's hands. Dropping it closes it, and kills what still runs in it;
 /// only [`Conn::release`] gives it back, and only if it never saw an error.
 #[derive(Debug)]
@@ -354,38 +353,22 @@ impl Conn {
         self.lease
     }
 
-    /// Sends a text of one or more statements and hands each row and each end to `take`.
+    /// Sends a text and hands each row and each end of a statement to `take`.
     ///
     /// At the first error the server stops the text; that error is returned. One of `take` ends
     /// the connection: what is still to come in it was not asked for.
     pub async fn run(
         &mut self,
-        text: String,
+        text: impl Into<Text> + Send,
         deadline: Deadline,
         what: &str,
-        mut take: impl FnMut(Item) -> Result<(), Failure> + Send,
+        take: impl FnMut(Item) -> Result<(), Failure> + Send,
     ) -> Result<(), Failure> {
         let Some(raw) = &mut self.raw else {
             return Err(Failure::out_of_step("a closed connection"));
         };
         self.busy = true;
-        let answers = async {
-            let mut stream = raw.fetch_many(sqlx::raw_sql(AssertSqlSafe(text)));
-            while let Some(item) = stream.try_next().await? {
-                take(match item {
-                    Either::Left(done) => Item::Done(done),
-                    Either::Right(row) => Item::Row(row),
-                })?;
-            }
-            Ok::<(), Failure>(())
-        };
-        // The driver panics at a packet that is shorter than it says.
-        let answers = AssertUnwindSafe(answers).catch_unwind();
-        let outcome = match timeout_at(deadline, answers).await {
-            Ok(Ok(outcome)) => Ok(outcome),
-            Ok(Err(_)) => Ok(Err(Failure::out_of_step("a packet that cannot be read"))),
-            Err(late) => Err(late),
-        };
+        let outcome = timeout_at(deadline, text.into().run(raw, take)).await;
         let failure = match outcome {
             Ok(Ok(())) => {
                 self.busy = false;
@@ -415,7 +398,7 @@ impl Conn {
     /// Runs a text whose rows do not matter.
     pub async fn execute(
         &mut self,
-        text: String,
+        text: impl Into<Text> + Send,
         deadline: Deadline,
         what: &str,
     ) -> Result<u64, Failure> {
@@ -433,7 +416,7 @@ impl Conn {
     /// Runs a text and keeps its rows, as texts. For housekeeping only: nothing bounds them.
     pub async fn rows(
         &mut self,
-        text: String,
+        text: impl Into<Text> + Send,
         deadline: Deadline,
         what: &str,
     ) -> Result<Rows, Failure> {
@@ -459,7 +442,7 @@ impl Conn {
     /// Asks something that waits for no lock. No answer means that the server hangs, or that
     /// nothing passes to it; then idle connections are as good as cut, and would be found so one
     /// after the other, each by a branch in doubt.
-    pub async fn ask(&mut self, text: String, what: &str) -> Result<Rows, Failure> {
+    pub async fn ask(&mut self, text: impl Into<Text> + Send, what: &str) -> Result<Rows, Failure> {
         let deadline = Deadline::now() + ANSWER_TIMEOUT;
         let asked = self.rows(text, deadline, what).await;
         asked.map_err(|failure| {
@@ -498,53 +481,6 @@ impl Conn {
     /// Ends it on the server too, whatever runs in it.
     pub fn kill(mut self) {
         self.busy = true;
-    }
-}
-
-impl Pool {
-    /// Ends a connection of this account on the server, if it is still there. Whoever waited for a
-    /// statement in vain comes here, so this is also how a server that hangs is found out.
-    ///
-    /// Ids start again when the server does, so an id alone may be somebody else's by now.
-    pub async fn end(
-        self: &Arc<Self>,
-        class: Class,
-        id: u64,
-        deadline: Deadline,
-    ) -> Result<(), Reason> {
-        let refused = |failure: Failure| failure.reason().clone();
-        let mut conn = self.acquire_by(class, deadline).await?;
-        let mine = format!(
-            "SELECT 1 FROM information_schema.processlist WHERE id = {id} \
-             AND user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
-        );
-        let found = conn.ask(mine, "the process list").await.map_err(refused)?;
-        if found.is_empty() {
-            conn.release();
-            return Ok(());
-        }
-        self.forget_idle(id);
-        match conn.ask(format!("KILL {id}"), "KILL").await {
-            Ok(_) => {
-                conn.release();
-                Ok(())
-            }
-            Err(failure) if failure.number() == Some(NO_SUCH_THREAD) => Ok(()),
-            Err(failure) => Err(refused(failure)),
-        }
-    }
-
-    /// One of our own that nobody has, and that is about to be killed.
-    fn forget_idle(&self, id: u64) {
-        let mut idle = lock(&self.idle);
-        let before = idle.len();
-        idle.retain(|idle| idle.id != id);
-        let gone = u32::try_from(before - idle.len()).unwrap_or(0);
-        self.open.fetch_sub(gone, Ordering::Relaxed);
-    }
-
-    fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
     }
 }
 

@@ -206,7 +206,7 @@ fn session(level: Option<&str>) -> String {
         Some("SERIALIZABLE") => "SERIALIZABLE",
         _ => "REPEATABLE READ",
     };
-    format!("SET SESSION TRANSACTION ISOLATION LEVEL {level}; ")
+    format!("SET SESSION TRANSACTION ISOLATION LEVEL {level}")
 }
 
 /// `CONCAT` makes a text of every value, so that no number equals a word; hexadecimal literals need
@@ -322,9 +322,7 @@ pub async fn examine(conn: &mut Conn) -> Result<Facts, Failure> {
         .collect();
     let mut facts = Facts::new(&variables);
     let engines = "SELECT SUPPORT FROM information_schema.ENGINES WHERE ENGINE = 'InnoDB'";
-    let engines = conn
-        .ask(engines.into(), "information_schema.ENGINES")
-        .await?;
+    let engines = conn.ask(engines, "information_schema.ENGINES").await?;
     let support = engines
         .first()
         .and_then(|row| column(row, 0))
@@ -336,7 +334,7 @@ pub async fn examine(conn: &mut Conn) -> Result<Facts, Failure> {
     }
     if facts.flavor == Flavor::MySql {
         let text = "SHOW GLOBAL STATUS LIKE 'Innodb_redo_log_enabled'";
-        let rows = conn.ask(text.into(), "SHOW STATUS").await?;
+        let rows = conn.ask(text, "SHOW STATUS").await?;
         if rows
             .first()
             .and_then(|row| column(row, 1))

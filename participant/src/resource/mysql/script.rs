@@ -23,7 +23,7 @@ use tokio::time::Instant as Deadline;
 
 use super::error::Failure;
 use super::ledger;
-use super::pool::{Conn, Item};
+use super::pool::{Conn, Item, Text};
 use super::preflight::Facts;
 use super::rows::Collector;
 use super::sql::{Judge, Judged, StatementKind};
@@ -79,7 +79,7 @@ impl Step {
 /// A text in the making.
 #[derive(Debug, Default)]
 pub struct Script {
-    text: String,
+    text: Text,
     steps: Vec<Step>,
     selects: Vec<bool>,
     expects: Vec<Option<Expect>>,
@@ -108,22 +108,19 @@ impl Script {
 
     /// Appends a statement of our own.
     pub fn verb(&mut self, step: Step, text: &str) {
-        self.separate();
-        self.text.push_str(text);
+        self.text.next().push_str(text);
         self.steps.push(step);
     }
 
     /// Appends the ledger row.
     pub fn ledger(&mut self, branch: BranchId, connection: u64, request: Option<&Request>) {
-        self.separate();
-        ledger::push_branch_row(&mut self.text, branch, connection, request);
+        ledger::push_branch_row(self.text.next(), branch, connection, request);
         self.steps.push(Step::Ledger);
     }
 
     /// Appends a client's statement that was judged.
     pub fn statement(&mut self, judged: &Judged, statement: &Statement) -> Result<(), Reason> {
-        self.separate();
-        judged.push_to(&mut self.text, &statement.params)?;
+        judged.push_to(self.text.next(), &statement.params)?;
         let index = self.selects.len();
         self.steps.push(Step::Statement(index));
         self.selects
@@ -139,12 +136,6 @@ impl Script {
     /// Appends the guard.
     pub fn guard(&mut self, facts: &Facts) {
         self.verb(Step::Guard, facts.guard());
-    }
-
-    fn separate(&mut self) {
-        if !self.text.is_empty() {
-            self.text.push(';');
-        }
     }
 
     /// Runs the text.
@@ -281,18 +272,14 @@ impl Reader {
     }
 
     fn finish(self, ran: Result<(), Failure>) -> Outcome {
+        let step = self.steps.get(self.at).copied();
         let end = match (ran, self.objection) {
             (Err(failure), _) => End::Failed {
-                step: self.steps.get(self.at).copied(),
-                failure,
-            },
-            (Ok(()), _) if matches!(self.steps.get(self.at), Some(Step::Seal(_))) => End::Failed {
-                step: self.steps.get(self.at).copied(),
-                failure: unsealed(),
-            },
-            (Ok(()), _) if self.at != self.steps.len() => End::Failed {
-                step: None,
-                failure: Failure::out_of_step("it has fewer or more parts than the question"),
+                failure: match step {
+                    Some(Step::Seal(_)) if failure.is_out_of_step() => unsealed(),
+                    _ => failure,
+                },
+                step,
             },
             (Ok(()), Some((reason, failed))) => End::Objection { reason, failed },
             (Ok(()), None) => End::Fine,

@@ -118,8 +118,7 @@ impl MySql {
             return Ok(lost);
         }
         // A commit that a crash undid leaves the branch prepared, and the sweep commits it again.
-        let text = flavor.recover().to_owned();
-        let rows = conn.rows(text, deadline, "XA RECOVER").await?;
+        let rows = conn.rows(flavor.recover(), deadline, "XA RECOVER").await?;
         let prepared = answers::recovered(&self.xids, &rows).ours;
         let mut lost = lost;
         lost.retain(|branch| !prepared.contains(branch));
