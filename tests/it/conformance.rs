@@ -215,9 +215,21 @@ impl Harness for Real {
         let mut root = self.root().await;
         let list = "SELECT id FROM information_schema.processlist WHERE user = 'concord'";
         let ids = text(&mut root, list).await.expect("the process list");
-        for id in ids.into_iter().flatten().flatten() {
+        let ids: Vec<String> = ids.into_iter().flatten().flatten().collect();
+        for id in &ids {
             // It may have gone by itself.
             let _ = text(&mut root, &format!("KILL {id}")).await;
+        }
+        // Until then MySQL may write their last answers into connections that are opened here.
+        let left = format!("{list} AND FIND_IN_SET(id, '{}')", ids.join(","));
+        let end = tokio::time::Instant::now() + Duration::from_secs(20);
+        while !text(&mut root, &left)
+            .await
+            .expect("the process list")
+            .is_empty()
+        {
+            assert!(tokio::time::Instant::now() < end, "they do not end");
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 

@@ -8,7 +8,7 @@ use tokio::time::Instant as Deadline;
 
 use super::error::Failure;
 use super::pool::{ANSWER_TIMEOUT, Class, Conn, Pool, Sessions, other_data};
-use super::preflight::{self, Facts};
+use super::preflight::{self, Facts, Flavor};
 use super::xa::hex;
 use super::{MySql, ledger};
 use crate::resource::Health;
@@ -94,6 +94,7 @@ impl MySql {
                 self.pool.set_sessions(&Sessions {
                     statement: facts.session.clone(),
                     detaches: facts.detaches,
+                    unsealed: facts.flavor == Flavor::MariaDb,
                 });
                 *self.facts.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(Arc::clone(facts));

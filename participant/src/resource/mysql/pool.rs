@@ -63,6 +63,8 @@ pub struct Sessions {
     /// Whether a branch leaves it when it is prepared. A session keeps what the server's setting
     /// was when it began, and an account like ours cannot change that.
     pub detaches: bool,
+    /// Whether an answer that comes in it is its own for certain, so that no text is sealed.
+    pub unsealed: bool,
 }
 
 /// What the pool counts and keeps.
@@ -320,6 +322,7 @@ impl Pool {
             generation,
             busy: false,
             tainted: false,
+            sealed: !lock(&self.sessions).unsealed,
             pool,
             _permit: permit,
         }
@@ -338,6 +341,8 @@ pub struct Conn {
     busy: bool,
     /// It saw an error.
     tainted: bool,
+    /// Its texts end with a seal.
+    sealed: bool,
     pool: Arc<Pool>,
     _permit: OwnedSemaphorePermit,
 }
@@ -368,7 +373,7 @@ impl Conn {
             return Err(Failure::out_of_step("a closed connection"));
         };
         self.busy = true;
-        let outcome = timeout_at(deadline, text.into().run(raw, take)).await;
+        let outcome = timeout_at(deadline, text.into().run(raw, self.sealed, take)).await;
         let failure = match outcome {
             Ok(Ok(())) => {
                 self.busy = false;

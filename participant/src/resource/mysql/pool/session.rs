@@ -44,7 +44,10 @@ async fn identity(raw: &mut MySqlConnection) -> Result<String, Failure> {
         }
         Ok(())
     };
-    match Text::from(ledger::SELECT_IDENTITY).run(raw, take).await {
+    match Text::from(ledger::SELECT_IDENTITY)
+        .run(raw, true, take)
+        .await
+    {
         Ok(()) => Ok(hex(&id)),
         Err(Failure::Refused { .. }) => Ok(String::new()),
         Err(failure) => Err(failure),
@@ -85,12 +88,12 @@ impl Pool {
             }
             Ok(())
         };
-        text.run(&mut raw, take).await?;
+        text.run(&mut raw, true, take).await?;
         let id = id.ok_or_else(|| Failure::out_of_step("CONNECTION_ID() is not a number"))?;
         if let Some(database) = &self.options.database {
             let name = database.replace('`', "``");
             let text = Text::from(format!("USE `{name}`"));
-            text.run(&mut raw, |_| Ok(())).await?;
+            text.run(&mut raw, true, |_| Ok(())).await?;
         }
         let incarnation = match self.incarnation.get() {
             Some(_) => {

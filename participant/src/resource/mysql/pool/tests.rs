@@ -67,6 +67,7 @@ fn sessions_of_another_kind_are_a_new_generation() {
     let mut sessions = Sessions {
         statement: "SET x = 1; ".into(),
         detaches: false,
+        unsealed: false,
     };
     let mut generations = vec![pool.generation()];
     let mut set = |sessions: &Sessions| {
@@ -77,7 +78,9 @@ fn sessions_of_another_kind_are_a_new_generation() {
     set(&sessions);
     sessions.detaches = true;
     set(&sessions);
+    sessions.unsealed = true;
+    set(&sessions);
     sessions.statement = "SET x = 2; ".into();
     set(&sessions);
-    assert_eq!(generations, [0, 1, 1, 2, 3]);
+    assert_eq!(generations, [0, 1, 1, 2, 3, 4]);
 }
