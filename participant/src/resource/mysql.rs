@@ -59,7 +59,7 @@ pub mod xa;
 pub use self::options::{Address, Options, Secret, Tls};
 
 /// Longest time for the end of a connection.
-const END_TIMEOUT: Duration = Duration::from_secs(5);
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time between two looks at a server that is away, in ms: what its prepared branches wait
 /// for after it is back.
 const AWAY_INTERVAL_MS: u64 = 100;

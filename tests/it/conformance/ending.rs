@@ -1,5 +1,5 @@
-//! Connections whose work was given up let go of their locks, and are killed only when nothing else
-//! helps: on MySQL the last answer of a connection that is killed may reach another one.
+//! Connections whose work was given up let go of their locks. On MySQL, where the last answer of a
+//! connection that is killed may reach another one, they are killed only when nothing else helps.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,8 +32,12 @@ async fn said(real: &Real, verb: &str) -> usize {
         .expect("a number")
 }
 
-/// A statement that waits is interrupted; its thread sees that nobody is there, and ends.
+/// A statement that waits is interrupted, and nothing is left of it.
 async fn a_wait_is_interrupted(real: &Real) {
+    let verb = match real.kind {
+        ServerKind::Mysql => "KILL QUERY",
+        ServerKind::Mariadb => "KILL",
+    };
     let mut options = real.options();
     options.lock_wait_timeout = Duration::from_secs(600);
     let rm = MySql::start(options);
@@ -42,13 +46,11 @@ async fn a_wait_is_interrupted(real: &Real) {
         .await;
     real.lock("held").await;
     for (given_up, cancels) in [("by its time", false), ("by a cancel", true)] {
-        let queries = said(real, "KILL QUERY").await;
+        let before = said(real, verb).await;
         let id = branch();
         let update = "UPDATE conformance.t SET v = v + 1 WHERE k = 'held'";
         let mut waiting = work(vec![statement(update, Vec::new())]);
-        if !cancels {
-            waiting.timeout = Duration::from_secs(2);
-        }
+        waiting.timeout = Duration::from_secs(if cancels { 600 } else { 5 });
         let prepared = tokio::spawn({
             let rm = Arc::clone(&rm);
             async move { rm.prepare(id, Some(&waiting)).await }
@@ -64,7 +66,7 @@ async fn a_wait_is_interrupted(real: &Real) {
             matches!(prepared, Prepared::NotPrepared { .. }),
             "{given_up}: {prepared:?}"
         );
-        assert!(said(real, "KILL QUERY").await > queries, "{given_up}");
+        assert!(said(real, verb).await > before, "{given_up}");
         let left = "SELECT 1 FROM information_schema.processlist WHERE user = 'concord' \
                     AND command NOT IN ('Sleep') AND info LIKE '%held%'";
         until("nothing of it runs", async || {
@@ -72,7 +74,6 @@ async fn a_wait_is_interrupted(real: &Real) {
         })
         .await;
     }
-    assert_eq!(said(real, "KILL").await, 0, "nobody had to be killed");
     real.unlock().await;
     rm.stop().await;
 }
@@ -100,12 +101,11 @@ async fn a_thread_that_hears_nothing_is_killed(real: &Real) {
     let id = branch();
     let update = "UPDATE conformance.t SET v = v + 1 WHERE k = 'forgotten'";
     let update = statement(update, Vec::new());
-    let begun = rm.begin(id, None, Duration::from_secs(2)).await;
+    let begun = rm.begin(id, None, Duration::from_secs(60)).await;
     begun.expect("it begins");
     rm.execute(id, &update).await.expect("it has the row");
     forget.notify_waiters();
-    // Its time is over before an answer comes.
-    rm.execute(id, &update).await.expect_err("nothing passes");
+    rm.execute(id, &update).await.expect_err("its end is heard");
     assert_eq!(rm.rollback(id).await, Finished::Done);
     let mut root = real.root().await;
     let locked = "SET SESSION innodb_lock_wait_timeout = 10; \

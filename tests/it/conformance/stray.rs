@@ -242,6 +242,16 @@ impl World {
         self.between.arm(marker, stray);
     }
 
+    async fn votes_what_is_so(&self, id: BranchId, prepared: &Prepared) {
+        let is_prepared = self.is_prepared(id).await;
+        match prepared {
+            Prepared::Prepared { .. } => assert!(is_prepared, "{NOT_PREPARED}"),
+            Prepared::NotPrepared { .. } => assert!(!is_prepared, "{prepared:?}"),
+            Prepared::ReadOnly { .. } => panic!("{prepared:?}"),
+            Prepared::Unknown { .. } => {}
+        }
+    }
+
     /// The branch is rolled back in the end, whatever was said before.
     async fn is_undone(&self, id: BranchId, look: &str) {
         assert!(self.between.has_fired(), "nobody sent such a text");
@@ -260,9 +270,7 @@ async fn a_vote(world: &World, stray: &[&[u8]]) {
     let id = branch();
     world.arm("XA PREPARE", stray);
     let prepared = world.rm.prepare(id, Some(&work)).await;
-    if let Prepared::Prepared { .. } = prepared {
-        assert!(world.is_prepared(id).await, "{NOT_PREPARED}");
-    }
+    world.votes_what_is_so(id, &prepared).await;
     world.is_undone(id, &look).await;
 }
 
@@ -275,9 +283,7 @@ async fn an_interactive_vote(world: &World, stray: &[&[u8]]) {
     inserted.expect("it is inserted");
     world.arm("XA PREPARE", stray);
     let prepared = rm.prepare(id, None).await;
-    if let Prepared::Prepared { .. } = prepared {
-        assert!(world.is_prepared(id).await, "{NOT_PREPARED}");
-    }
+    world.votes_what_is_so(id, &prepared).await;
     world.is_undone(id, &look).await;
 }
 

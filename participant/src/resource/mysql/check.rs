@@ -94,7 +94,7 @@ impl MySql {
                 self.pool.set_sessions(&Sessions {
                     statement: facts.session.clone(),
                     detaches: facts.detaches,
-                    unsealed: facts.flavor == Flavor::MariaDb,
+                    keeps_socket: facts.flavor == Flavor::MariaDb,
                 });
                 *self.facts.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(Arc::clone(facts));

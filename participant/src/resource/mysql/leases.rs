@@ -29,7 +29,7 @@ struct Lease {
 }
 
 impl Leases {
-    /// No leases; ids of connections that somebody must kill go to `kill`.
+    /// No leases; ids of connections that somebody must end go to `kill`.
     pub fn new(kill: mpsc::UnboundedSender<u64>) -> Self {
         Self {
             held: Mutex::default(),
@@ -67,6 +67,11 @@ impl Leases {
     pub fn is_in_use(&self, connection: u64) -> bool {
         let held = lock(&self.held);
         held.get(&connection).is_some_and(|lease| !lease.killed)
+    }
+
+    /// Whether a connection is in somebody's hands.
+    pub fn is_held(&self, connection: u64) -> bool {
+        lock(&self.held).contains_key(&connection)
     }
 
     /// Whether a lease was to be killed.
@@ -108,8 +113,10 @@ mod tests {
         leases.kill(second);
         assert_eq!(kills.try_recv(), Ok(7));
         assert!(leases.is_killed(second) && !leases.is_in_use(7));
+        assert!(leases.is_held(7));
         // Whatever the server still answered on it.
         assert!(!leases.end(7, second), "it is leased again");
+        assert!(!leases.is_held(7));
     }
 
     #[test]

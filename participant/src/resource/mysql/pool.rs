@@ -52,7 +52,8 @@ pub enum Class {
     Control,
 }
 
-/// Connections of [`Class::Control`]: a look, its migration lock and one change at a time; a KILL.
+/// Connections of [`Class::Control`]: a look, its migration lock and one change at a time; the
+/// end of a connection.
 pub const CONTROL_CONNECTIONS: u32 = 4;
 
 /// What a new session is like, as far as that depends on the server's settings.
@@ -63,8 +64,9 @@ pub struct Sessions {
     /// Whether a branch leaves it when it is prepared. A session keeps what the server's setting
     /// was when it began, and an account like ours cannot change that.
     pub detaches: bool,
-    /// Whether an answer that comes in it is its own for certain, so that no text is sealed.
-    pub unsealed: bool,
+    /// Whether KILL leaves a thread its socket until it has ended, so that what comes in a session
+    /// is its own for certain.
+    pub keeps_socket: bool,
 }
 
 /// What the pool counts and keeps.
@@ -106,7 +108,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// A pool, and the ids of connections that somebody must kill for it.
+    /// A pool, and the ids of connections that somebody must end for it.
     pub fn new(options: Options) -> (Arc<Self>, mpsc::UnboundedReceiver<u64>) {
         let (kill, kills) = mpsc::unbounded_channel();
         let pool = Self {
@@ -322,7 +324,7 @@ impl Pool {
             generation,
             busy: false,
             tainted: false,
-            sealed: !lock(&self.sessions).unsealed,
+            sealed: !lock(&self.sessions).keeps_socket,
             pool,
             _permit: permit,
         }

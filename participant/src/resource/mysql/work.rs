@@ -353,10 +353,14 @@ impl MySql {
         let certain = if broken {
             conn.kill();
             self.make_sure(branch, deadline).await
-        } else if let Some((Step::Session | Step::Isolation | Step::Start, failure)) = &step {
-            // Nothing was begun; unless the xid belongs to a branch that lives elsewhere.
+        } else if step.as_ref().is_some_and(|(_, failure)| is_known(failure)) {
+            // The xid belongs to a branch that lives elsewhere.
             drop(conn);
-            failure.number() != Some(error::XAER_DUPID)
+            false
+        } else if let Some((Step::Session | Step::Isolation | Step::Start, _)) = &step {
+            // Nothing was begun.
+            drop(conn);
+            true
         } else if self
             .roll_back_on(branch, &mut conn, outcome.ended, deadline)
             .await
@@ -370,6 +374,14 @@ impl MySql {
         match &step {
             Some((Step::Ledger, failure)) if failure.number() == Some(error::DUPLICATE_KEY) => {
                 reason = self.why_duplicate(branch, request, failure).await;
+            }
+            // The same, when somebody else's answers came before it.
+            Some((Step::Statement(_), failure)) if names_request(failure) => {
+                if let Some(request) = request
+                    && let Ok(Some(former)) | Err(former) = self.former_request(request).await
+                {
+                    reason = former;
+                }
             }
             Some((Step::Guard, Failure::Refused { .. })) => reason = self.why_guarded().await,
             _ => {}
@@ -470,9 +482,7 @@ impl MySql {
             Ok(LedgerEntry::Absent) => {}
             Err(reason) => return reason,
         }
-        let Some(request) =
-            request.filter(|_| failure.reason().message.contains(ledger::REQUEST_KEY))
-        else {
+        let Some(request) = request.filter(|_| names_request(failure)) else {
             return failure.reason().clone();
         };
         match self.former_request(request).await {
@@ -506,11 +516,17 @@ fn client_statement(step: Option<Step>) -> Option<usize> {
 }
 
 fn already_there(outcome: &Outcome) -> bool {
-    matches!(
-        &outcome.end,
-        End::Failed { step: Some(Step::Start), failure }
-            if failure.number() == Some(error::XAER_DUPID)
-    )
+    matches!(&outcome.end, End::Failed { failure, .. } if is_known(failure))
+}
+
+/// Only XA START says so, whatever step it is taken for.
+fn is_known(failure: &Failure) -> bool {
+    failure.number() == Some(error::XAER_DUPID)
+}
+
+fn names_request(failure: &Failure) -> bool {
+    failure.number() == Some(error::DUPLICATE_KEY)
+        && failure.reason().message.contains(ledger::REQUEST_KEY)
 }
 
 fn begin_script(

@@ -1,6 +1,6 @@
 //! Ending a connection on the server, so that what it holds is free.
 //!
-//! KILL is the last resort. On MySQL it closes the socket under a thread that may be about to write
+//! On MySQL KILL is the last resort: it closes the socket under a thread that may be about to write
 //! to it, and whoever connects next may get that answer (see [`super::text`]), be it another
 //! application. KILL QUERY leaves the socket alone: the statement ends, and the thread finds that
 //! its client has gone. Only one that does not find that out, because what lies between has closed
@@ -20,28 +20,46 @@ use super::{Class, Conn, Pool, lock};
 
 /// Time for a thread that does nothing to find that its client has gone.
 const SLEEPER_PATIENCE: Duration = Duration::from_millis(200);
+/// The same while somebody here still waits for an answer, or is about to say something.
+const OWNED_PATIENCE: Duration = Duration::from_secs(1);
 /// Time for a thread to end its statement.
-const RUNNER_PATIENCE: Duration = Duration::from_secs(1);
+const RUNNER_PATIENCE: Duration = Duration::from_secs(3);
 /// First pause between two looks.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// Longest pause between two looks.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
-/// What a look found, and did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
-    /// Nothing that is left to end.
-    Gone,
-    /// A thread that was given more time.
-    Alive,
+const KILL: &str = "KILL";
+const KILL_QUERY: &str = "KILL QUERY";
+
+/// What is known of a thread that is to end.
+#[derive(Clone, Copy, Debug, Default)]
+struct Watch {
+    /// When it was first seen.
+    seen: Option<Deadline>,
+    /// When it was last interrupted.
+    interrupted: Option<Deadline>,
 }
 
-/// What to do with a thread, after some time.
-fn verb(sleeps: bool, waited: Duration) -> Option<&'static str> {
-    match sleeps {
-        true if waited < SLEEPER_PATIENCE => None,
-        false if waited < RUNNER_PATIENCE => Some("KILL QUERY"),
-        true | false => Some("KILL"),
+impl Watch {
+    /// What to do with it now. Whoever still has it in hands here rolls back on it after the first
+    /// interruption, which should not be interrupted as well.
+    fn verb(&mut self, sleeps: bool, owned: bool, now: Deadline) -> Option<&'static str> {
+        let waited = now - *self.seen.get_or_insert(now);
+        let verb = match (sleeps, owned) {
+            (true, true) => (waited >= OWNED_PATIENCE).then_some(KILL),
+            (true, false) => (waited >= SLEEPER_PATIENCE).then_some(KILL),
+            (false, true) => {
+                let lately = |at: Deadline| now - at < OWNED_PATIENCE;
+                (!self.interrupted.is_some_and(lately)).then_some(KILL_QUERY)
+            }
+            (false, false) if waited < RUNNER_PATIENCE => Some(KILL_QUERY),
+            (false, false) => Some(KILL),
+        };
+        if verb == Some(KILL_QUERY) {
+            self.interrupted = Some(now);
+        }
+        verb
     }
 }
 
@@ -53,9 +71,9 @@ fn late(id: u64) -> Reason {
 }
 
 impl Pool {
-    /// Ends a connection of this account on the server, if it is still there and in nobody's hands
-    /// here. Whoever waited for a statement in vain comes here, so this is also how a server that
-    /// hangs is found out.
+    /// Ends a connection of this account on the server, if it is still there and not in use here.
+    /// Whoever waited for a statement in vain comes here, so this is also how a server that hangs
+    /// is found out.
     ///
     /// Ids start again when the server does, so an id alone may be somebody else's by now.
     pub async fn end(
@@ -64,22 +82,25 @@ impl Pool {
         id: u64,
         deadline: Deadline,
     ) -> Result<(), Reason> {
-        let began = Deadline::now();
         let pauses = ExponentialBuilder::default()
             .with_min_delay(PAUSE_MIN)
             .with_max_delay(PAUSE_MAX)
             .without_max_times();
+        let mut watch = Watch::default();
         for pause in pauses.build() {
-            let found = {
+            {
                 let turn = timeout_at(deadline, self.turn(class)).await;
                 let _turn = turn.map_err(|_| late(id))?;
+                self.check_unused(id)?;
                 let mut conn = self.acquire_by(class, deadline).await?;
-                let found = self.end_on(&mut conn, id, began.elapsed()).await?;
-                conn.release();
-                found
-            };
-            if found == Found::Gone {
-                break;
+                // One that is dropped ends by itself.
+                if conn.id() != id {
+                    let gone = self.end_on(&mut conn, id, &mut watch).await?;
+                    conn.release();
+                    if gone {
+                        return Ok(());
+                    }
+                }
             }
             if Deadline::now() + pause > deadline {
                 return Err(late(id));
@@ -98,30 +119,41 @@ impl Pool {
         }
     }
 
-    async fn end_on(&self, conn: &mut Conn, id: u64, waited: Duration) -> Result<Found, Reason> {
-        let refused = |failure: Failure| failure.reason().clone();
+    fn check_unused(&self, id: u64) -> Result<(), Reason> {
         if self.leases.is_in_use(id) {
             let text = "its connection is in use here";
             return Err(Reason::new(code::BRANCH_ATTACHED, text));
         }
+        Ok(())
+    }
+
+    /// One look and what follows from it; whether nothing is left to be ended.
+    async fn end_on(&self, conn: &mut Conn, id: u64, watch: &mut Watch) -> Result<bool, Reason> {
+        let refused = |failure: Failure| failure.reason().clone();
+        // Closes it, if it is one of our own that nobody has.
+        self.forget_idle(id);
         let mine = format!(
             "SELECT command FROM information_schema.processlist WHERE id = {id} \
              AND user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
         );
         let rows = conn.ask(mine, "the process list").await.map_err(refused)?;
         let Some(row) = rows.first() else {
-            return Ok(Found::Gone);
+            return Ok(true);
         };
-        // Closes it, if it is one of our own that nobody has.
-        self.forget_idle(id);
+        self.check_unused(id)?;
         let command = row.first().and_then(Option::as_deref).unwrap_or_default();
-        let Some(verb) = verb(command.eq_ignore_ascii_case(b"Sleep"), waited) else {
-            return Ok(Found::Alive);
+        let verb = if conn.sealed {
+            let sleeps = command.eq_ignore_ascii_case(b"Sleep");
+            watch.verb(sleeps, self.leases.is_held(id), Deadline::now())
+        } else {
+            Some(KILL)
+        };
+        let Some(verb) = verb else {
+            return Ok(false);
         };
         match conn.ask(format!("{verb} {id}"), verb).await {
-            Ok(_) if verb == "KILL" => Ok(Found::Gone),
-            Ok(_) => Ok(Found::Alive),
-            Err(failure) if failure.number() == Some(NO_SUCH_THREAD) => Ok(Found::Gone),
+            Ok(_) => Ok(verb == KILL),
+            Err(failure) if failure.number() == Some(NO_SUCH_THREAD) => Ok(true),
             Err(failure) => Err(refused(failure)),
         }
     }
@@ -140,14 +172,30 @@ impl Pool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_thread_that_may_be_about_to_write_is_killed_last() {
-        let (soon, late) = (Duration::from_millis(199), Duration::from_millis(200));
-        assert_eq!(verb(true, Duration::ZERO), None);
-        assert_eq!(verb(true, soon), None);
-        assert_eq!(verb(true, late), Some("KILL"));
-        assert_eq!(verb(false, Duration::ZERO), Some("KILL QUERY"));
-        assert_eq!(verb(false, late), Some("KILL QUERY"));
-        assert_eq!(verb(false, Duration::from_secs(1)), Some("KILL"));
+    /// What is done with a thread that is looked at after so many ms.
+    fn verbs(sleeps: bool, owned: bool, looks: &[u64]) -> Vec<Option<&'static str>> {
+        let (began, mut watch) = (Deadline::now(), Watch::default());
+        let at = |ms: &u64| began + Duration::from_millis(*ms);
+        let verb = |ms| watch.verb(sleeps, owned, at(ms));
+        looks.iter().map(verb).collect()
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_may_be_about_to_write_is_killed_last() {
+        let (nothing, query, kill) = (None, Some(KILL_QUERY), Some(KILL));
+        for (sleeps, owned, looks, expected) in [
+            (
+                true,
+                false,
+                [70_000, 70_199, 70_200],
+                [nothing, nothing, kill],
+            ),
+            (true, true, [0, 999, 1_000], [nothing, nothing, kill]),
+            (false, false, [0, 2_999, 3_000], [query, query, kill]),
+            (false, true, [0, 999, 1_000], [query, nothing, query]),
+            (false, true, [0, 500, 9_000], [query, nothing, query]),
+        ] {
+            assert_eq!(verbs(sleeps, owned, &looks), expected, "{sleeps} {owned}");
+        }
     }
 }

@@ -65,9 +65,9 @@ fn a_server_that_is_full_is_not_taken_for_one_that_is_down() {
 fn sessions_of_another_kind_are_a_new_generation() {
     let (pool, _port) = silent();
     let mut sessions = Sessions {
-        statement: "SET x = 1; ".into(),
+        statement: "SET x = 1".into(),
         detaches: false,
-        unsealed: false,
+        keeps_socket: false,
     };
     let mut generations = vec![pool.generation()];
     let mut set = |sessions: &Sessions| {
@@ -78,9 +78,9 @@ fn sessions_of_another_kind_are_a_new_generation() {
     set(&sessions);
     sessions.detaches = true;
     set(&sessions);
-    sessions.unsealed = true;
+    sessions.keeps_socket = true;
     set(&sessions);
-    sessions.statement = "SET x = 2; ".into();
+    sessions.statement = "SET x = 2".into();
     set(&sessions);
     assert_eq!(generations, [0, 1, 1, 2, 3, 4]);
 }

@@ -10,10 +10,14 @@
 //!
 //! So a text to MySQL ends with a *seal*, a SELECT of a number that nobody else knows. A server
 //! runs the statements of a text in their order and stops at the first error, so the seal's row is
-//! the proof that all of them have succeeded. It is allowed in every state of a branch, also
-//! between XA END and its outcome. `MariaDB` only shuts the socket down (`vio_shutdown` there is
-//! shutdown(2)), so that its descriptor is nobody else's until the thread has ended: there answers
-//! are counted only, and a transaction costs a tenth less.
+//! the proof that all of them have succeeded; an error is one only if a seal sent after it is
+//! answered next. A seal is allowed in every state of a branch, also between XA END and its
+//! outcome. A KILL QUERY that comes between two statements can leave a text without an end: then
+//! its time runs out.
+//!
+//! `MariaDB` only shuts the socket down (`vio_shutdown` there is shutdown(2)), so that its
+//! descriptor is nobody else's until the thread has ended: there answers are counted only, and a
+//! transaction costs a tenth less.
 
 use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
@@ -72,9 +76,26 @@ impl Text {
         self,
         raw: &mut MySqlConnection,
         sealed: bool,
+        take: impl FnMut(Item) -> Result<(), Failure> + Send,
+    ) -> Result<(), Failure> {
+        let sent = self.send(raw, sealed, take).await;
+        if !sealed || !matches!(sent, Err(Failure::Refused { .. })) {
+            return sent;
+        }
+        // An error may be another's as well, and has no seal behind it: what comes next has.
+        match Self::default().send(raw, sealed, |_| Ok(())).await {
+            Err(Failure::Broken(reason)) => Err(Failure::Broken(reason)),
+            // Also an error, of a branch that takes nothing more, is the answer to this.
+            Ok(()) | Err(Failure::Refused { .. }) => sent,
+        }
+    }
+
+    async fn send(
+        mut self,
+        raw: &mut MySqlConnection,
+        sealed: bool,
         mut take: impl FnMut(Item) -> Result<(), Failure> + Send,
     ) -> Result<(), Failure> {
-        let mut sql = self.sql;
         let mut expected = Expected {
             statements: self.statements,
             seal: Seal::Whole,
@@ -82,8 +103,9 @@ impl Text {
         if sealed {
             let number: u64 = rand::random();
             expected.seal = Seal::Due(number.to_string());
-            let _ = write!(sql, ";SELECT {number}");
+            let _ = write!(self.next(), "SELECT {number}");
         }
+        let sql = self.sql;
         let answers = async {
             let mut stream = raw.fetch_many(sqlx::raw_sql(AssertSqlSafe(sql)));
             while let Some(item) = stream.try_next().await? {
