@@ -25,7 +25,7 @@ use super::verdicts::until;
 use super::{Real, under_test};
 
 /// Longest time that a text is withheld when nobody gives up on it.
-const WITHHELD_MAX: Duration = Duration::from_millis(500);
+const WITHHELD_MAX: Duration = Duration::from_secs(1);
 
 /// Length of a request for TLS: the fixed part of a login.
 const TLS_REQUEST_BYTES: usize = 36;
