@@ -17,7 +17,7 @@
 //!
 //! `MariaDB` only shuts the socket down (`vio_shutdown` there is shutdown(2)), so that its
 //! descriptor is nobody else's until the thread has ended: there answers are counted only, and a
-//! transaction costs a tenth less.
+//! transaction takes a little less time.
 
 use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
