@@ -19,7 +19,6 @@ use concord_client::local::binary::ServerBinary;
 use concord_client::v1::TransactionState;
 use futures::future::try_join_all;
 use rand::rngs::StdRng;
-use rand::seq::SliceRandom as _;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 use sqlx::Row as _;
@@ -156,14 +155,8 @@ async fn at_level(cluster: &Arc<Cluster>, plan: &Plan, shape: Shape) -> anyhow::
     let clock = Arc::new(Clock::default());
     let stop = CancellationToken::new();
     let killer = (plan.kills > 0).then(|| {
-        let killer = Killer {
-            cluster: Arc::clone(cluster),
-            shape,
-            clock: Arc::clone(&clock),
-            least: plan.kills,
-        };
-        let stop = stop.clone();
-        tokio::spawn(async move { killer.run(stop).await })
+        let (cluster, stop) = (Arc::clone(cluster), stop.clone());
+        tokio::spawn(kill_at_random(cluster, shape, stop))
     });
     let endpoint = cluster.endpoint();
     let clients = (0..plan.clients).map(|_| {
@@ -370,50 +363,31 @@ async fn read_all(cluster: &Cluster, shape: &Shape, clock: &Clock) -> anyhow::Re
 }
 
 /// Kills one process after the other, also while the last one is not yet back.
-struct Killer {
+async fn kill_at_random(
     cluster: Arc<Cluster>,
     shape: Shape,
-    clock: Arc<Clock>,
-    /// So many are killed before all transactions have begun, however fast they are.
-    least: usize,
-}
-
-impl Killer {
-    async fn run(self, stop: CancellationToken) -> anyhow::Result<BTreeMap<String, usize>> {
-        let mut rng = StdRng::seed_from_u64(self.shape.seed ^ 0x006b_696c_6c73);
-        let mut kills = BTreeMap::new();
-        let mut names = match self.shape.level {
-            // A server that dies between a vote and the outcome forgets read locks, and nothing is
-            // promised of serializability then.
-            Level::Serializable => DAEMONS.to_vec(),
-            Level::ReadCommitted | Level::RepeatableRead => PROCESSES.to_vec(),
-        };
-        for made in 1.. {
-            let pause = rng.random_range(KILL_PAUSE / 4..KILL_PAUSE);
-            let next = async {
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => {}
-                    () = self.clock.has_begun(self.due(made)), if made <= self.least => {}
-                }
-            };
-            if stop.run_until_cancelled(next).await.is_none() {
-                break;
-            }
-            names.shuffle(&mut rng);
-            for name in &names {
-                // One that is not up is not killed.
-                if self.cluster.kill9(name)? {
-                    *kills.entry((*name).to_owned()).or_default() += 1;
-                    break;
-                }
-            }
+    stop: CancellationToken,
+) -> anyhow::Result<BTreeMap<String, usize>> {
+    let mut rng = StdRng::seed_from_u64(shape.seed ^ 0x006b_696c_6c73);
+    let mut kills = BTreeMap::new();
+    let names = match shape.level {
+        // A server that dies between a vote and the outcome forgets read locks, and nothing is
+        // promised of serializability then.
+        Level::Serializable => &DAEMONS[..],
+        Level::ReadCommitted | Level::RepeatableRead => &PROCESSES[..],
+    };
+    loop {
+        let pause = rng.random_range(KILL_PAUSE / 4..KILL_PAUSE);
+        if stop
+            .run_until_cancelled(tokio::time::sleep(pause))
+            .await
+            .is_none()
+        {
+            return Ok(kills);
         }
-        Ok(kills)
-    }
-
-    /// Transactions that may begin before this kill.
-    fn due(&self, kill: usize) -> u64 {
-        let part = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-        self.shape.transactions * part(kill) / part(self.least + 1)
+        let name = names[rng.random_range(0..names.len())];
+        if cluster.kill9(name)? {
+            *kills.entry(name.to_owned()).or_default() += 1;
+        }
     }
 }
