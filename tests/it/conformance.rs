@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 
 mod ending;
 mod forged;
+mod login;
 mod stray;
 pub mod types;
 mod verdicts;

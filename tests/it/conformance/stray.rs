@@ -153,7 +153,10 @@ async fn pass(mut near: UnixStream, mut far: UnixStream, armed: Arc<Mutex<Option
                 return;
             }
             if std::mem::take(&mut begins) && packet.len() == TLS_REQUEST_BYTES {
-                drop(copy_bidirectional(&mut near, &mut far).await);
+                // What TLS begins with may have come along.
+                if far.write_all(&requests).await.is_ok() {
+                    drop(copy_bidirectional(&mut near, &mut far).await);
+                }
                 return;
             }
         }

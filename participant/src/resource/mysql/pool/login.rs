@@ -23,8 +23,10 @@ pub async fn login(options: &Options) -> Result<MySqlConnection, sqlx::Error> {
             let Ok(first) = over_tls.connect().await else {
                 return Err(error);
             };
-            // It has served its purpose; how it ends does not matter.
-            let _ = first.close_hard().await;
+            // It has served its purpose; how it ends does not matter. `close_hard` over TLS would
+            // wait for the server to say something (sqlx 0.9.0: it flushes, and a flush that has
+            // nothing to write reads), and the server waits for us.
+            let _ = first.close().await;
             driver.connect().await
         }
     }
