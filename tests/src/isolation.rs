@@ -19,13 +19,14 @@ use concord_client::local::binary::ServerBinary;
 use concord_client::v1::TransactionState;
 use futures::future::try_join_all;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom as _;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 use sqlx::Row as _;
 use tokio_util::sync::CancellationToken;
 
 use crate::books::{Books, IN_DOUBT_MAX};
-use crate::cluster::{Cluster, eventually};
+use crate::cluster::{Cluster, TO_BE_KILLED, eventually};
 use check::{Findings, Level, judge};
 use history::{End, Op, Txn};
 use load::{Clock, Done, Shape};
@@ -125,7 +126,7 @@ fn millis(time: Duration) -> u64 {
 /// broken promises are in the reports.
 pub async fn prove(server: &ServerBinary, plan: &Plan) -> anyhow::Result<Vec<Report>> {
     planted::prove_the_checkers().context("the checkers do not find what was planted")?;
-    let cluster = Arc::new(Cluster::start_with(server, SERVERS, &["--no-seed"])?);
+    let cluster = Arc::new(Cluster::start_with(server, SERVERS, &TO_BE_KILLED)?);
     let mut reports = Vec::new();
     let mut first = 0;
     for level in plan.levels.iter().copied() {
@@ -155,8 +156,13 @@ async fn at_level(cluster: &Arc<Cluster>, plan: &Plan, shape: Shape) -> anyhow::
     let clock = Arc::new(Clock::default());
     let stop = CancellationToken::new();
     let killer = (plan.kills > 0).then(|| {
-        let (cluster, stop) = (Arc::clone(cluster), stop.clone());
-        tokio::spawn(kill_at_random(cluster, shape, stop))
+        let killer = Killer {
+            cluster: Arc::clone(cluster),
+            shape,
+            clock: Arc::clone(&clock),
+            least: plan.kills,
+        };
+        tokio::spawn(killer.run(stop.clone()))
     });
     let endpoint = cluster.endpoint();
     let clients = (0..plan.clients).map(|_| {
@@ -363,31 +369,52 @@ async fn read_all(cluster: &Cluster, shape: &Shape, clock: &Clock) -> anyhow::Re
 }
 
 /// Kills one process after the other, also while the last one is not yet back.
-async fn kill_at_random(
+struct Killer {
     cluster: Arc<Cluster>,
     shape: Shape,
-    stop: CancellationToken,
-) -> anyhow::Result<BTreeMap<String, usize>> {
-    let mut rng = StdRng::seed_from_u64(shape.seed ^ 0x006b_696c_6c73);
-    let mut kills = BTreeMap::new();
-    let names = match shape.level {
-        // A server that dies between a vote and the outcome forgets read locks, and nothing is
-        // promised of serializability then.
-        Level::Serializable => &DAEMONS[..],
-        Level::ReadCommitted | Level::RepeatableRead => &PROCESSES[..],
-    };
-    loop {
-        let pause = rng.random_range(KILL_PAUSE / 4..KILL_PAUSE);
-        if stop
-            .run_until_cancelled(tokio::time::sleep(pause))
-            .await
-            .is_none()
-        {
-            return Ok(kills);
+    clock: Arc<Clock>,
+    /// So many are killed while transactions begin, however fast these are.
+    least: usize,
+}
+
+impl Killer {
+    async fn run(self, stop: CancellationToken) -> anyhow::Result<BTreeMap<String, usize>> {
+        let mut rng = StdRng::seed_from_u64(self.shape.seed ^ 0x006b_696c_6c73);
+        let mut names = match self.shape.level {
+            // A server that dies between a vote and the outcome forgets read locks, and nothing is
+            // promised of serializability then.
+            Level::Serializable => DAEMONS.to_vec(),
+            Level::ReadCommitted | Level::RepeatableRead => PROCESSES.to_vec(),
+        };
+        let mut kills = BTreeMap::new();
+        let mut made = 0;
+        loop {
+            let pause = rng.random_range(KILL_PAUSE / 4..KILL_PAUSE);
+            let next = async {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => false,
+                    () = self.clock.has_begun(self.due(made + 1)), if made < self.least => true,
+                }
+            };
+            let Some(is_due) = stop.run_until_cancelled(next).await else {
+                return Ok(kills);
+            };
+            names.shuffle(&mut rng);
+            // One that is not up is not killed: another, when a kill cannot wait.
+            let tried = if is_due { names.len() } else { 1 };
+            for name in &names[..tried] {
+                if self.cluster.kill9(name)? {
+                    *kills.entry((*name).to_owned()).or_default() += 1;
+                    made += 1;
+                    break;
+                }
+            }
         }
-        let name = names[rng.random_range(0..names.len())];
-        if cluster.kill9(name)? {
-            *kills.entry(name.to_owned()).or_default() += 1;
-        }
+    }
+
+    /// Transactions that may begin before this kill.
+    fn due(&self, kill: usize) -> u64 {
+        let part = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        self.shape.transactions * part(kill) / part(self.least + 1)
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use concord_client::{CallError, Client, Outcome, RetryPolicy, Statement, v1};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use tokio::sync::watch;
 
 use super::check::Level;
 use super::history::{Element, End, Key, Op, Txn, server_of};
@@ -97,13 +98,29 @@ pub struct Clock {
     /// The next moment.
     moment: AtomicU64,
     /// The next transaction.
-    number: AtomicU64,
+    number: watch::Sender<u64>,
 }
 
 impl Clock {
     /// A moment later than all that were seen before.
     pub fn now(&self) -> u64 {
         self.moment.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn next_number(&self) -> u64 {
+        let mut number = 0;
+        self.number.send_modify(|next| {
+            number = *next;
+            *next += 1;
+        });
+        number
+    }
+
+    /// Waits until so many transactions have begun.
+    pub async fn has_begun(&self, transactions: u64) {
+        let mut number = self.number.subscribe();
+        // The sender is this clock's own.
+        let _ = number.wait_for(|number| *number >= transactions).await;
     }
 }
 
@@ -123,7 +140,7 @@ pub async fn run(endpoint: &str, shape: Shape, clock: Arc<Clock>) -> anyhow::Res
     let client = Client::connect(endpoint)?.with_retry(RetryPolicy::none());
     let mut done = Done::default();
     loop {
-        let number = clock.number.fetch_add(1, Ordering::Relaxed);
+        let number = clock.next_number();
         if number >= shape.transactions {
             return Ok(done);
         }
