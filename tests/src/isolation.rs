@@ -386,9 +386,9 @@ impl Killer {
             Level::Serializable => DAEMONS.to_vec(),
             Level::ReadCommitted | Level::RepeatableRead => PROCESSES.to_vec(),
         };
-        let mut kills = BTreeMap::new();
-        let mut made = 0;
+        let mut kills = BTreeMap::<String, usize>::new();
         loop {
+            let made = kills.values().sum::<usize>();
             let pause = rng.random_range(KILL_PAUSE / 4..KILL_PAUSE);
             let next = async {
                 tokio::select! {
@@ -405,7 +405,6 @@ impl Killer {
             for name in &names[..tried] {
                 if self.cluster.kill9(name)? {
                     *kills.entry((*name).to_owned()).or_default() += 1;
-                    made += 1;
                     break;
                 }
             }

@@ -1,4 +1,4 @@
-//! A login is one thing that a server may make longer; it never makes the server look down.
+//! A server that wants more than a challenge at a login is not down for that.
 
 use concord_client::local::server::ServerKind;
 use concord_participant::resource::ResourceManager as _;

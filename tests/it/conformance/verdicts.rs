@@ -188,6 +188,10 @@ async fn a_row_that_went_meanwhile_was_a_branchs(real: &Real) {
         looking.is_finished() || real.sql(&refused).await[0][0].as_deref() != Some("0")
     })
     .await;
+    if looking.is_finished() {
+        let ended = looking.await;
+        unreachable!("nobody has answered it, and it ended: {ended:?}");
+    }
     text(&mut holder, "ROLLBACK").await.expect("it goes");
     drop(held);
     let reason = looking.await.expect("no panic").expect_err("it was alive");
