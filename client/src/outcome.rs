@@ -19,6 +19,9 @@ pub enum Outcome<R = Vec<v1::StatementResult>> {
         /// True when this is the outcome of an earlier attempt with the same request id; results
         /// of statements are then empty.
         replayed: bool,
+        /// True when nobody knows any more what the statements returned; results are then empty.
+        /// Only a one-shot transaction at a single participant can end so.
+        results_lost: bool,
     },
     /// Committed on none, now and ever.
     Aborted {
@@ -104,10 +107,12 @@ impl<R> Outcome<R> {
                 gtrid,
                 results,
                 replayed,
+                results_lost,
             } => Outcome::Committed {
                 gtrid,
                 results: change(results),
                 replayed,
+                results_lost,
             },
             Self::Aborted { reason, gtrid } => Outcome::Aborted { reason, gtrid },
             Self::Unknown {
@@ -148,11 +153,13 @@ impl Outcome<()> {
                 gtrid,
                 results: (),
                 replayed: true,
+                results_lost: false,
             },
             v1::TransactionState::Committing if several => Self::Committed {
                 gtrid,
                 results: (),
                 replayed: true,
+                results_lost: false,
             },
             v1::TransactionState::Aborted | v1::TransactionState::Aborting => {
                 let presumed = || Reason::new(code::PRESUMED_ABORT, "the transaction was aborted");

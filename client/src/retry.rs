@@ -154,6 +154,7 @@ mod tests {
             gtrid: "g".into(),
             results: (),
             replayed: false,
+            results_lost: false,
         }
     }
 

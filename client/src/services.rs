@@ -82,6 +82,7 @@ impl Client {
                 gtrid: answer.gtrid,
                 results: answer.results,
                 replayed: answer.replayed,
+                results_lost: answer.results_lost,
             },
             Err(error) => Outcome::failed(error, &id, None),
         }
@@ -199,6 +200,7 @@ impl Client {
                     gtrid: String::new(),
                     results: answer.account.unwrap_or_default(),
                     replayed: false,
+                    results_lost: false,
                 },
                 Err(error) => Outcome::failed(error, &request.request_id, None),
             }
@@ -239,6 +241,7 @@ impl Client {
                     gtrid: answer.gtrid,
                     results: (),
                     replayed: answer.replayed,
+                    results_lost: false,
                 },
                 Err(error) => Outcome::failed(error, &request.request_id, None),
             }
@@ -277,6 +280,7 @@ impl Client {
                     gtrid: String::new(),
                     results: answer.product.unwrap_or_default(),
                     replayed: false,
+                    results_lost: false,
                 },
                 Err(error) => Outcome::failed(error, &request.request_id, None),
             }
@@ -315,6 +319,7 @@ impl Client {
                     gtrid: answer.gtrid,
                     results: (),
                     replayed: answer.replayed,
+                    results_lost: false,
                 },
                 Err(error) => Outcome::failed(error, &request.request_id, None),
             }
@@ -336,6 +341,7 @@ impl Client {
                         gtrid: order.gtrid.clone(),
                         results: order,
                         replayed: answer.replayed,
+                        results_lost: false,
                     }
                 }
                 Err(error) => Outcome::failed(error, &request.request_id, None),

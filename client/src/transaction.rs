@@ -146,6 +146,7 @@ impl Transaction {
                 gtrid: answer.gtrid,
                 results: Vec::new(),
                 replayed: false,
+                results_lost: false,
             },
             Err(error) => {
                 if matches!(error, CallError::NotSent { .. }) {

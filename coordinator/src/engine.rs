@@ -45,7 +45,8 @@ pub struct OneShot {
 pub struct Executed {
     /// Its id; that of the first attempt when replayed.
     pub gtrid: Gtrid,
-    /// For each branch, a result for each statement; empty when replayed.
+    /// For each branch, a result for each statement; empty when replayed. A branch whose answer
+    /// was lost after its commit in one phase has fewer.
     pub results: Vec<Vec<v1::StatementResult>>,
     /// True when this is the outcome of an earlier attempt with the same request id.
     pub replayed: bool,

@@ -20,7 +20,7 @@ use crate::driver::{Call, Ended, Enlisted, Numbers, Ordered, Told, stopped};
 use crate::engine::{Engine, Executed, Failure, Migration, OneShot};
 use crate::former::{former_of, judged};
 use crate::mint::Mint;
-use crate::participants::{Participants, Peer, reason_of};
+use crate::participants::{Participants, Peer, reason_of, result_of};
 
 /// What a read or migration may take longer than its own time-out on its way.
 const RPC_GRACE: Duration = Duration::from_secs(2);
@@ -313,7 +313,7 @@ impl Engine for Handle {
             timeout_ms: timeout_ms(time),
         };
         match timeout(time + RPC_GRACE, peer.client().query(request)).await {
-            Ok(Ok(response)) => Ok(response.into_inner().result.unwrap_or_default()),
+            Ok(Ok(response)) => result_of(participant, response.into_inner().result),
             Ok(Err(status)) => Err(reason_of(participant, &status)),
             Err(_) => Err(silent(participant, time)),
         }

@@ -182,3 +182,15 @@ pub fn reason_of(peer: &ParticipantName, status: &tonic::Status) -> Reason {
         Reason::new(code::PARTICIPANT_DOWN, text)
     })
 }
+
+/// The result beside a participant's answer, which every statement has: one that is missing is not
+/// taken for an empty one.
+pub fn result_of(
+    peer: &ParticipantName,
+    result: Option<v1::StatementResult>,
+) -> Result<v1::StatementResult, Reason> {
+    result.ok_or_else(|| {
+        let text = format!("participant {peer} answered a statement without its result");
+        Reason::new(code::UNEXPECTED_ANSWER, text)
+    })
+}

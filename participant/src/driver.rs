@@ -417,6 +417,8 @@ impl<R: ResourceManager> Driver<R> {
             effects,
             mut payload,
         } = released;
+        let replies = |effect: &&Effect| matches!(effect, Effect::Reply { .. });
+        let mut unanswered = effects.iter().filter(replies).count();
         for effect in effects {
             match effect {
                 Effect::Run { branch, command } => self.run_command(branch, command, &mut payload),
@@ -431,7 +433,8 @@ impl<R: ResourceManager> Driver<R> {
                     self.answer(token, Answer::Refused(reason));
                 }
                 Effect::Reply { token, message } => {
-                    let answer = Answer::of(message, &mut payload);
+                    unanswered -= 1;
+                    let answer = Answer::of(message, &mut payload, unanswered == 0);
                     self.answer(token, answer);
                 }
                 Effect::Inquire { branches } => drop(self.inquire.send_replace(branches)),

@@ -257,7 +257,7 @@ fn responses(
 fn on_the_wire(answer: LinkAnswer) -> v1::LinkReply {
     let reply = match answer.answer {
         Answer::Voted(voted) => Reply::Voted(voted),
-        Answer::Finished(finished) if answer.abort => Reply::Aborted(finished.finish),
+        Answer::Finished(finished) if answer.abort => Reply::Aborted(finished),
         Answer::Finished(finished) => Reply::Committed(finished),
         Answer::Refused(reason) => Reply::Refused(reason),
         Answer::Unavailable(reason) => Reply::Unavailable(reason),

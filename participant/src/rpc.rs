@@ -177,7 +177,11 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
 
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Answered<v1::AbortResponse> {
         let order = Order::Abort(door::abort(request.into_inner())?);
-        Ok(Response::new(self.finish(order).await?.into()))
+        let answer = self.order(order, |answer| match answer {
+            Answer::Finished(finished) => Some(finished.into()),
+            _ => None,
+        });
+        answer.await
     }
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Answered<v1::QueryResponse> {

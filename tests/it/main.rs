@@ -18,6 +18,7 @@ mod fuzz;
 mod heuristic;
 mod inventory;
 mod isolation;
+mod lost_results;
 mod model;
 mod older_data;
 mod participant;

@@ -106,6 +106,10 @@ fn catch(bug: Bug) -> Catch {
             "conformance::stray::stray_answers_on_mysql",
             "said to be prepared, and is not",
         ),
+        Bug::LostResultsMadeUp => (
+            "lost_results::what_a_commit_in_one_phase_returned_is_told_or_said_to_be_lost",
+            "results of a participant that died are made up",
+        ),
         Bug::UnsafeServerVotes => (
             "planted::checks::a_server_that_would_lose_branches_has_no_vote",
             "voted on an unsafe server",

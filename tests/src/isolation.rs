@@ -74,6 +74,8 @@ pub struct Report {
     pub turned_away: u64,
     /// Commits that were answered at their time-out, before every branch was applied.
     pub late: u64,
+    /// Commits whose results were lost.
+    pub lost: u64,
     /// Transactions with branches on several servers.
     pub spread: usize,
     /// Transactions that ran at the same time as another that touched the same list, one of them
@@ -108,6 +110,7 @@ impl Report {
             "met_another": self.met,
             "turned_away": self.turned_away,
             "committed_at_time_out": self.late,
+            "results_lost": self.lost,
             "kills": self.kills,
             "anomalies_allowed": self.findings.allowed,
             "anomalies": self.findings.broken,
@@ -182,6 +185,7 @@ async fn at_level(cluster: &Arc<Cluster>, plan: &Plan, shape: Shape) -> anyhow::
         let one = one?;
         all.turned_away += one.turned_away;
         all.late += one.late;
+        all.lost += one.lost;
         all.txns.extend(one.txns);
     }
     let last = read_all(cluster, &shape, &clock).await?;
@@ -263,6 +267,7 @@ fn report(all: &Done, shape: Shape) -> Report {
         aborted,
         turned_away: all.turned_away,
         late: all.late,
+        lost: all.lost,
         spread,
         met: 0,
         kills: BTreeMap::new(),

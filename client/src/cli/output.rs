@@ -71,17 +71,14 @@ impl Ctx {
                 gtrid,
                 results,
                 replayed,
+                results_lost,
             } => {
                 let mut value = json!({
                     "outcome": "committed", "gtrid": gtrid, "replayed": replayed,
+                    "results_lost": results_lost,
                 });
                 let mut text = committed(&results, &mut value);
-                if replayed {
-                    text.push_str(
-                        "\n(this is the outcome of an earlier attempt; \
-                                   nothing was done twice)",
-                    );
-                }
+                text.push_str(footnote(replayed, results_lost));
                 self.print(&value, || text)
             }
             Outcome::Aborted { reason, .. } => {
@@ -141,6 +138,17 @@ impl Ctx {
             Outcome::Committed { gtrid, .. } => Some(gtrid),
             _ => None,
         }
+    }
+}
+
+/// What must be said beside the results of a commit.
+fn footnote(replayed: bool, results_lost: bool) -> &'static str {
+    if replayed {
+        "\n(this is the outcome of an earlier attempt; nothing was done twice)"
+    } else if results_lost {
+        "\n(what its statements returned was lost after the commit; read again what you need)"
+    } else {
+        ""
     }
 }
 

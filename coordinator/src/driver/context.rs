@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use concord_core::coordinator::Input;
-use concord_core::id::{Gtrid, ParticipantName, Request};
+use concord_core::id::{BranchId, Gtrid, ParticipantName, Request};
 use concord_core::limits::{TIMEOUT_DEFAULT_MS, TRANSACTION_RESULT_BYTES_MAX};
 use concord_core::message::{Finish, FromParticipant, Vote};
 use concord_core::planted::{self, Bug};
@@ -28,6 +28,8 @@ use crate::engine::{AckMode, OneShot};
 pub(super) struct Context {
     /// Work of its branches that was not sent yet.
     pub work: Vec<Option<Work>>,
+    /// How many statements each of its branches has; none when they come one by one.
+    statements: Vec<usize>,
     /// Results of its branches.
     pub results: Vec<Vec<v1::StatementResult>>,
     /// The vote that aborted it.
@@ -68,6 +70,7 @@ impl Context {
     fn new(isolation: Option<Isolation>, deadline: Instant, key: Key) -> Self {
         Self {
             work: Vec::new(),
+            statements: Vec::new(),
             results: Vec::new(),
             refused_by: None,
             waiters: Vec::new(),
@@ -160,6 +163,7 @@ impl Driver {
         let mut branches = Vec::with_capacity(tx.branches.len());
         for branch in tx.branches {
             branches.push(branch.participant);
+            context.statements.push(branch.statements.len());
             context.results.push(Vec::new());
             context.work.push(Some(Work {
                 statements: branch.statements,
@@ -325,7 +329,7 @@ impl Driver {
     }
 
     /// Keeps what came beside a participant's answer, until the client is answered. A vote with
-    /// which there would be too much of it is one against the transaction.
+    /// which there would be too much of it, or too little, is one against the transaction.
     pub(super) fn keep_results(
         &mut self,
         from: &ParticipantName,
@@ -335,7 +339,9 @@ impl Driver {
     ) {
         let mut bytes = results.iter().map(v1::StatementResult::encoded_len).sum();
         if let FromParticipant::Voted { branch, vote, .. } = message
-            && let Some(reason) = self.too_much(branch.gtrid, bytes)
+            && let Some(reason) = self
+                .too_much(branch.gtrid, bytes)
+                .or_else(|| self.missing(from, *branch, vote, results.len()))
         {
             *vote = Vote::Aborting(reason);
             results.clear();
@@ -353,10 +359,7 @@ impl Driver {
         let Some(context) = self.contexts.get_mut(&branch.gtrid) else {
             return;
         };
-        let Some(index) = usize::try_from(branch.bqual.0)
-            .ok()
-            .and_then(|n| n.checked_sub(1))
-        else {
+        let Some(index) = index_of(*branch) else {
             return;
         };
         if refused && context.refused_by.is_none() {
@@ -374,6 +377,29 @@ impl Driver {
             self.bytes_in_flight += bytes;
             *kept = results;
         }
+    }
+
+    /// A repeated Prepare is answered by the vote alone: the results went with the first answer,
+    /// and that may have been lost. They cannot be had again, and nothing is decided yet.
+    fn missing(
+        &self,
+        from: &ParticipantName,
+        branch: BranchId,
+        vote: &Vote,
+        arrived: usize,
+    ) -> Option<Reason> {
+        let context = self.contexts.get(&branch.gtrid)?;
+        let index = index_of(branch)?;
+        let wanted = *context.statements.get(index)?;
+        let there = context.results.get(index)?.len().max(arrived);
+        let stands = matches!(vote, Vote::Commit | Vote::ReadOnly);
+        (stands && there < wanted && !planted::is(Bug::LostResultsMadeUp)).then(|| {
+            let text = format!(
+                "what the statements returned at participant {from} was lost on its way; \
+                 nothing was changed, try again"
+            );
+            Reason::new(code::RESULT_LOST, text)
+        })
     }
 
     fn too_much(&self, gtrid: Gtrid, bytes: usize) -> Option<Reason> {
@@ -415,6 +441,11 @@ impl Context {
             });
         }
     }
+}
+
+/// The branch's place among those of its transaction.
+fn index_of(branch: BranchId) -> Option<usize> {
+    usize::try_from(branch.bqual.0).ok()?.checked_sub(1)
 }
 
 fn not_running(gtrid: Gtrid) -> Reason {

@@ -8,6 +8,7 @@ use concord_core::id::{Bqual, Request, RequestId};
 use concord_core::message::{Finish, FromParticipant, Outcome, Vote};
 use concord_core::reason::{Reason, code};
 use concord_core::transaction::Ack;
+use concord_proto::model::Statement;
 use concord_proto::v1;
 use tokio::time::sleep;
 
@@ -452,20 +453,26 @@ async fn a_request_is_recognised_by_whoever_cannot_say_what_it_does() {
     assert_eq!((numbers.active, numbers.awaited), (0, 0));
 }
 
-#[tokio::test(start_paused = true)]
-async fn results_beyond_the_limit_are_a_vote_against_the_transaction() {
+/// Runs a transaction of one statement at both participants, and brings votes COMMIT with these
+/// results.
+async fn voted_with(results: [Vec<v1::StatementResult>; 2]) -> Told {
     let world = World::new(MOMENT).await;
     let gtrid = world.mint.mint();
+    let statement = || Statement {
+        sql: "SELECT 1".into(),
+        params: Vec::new(),
+        expect: None,
+    };
     let branches = (1..=2).map(|n| BranchWork {
         participant: p(n),
-        statements: Vec::new(),
+        statements: vec![statement()],
     });
     let tx = Box::new(OneShot {
         gtrid,
         branches: branches.collect(),
         request: None,
         isolation: None,
-        ack: AckMode::Applied,
+        ack: AckMode::Decided,
         timeout: HOUR,
     });
     let run = |answer| Call::Run {
@@ -474,16 +481,7 @@ async fn results_beyond_the_limit_are_a_vote_against_the_transaction() {
         answer,
     };
     let told = world.ask(run).await;
-    for n in 1..=2 {
-        let value = v1::Value {
-            kind: Some(v1::value::Kind::String("x".repeat(9 << 20))),
-        };
-        let result = v1::StatementResult {
-            result: vec![v1::Row {
-                values: vec![value],
-            }],
-            ..v1::StatementResult::default()
-        };
+    for (n, results) in (1..).zip(results) {
         let received = Call::Received {
             from: p(n),
             message: FromParticipant::Voted {
@@ -494,20 +492,54 @@ async fn results_beyond_the_limit_are_a_vote_against_the_transaction() {
                 epoch: EPOCH,
                 vote: Vote::Commit,
             },
-            results: vec![result],
+            results,
             failed_statement: None,
         };
         world.calls.send(received).await.expect("a driver");
     }
-    let told = told.await.expect("an answer");
+    told.await.expect("an answer")
+}
+
+fn result(text: &str) -> v1::StatementResult {
+    let value = v1::Value {
+        kind: Some(v1::value::Kind::String(text.to_owned())),
+    };
+    v1::StatementResult {
+        result: vec![v1::Row {
+            values: vec![value],
+        }],
+        ..v1::StatementResult::default()
+    }
+}
+
+fn is_aborted(told: &Told, code: &str) {
     let Told::Ended(Ended {
         outcome: Outcome::Aborted(reason),
         ..
-    }) = &told
+    }) = told
     else {
         panic!("{told:?}");
     };
-    assert_eq!(&*reason.code, code::RESULT_TOO_LARGE);
+    assert_eq!(&*reason.code, code);
+}
+
+#[tokio::test(start_paused = true)]
+async fn results_beyond_the_limit_are_a_vote_against_the_transaction() {
+    let large = || vec![result(&"x".repeat(9 << 20))];
+    let told = voted_with([large(), large()]).await;
+    is_aborted(&told, code::RESULT_TOO_LARGE);
+}
+
+/// A repeated Prepare is answered without them.
+#[tokio::test(start_paused = true)]
+async fn a_vote_without_its_results_is_one_against_the_transaction() {
+    let told = voted_with([vec![result("a")], Vec::new()]).await;
+    is_aborted(&told, code::RESULT_LOST);
+    let Told::Ended(ended) = voted_with([vec![result("a")], vec![result("b")]]).await else {
+        panic!("not ended");
+    };
+    assert_eq!(ended.outcome, Outcome::Committed);
+    assert_eq!(ended.results, [[result("a")], [result("b")]]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use concord_core::coordinator::Seen;
 use concord_core::id::{Gtrid, ParticipantName};
+use concord_core::planted::{self, Bug};
 use concord_core::reason::{Reason, code};
 use concord_core::transaction::Ack;
 use concord_proto::convert::common::timeout_ms;
@@ -127,7 +128,7 @@ impl TransactionGateway {
             peer.client().execute(execute).await
         };
         match timeout_at(enlisted.deadline, call).await {
-            Ok(Ok(response)) => Ok(response.into_inner().result.unwrap_or_default()),
+            Ok(Ok(response)) => participants::result_of(participant, response.into_inner().result),
             Ok(Err(status)) => Err(participants::reason_of(participant, &status)),
             Err(_) => {
                 let text = "the time-out of the transaction passed while a statement was running";
@@ -156,18 +157,14 @@ fn group(statements: Vec<(ParticipantName, Statement)>) -> (Vec<BranchWork>, Vec
     (branches, places)
 }
 
-fn ungroup(executed: &mut Executed, places: &[(usize, usize)]) -> Vec<v1::StatementResult> {
-    if executed.replayed {
-        return Vec::new();
-    }
+/// A result for each statement; none when one is missing, which is told and never made up.
+fn ungroup(executed: &mut Executed, places: &[(usize, usize)]) -> Option<Vec<v1::StatementResult>> {
     let mut take = |(branch, place): &(usize, usize)| {
         let results = executed.results.get_mut(*branch)?;
-        results.get_mut(*place).map(std::mem::take)
+        let result = results.get_mut(*place).map(std::mem::take);
+        result.or_else(|| planted::is(Bug::LostResultsMadeUp).then(Default::default))
     };
-    places
-        .iter()
-        .map(|place| take(place).unwrap_or_default())
-        .collect()
+    places.iter().map(&mut take).collect()
 }
 
 /// Whether the transaction itself was not found. It may have been aborted because something else
@@ -200,7 +197,8 @@ impl TransactionService for TransactionGateway {
                 let results = ungroup(&mut executed, &places);
                 Ok(Response::new(v1::ExecuteTransactionResponse {
                     gtrid: executed.gtrid.to_string(),
-                    results,
+                    results_lost: results.is_none() && !executed.replayed,
+                    results: results.unwrap_or_default(),
                     replayed: executed.replayed,
                 }))
             }

@@ -397,7 +397,9 @@ impl Pump {
                 };
                 (message, voted.results, voted.failed_statement)
             }
-            (Asked::Commit(branch), Ok(Reply::Committed(done))) => {
+            // An Abort may have been the question whether a commit in one phase has won.
+            (Asked::Commit(branch), Ok(Reply::Committed(done)))
+            | (Asked::Abort(branch), Ok(Reply::Aborted(done))) => {
                 let message = FromParticipant::Finished {
                     branch,
                     epoch,
@@ -405,15 +407,6 @@ impl Pump {
                 };
                 (message, done.results, done.failed_statement)
             }
-            (Asked::Abort(branch), Ok(Reply::Aborted(finish))) => (
-                FromParticipant::Finished {
-                    branch,
-                    epoch,
-                    finish,
-                },
-                Vec::new(),
-                None,
-            ),
             (_, Ok(Reply::Refused(reason)) | Err(reason)) => (refused(reason), Vec::new(), None),
             // An answer of the wrong kind says nothing; the outcome is sent again.
             (_, Ok(_)) => return Ok(()),
@@ -483,7 +476,7 @@ fn in_frames(commands: Vec<v1::LinkCommand>) -> Vec<v1::LinkRequest> {
 #[cfg(test)]
 mod tests {
     use concord_core::id::{Bqual, Gtrid, ParticipantName};
-    use concord_proto::convert::link::{abort_request, commit_request, prepare_request};
+    use concord_proto::convert::link::{Finished, abort_request, commit_request, prepare_request};
     use tonic::transport::Endpoint;
 
     use super::*;
@@ -531,8 +524,12 @@ mod tests {
         assert_eq!(asked, Some(2), "how it ended is another question");
         assert_eq!(pump.number(abort()), None);
         let busy = Reason::new(code::SERVER_DOWN, "not now");
-        let answer = Ok(Reply::Aborted(Finish::Retry(busy)));
-        pump.answered(2, answer).await.unwrap();
+        let answer = Reply::Aborted(Finished {
+            finish: Finish::Retry(busy),
+            results: Vec::new(),
+            failed_statement: None,
+        });
+        pump.answered(2, Ok(answer)).await.unwrap();
         assert!(pump.number(abort()).is_some());
         assert_eq!(pump.number(commit()), None);
         assert_eq!(pump.sent.len(), 2);

@@ -148,8 +148,10 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// The answer that the machine gives, with the results that belong to it.
-    pub(super) fn of(message: FromParticipant, payload: &mut Payload) -> Self {
+    /// The answer that the machine gives, with the results that belong to it. Whoever waits for
+    /// the same answer gets the same: which of them is still connected is not known here. The
+    /// results stay for others unless this is the `last` one.
+    pub(super) fn of(message: FromParticipant, payload: &mut Payload, last: bool) -> Self {
         match message {
             FromParticipant::Begun { result: Ok(()), .. } => Self::Begun,
             FromParticipant::Begun {
@@ -157,7 +159,7 @@ impl Answer {
                 ..
             } => Self::Refused(reason),
             FromParticipant::Voted { vote, .. } => {
-                let (results, failed_statement) = payload.take_results();
+                let (results, failed_statement) = payload.results_for(last);
                 Self::Voted(Voted {
                     vote,
                     results,
@@ -168,7 +170,7 @@ impl Answer {
                 let (results, failed_statement) = match finish {
                     // It failed because a former copy of it had committed.
                     Finish::Committed if payload.failed() => (Vec::new(), None),
-                    _ => payload.take_results(),
+                    _ => payload.results_for(last),
                 };
                 Self::Finished(Finished {
                     finish,
@@ -293,10 +295,10 @@ impl Payload {
         Self::Results(results, failed.and_then(|index| u32::try_from(index).ok()))
     }
 
-    /// The results, once: a repeated question gets the vote alone.
-    fn take_results(&mut self) -> (Vec<v1::StatementResult>, Option<u32>) {
+    fn results_for(&mut self, last: bool) -> (Vec<v1::StatementResult>, Option<u32>) {
         match self {
-            Self::Results(results, failed) => (std::mem::take(results), *failed),
+            Self::Results(results, failed) if last => (std::mem::take(results), *failed),
+            Self::Results(results, failed) => (results.clone(), *failed),
             _ => (Vec::new(), None),
         }
     }

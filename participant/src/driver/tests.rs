@@ -490,6 +490,29 @@ async fn a_failed_one_phase_commit_brings_its_statement_after_the_tombstone() {
     assert_eq!(rm.log(), ["tombstone"]);
 }
 
+/// Who asks on a new link must not find that the results went to the old one.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_vote_gets_its_results() {
+    let rm = Scripted::new();
+    rm.prepares.forget_permits(usize::MAX);
+    let (handle, _wishes) = started(&rm).await;
+    let first = call(&handle, prepare(1, 1, "sql"));
+    settle().await;
+    let second = call(&handle, prepare(1, 1, "sql"));
+    settle().await;
+    rm.prepares.add_permits(1);
+    let (first, second) = (first.await.unwrap(), second.await.unwrap());
+    assert_eq!(first, second);
+    let Answer::Voted(voted) = first else {
+        panic!("{first:?}");
+    };
+    assert_eq!((voted.vote, voted.results.len()), (Vote::Commit, 1));
+    let Answer::Voted(late) = handle.call(prepare(1, 1, "sql")).await else {
+        panic!("no vote");
+    };
+    assert_eq!((late.vote, late.results.len()), (Vote::Commit, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_branch_is_asked_about_by_the_third_sweep() {
     let rm = Scripted::new();

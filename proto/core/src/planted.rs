@@ -82,6 +82,8 @@ bugs! {
         "A connection goes back to the pool with the branch still open on it."
     StrayAnswerTaken "stray-answer-taken"
         "An answer to another connection is taken for the answer to the text that was sent."
+    LostResultsMadeUp "lost-results-made-up"
+        "Results that were lost on their way are answered as empty ones."
     UnsafeServerVotes "unsafe-server-votes"
         "A server votes although its flush settings would lose what it prepared."
     ForeignBranchTaken "foreign-branch-taken"

@@ -193,6 +193,9 @@ codes! {
     SERVER_DOWN => Unavailable,
     /// The connection to the server broke while the branch was being worked on.
     CONNECTION_LOST => Unavailable,
+    /// What a branch's statements returned was lost on the way to the coordinator, so the
+    /// transaction was not committed.
+    RESULT_LOST => Unavailable,
     /// The server's settings would lose acknowledged prepares, so no vote is given.
     UNSAFE_SERVER => Unavailable,
     /// The server is read-only.

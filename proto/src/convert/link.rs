@@ -47,7 +47,7 @@ pub enum Reply {
     /// To a Commit.
     Committed(Finished),
     /// To an Abort.
-    Aborted(Finish),
+    Aborted(Finished),
     /// The command was refused.
     Refused(Reason),
     /// Every command up to this frame is refused.
@@ -215,12 +215,14 @@ pub fn committed(raw: v1::CommitResponse) -> Result<Finished, Reason> {
     })
 }
 
-impl From<Finish> for v1::AbortResponse {
-    fn from(finish: Finish) -> Self {
-        let (finish, reason) = finish_parts(finish);
+impl From<Finished> for v1::AbortResponse {
+    fn from(finished: Finished) -> Self {
+        let (finish, reason) = finish_parts(finished.finish);
         Self {
             finish: finish.into(),
             reason,
+            results: finished.results,
+            failed_statement: finished.failed_statement,
         }
     }
 }
@@ -236,8 +238,12 @@ impl From<Finish> for v1::ResolveResponse {
 }
 
 /// Reads the answer to an Abort.
-pub fn aborted(raw: &v1::AbortResponse) -> Result<Finish, Reason> {
-    finish(raw.finish, raw.reason.as_ref())
+pub fn aborted(raw: v1::AbortResponse) -> Result<Finished, Reason> {
+    Ok(Finished {
+        finish: finish(raw.finish, raw.reason.as_ref())?,
+        results: raw.results,
+        failed_statement: raw.failed_statement,
+    })
 }
 
 /// Reads the answer to a Resolve.
@@ -251,7 +257,7 @@ pub fn link_reply(seq: u64, reply: Reply) -> v1::LinkReply {
     let reply = match reply {
         Reply::Voted(voted) => Raw::Prepare(voted.into()),
         Reply::Committed(finished) => Raw::Commit(finished.into()),
-        Reply::Aborted(finish) => Raw::Abort(finish.into()),
+        Reply::Aborted(finished) => Raw::Abort(finished.into()),
         Reply::Refused(reason) => Raw::Refused(reason.into()),
         Reply::Unavailable(reason) => Raw::Unavailable(reason.into()),
     };
@@ -268,7 +274,7 @@ pub fn reply(raw: v1::LinkReply) -> (u64, Result<Reply, Reason>) {
         None => Err(unexpected("the participant sent an empty reply")),
         Some(Raw::Prepare(raw)) => voted(raw).map(Reply::Voted),
         Some(Raw::Commit(raw)) => committed(raw).map(Reply::Committed),
-        Some(Raw::Abort(raw)) => aborted(&raw).map(Reply::Aborted),
+        Some(Raw::Abort(raw)) => aborted(raw).map(Reply::Aborted),
         Some(Raw::Refused(raw)) => Ok(Reply::Refused(reason(&raw))),
         Some(Raw::Unavailable(raw)) => Ok(Reply::Unavailable(reason(&raw))),
     };
@@ -311,13 +317,13 @@ mod tests {
         })
         .collect();
         for finish in finishes {
-            all.push(Reply::Aborted(finish.clone()));
-            let results = Vec::new();
-            all.push(Reply::Committed(Finished {
+            let finished = Finished {
                 finish,
-                results,
-                failed_statement: None,
-            }));
+                results: vec![v1::StatementResult::default()],
+                failed_statement: Some(1),
+            };
+            all.push(Reply::Aborted(finished.clone()));
+            all.push(Reply::Committed(finished));
         }
         all.extend([Reply::Refused(why()), Reply::Unavailable(why())]);
         all

@@ -116,8 +116,8 @@ fn tell(report: &Report) {
     let a_second = report.checked() as u128 * 1_000 / report.load.as_millis().max(1);
     eprintln!(
         "{}: {} transactions ({}/s), {} over several servers, {} met another; {} committed, \
-         {} at their time-out, {} unknown, aborted {:?}, {} turned away; kills {:?}; \
-         allowed {:?}; checked in {:.1?}",
+         {} at their time-out, {} without their results, {} unknown, aborted {:?}, \
+         {} turned away; kills {:?}; allowed {:?}; checked in {:.1?}",
         report.level.name(),
         report.checked(),
         a_second,
@@ -125,6 +125,7 @@ fn tell(report: &Report) {
         report.met,
         report.committed,
         report.late,
+        report.lost,
         report.unknown,
         report.aborted,
         report.turned_away,

@@ -214,7 +214,7 @@ pub fn answers(data: &[u8]) {
         }
         4 => {
             if let Ok(raw) = v1::AbortResponse::decode(bytes) {
-                link::aborted(&raw).map_or_else(|why| understood(&why), drop);
+                link::aborted(raw).map_or_else(|why| understood(&why), drop);
             }
         }
         _ => {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use concord_client::{CallError, Client, Outcome, RetryPolicy, Statement, v1};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -133,6 +134,8 @@ pub struct Done {
     pub turned_away: u64,
     /// Commits that were answered at the time-out, and are applied at any later time.
     pub late: u64,
+    /// Commits whose results were lost, so that nobody knows what they read.
+    pub lost: u64,
 }
 
 /// Runs transactions until there are enough of them.
@@ -150,7 +153,9 @@ pub async fn run(endpoint: &str, shape: Shape, clock: Arc<Clock>) -> anyhow::Res
             let mut ops = shape.ops(number);
             let (began, sent) = (clock.now(), Instant::now());
             let end = if one_shot {
-                in_one_call(&client, &shape, &mut ops).await
+                let told = in_one_call(&client, &shape, &mut ops).await?;
+                done.lost += u64::from(told.results_lost);
+                told.end
             } else {
                 step_by_step(&client, &shape, &mut ops).await
             };
@@ -231,7 +236,16 @@ fn end_of<R>(outcome: Outcome<R>) -> (Option<End>, Option<R>) {
     }
 }
 
-async fn in_one_call(client: &Client, shape: &Shape, ops: &mut [Op]) -> Option<End> {
+/// What a call said.
+struct Told {
+    end: Option<End>,
+    results_lost: bool,
+}
+
+/// # Errors
+///
+/// An answer of a shape that no answer may have.
+async fn in_one_call(client: &Client, shape: &Shape, ops: &mut Vec<Op>) -> anyhow::Result<Told> {
     let mut call = client
         .one_shot()
         .isolation(shape.isolation())
@@ -239,11 +253,43 @@ async fn in_one_call(client: &Client, shape: &Shape, ops: &mut [Op]) -> Option<E
     for op in ops.iter() {
         call = call.on(&participant(op.key(), shape.servers), statement(op));
     }
-    let (end, results) = end_of(call.send().await);
-    for (op, result) in ops.iter_mut().zip(results.iter().flatten()) {
-        note(op, result);
+    let outcome = call.send().await;
+    let results_lost = matches!(
+        outcome,
+        Outcome::Committed {
+            results_lost: true,
+            ..
+        }
+    );
+    let (mut end, results) = end_of(outcome);
+    if results_lost {
+        let mut servers = ops.iter().map(|op| server_of(op.key(), shape.servers));
+        let first = servers.next();
+        let leaves_a_row = |op: &Op| !matches!(op, Op::Read { locking: false, .. });
+        ensure!(
+            ops.iter().any(leaves_a_row) && servers.all(|server| Some(server) == first),
+            "only what leaves a ledger row on one server may lose its results: {ops:?}"
+        );
+        // To the checkers a read without a result is one of an empty list, unless the outcome is
+        // unknown; and of one that only read there is nothing to be known.
+        let is_append = |op: &Op| matches!(op, Op::Append { .. });
+        if ops.iter().any(is_append) {
+            ops.retain(is_append);
+        } else {
+            end = Some(End::Unknown);
+        }
     }
-    end
+    if let Some(results) = results.filter(|_| !results_lost) {
+        let (told, asked) = (results.len(), ops.len());
+        ensure!(
+            told == asked,
+            "{told} results of {asked} statements: {ops:?}"
+        );
+        for (op, result) in ops.iter_mut().zip(&results) {
+            note(op, result);
+        }
+    }
+    Ok(Told { end, results_lost })
 }
 
 async fn step_by_step(client: &Client, shape: &Shape, ops: &mut [Op]) -> Option<End> {

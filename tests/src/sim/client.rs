@@ -29,6 +29,7 @@ use super::judge::Judge;
 use super::trace::Trace;
 
 mod audit;
+mod results;
 mod statements;
 
 pub use statements::participant;
@@ -328,12 +329,18 @@ impl Client {
             timeout_ms: u32::try_from(self.chance.between(800..5_000)).unwrap_or(1_000),
         };
         let channel = self.channel.clone();
+        let judge = self.shared.judge.clone();
         self.until_known(label, || {
             let (mut client, request) = (
                 TransactionServiceClient::new(channel.clone()),
                 request.clone(),
             );
-            async move { Ok(client.execute(request).await?.into_inner().gtrid) }
+            let judge = judge.clone();
+            async move {
+                let answer = client.execute(request.clone()).await?.into_inner();
+                results::check(&judge, &request.statements, &answer);
+                Ok(answer.gtrid)
+            }
         })
         .await;
     }

@@ -254,6 +254,7 @@ mod tests {
             gtrid: "g".into(),
             results: (),
             replayed: false,
+            results_lost: false,
         };
         record.ended("0", &committed).unwrap();
         let aborted: Outcome<()> = Outcome::Aborted {
