@@ -75,6 +75,9 @@ pub enum OnePhase {
     Unknown {
         /// What happened.
         reason: Reason,
+        /// Results of the statements, when all of them had run before the commit was asked for:
+        /// if it is committed, they are what was committed.
+        results: Vec<v1::StatementResult>,
     },
 }
 

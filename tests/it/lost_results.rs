@@ -68,8 +68,8 @@ async fn with_the_participant(rig: &mut Rig, armed: &Path) -> anyhow::Result<()>
     rig.settled(1, START + 1).await
 }
 
-/// The order is given again on the new link, while the statement of the first one still waits for
-/// its lock: both get the row that it finds then.
+/// On the new link the coordinator asks how the order ended, which still waits for its lock: the
+/// answer brings the row that it finds then.
 async fn with_the_link(rig: &mut Rig) -> anyhow::Result<()> {
     let lock = rig.lock(1, 2).await?;
     let sent = sent(rig, "SELECT n FROM shop.t WHERE id = 2 FOR UPDATE")?;

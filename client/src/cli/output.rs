@@ -105,6 +105,7 @@ impl Ctx {
                 if let Some(gtrid) = known {
                     let value = json!({
                         "outcome": "committed", "gtrid": gtrid, "replayed": false,
+                        "results_lost": true,
                         "note": "the answer was lost; the coordinator says that it is committed",
                     });
                     return self.print(&value, || {

@@ -379,8 +379,9 @@ impl Driver {
         }
     }
 
-    /// A repeated Prepare is answered by the vote alone: the results went with the first answer,
-    /// and that may have been lost. They cannot be had again, and nothing is decided yet.
+    /// A vote without a result for each statement: of a Prepare that came twice, or of a
+    /// participant that breaks its contract. As long as the results of a branch are not here,
+    /// nothing is decided.
     fn missing(
         &self,
         from: &ParticipantName,
@@ -391,7 +392,10 @@ impl Driver {
         let context = self.contexts.get(&branch.gtrid)?;
         let index = index_of(branch)?;
         let wanted = *context.statements.get(index)?;
-        let there = context.results.get(index)?.len().max(arrived);
+        let there = match context.results.get(index)?.len() {
+            0 => arrived,
+            kept => kept,
+        };
         let stands = matches!(vote, Vote::Commit | Vote::ReadOnly);
         (stands && there < wanted && !planted::is(Bug::LostResultsMadeUp)).then(|| {
             let text = format!(

@@ -535,6 +535,25 @@ mod tests {
         assert_eq!(pump.sent.len(), 2);
     }
 
+    #[tokio::test]
+    async fn the_answer_to_an_abort_brings_what_a_commit_returned() {
+        let (mut pump, mut calls) = pump();
+        pump.number(outbound(Command::Abort(abort_request(BRANCH, EPOCH))));
+        let committed = Finished {
+            finish: Finish::Committed,
+            results: vec![v1::StatementResult::default()],
+            failed_statement: None,
+        };
+        pump.answered(1, Ok(Reply::Aborted(committed)))
+            .await
+            .unwrap();
+        let call = calls.recv().await;
+        assert!(
+            matches!(&call, Some(Call::Received { results, .. }) if results.len() == 1),
+            "{call:?}"
+        );
+    }
+
     #[test]
     fn a_frame_takes_what_a_participant_takes() {
         let large = |seq| {

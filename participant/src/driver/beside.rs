@@ -27,7 +27,8 @@ struct Kept {
     state: Discriminant<State>,
     since: Instant,
     timer: Option<Key>,
-    /// What a failed one-phase commit returned: its answer waits for the tombstone.
+    /// What a one-phase commit returned that failed or whose end is not known yet: its answer
+    /// waits for the ledger.
     results: Payload,
 }
 

@@ -183,7 +183,10 @@ fn one_phase(branch: BranchId, result: OnePhase) -> (Input, Payload) {
             core::OnePhase::NotCommitted(reason),
             Payload::results(results, failed),
         ),
-        OnePhase::Unknown { reason } => (core::OnePhase::Unknown(reason), Payload::None),
+        OnePhase::Unknown { reason, results } => (
+            core::OnePhase::Unknown(reason),
+            Payload::results(results, None),
+        ),
     };
     (Input::OnePhase { branch, result }, payload)
 }
@@ -249,7 +252,10 @@ impl Broken {
                 )
             }
             Self::Prepare => prepared(branch, Prepared::Unknown { reason }),
-            Self::OnePhase => one_phase(branch, OnePhase::Unknown { reason }),
+            Self::OnePhase => {
+                let results = Vec::new();
+                one_phase(branch, OnePhase::Unknown { reason, results })
+            }
             Self::Verb => verb(branch, Finished::Unknown(reason)),
             Self::Ledger => ledger(branch, Err(reason)),
             Self::List => {

@@ -169,8 +169,10 @@ impl Answer {
             FromParticipant::Finished { finish, .. } => {
                 let (results, failed_statement) = match finish {
                     // It failed because a former copy of it had committed.
-                    Finish::Committed if payload.failed() => (Vec::new(), None),
-                    _ => payload.results_for(last),
+                    Finish::Committed if payload.failed_statement().is_some() => (Vec::new(), None),
+                    Finish::Committed => payload.results_for(last),
+                    // What an aborted branch has read is nobody's.
+                    _ => (Vec::new(), payload.failed_statement()),
                 };
                 Self::Finished(Finished {
                     finish,
@@ -303,8 +305,11 @@ impl Payload {
         }
     }
 
-    fn failed(&self) -> bool {
-        matches!(self, Self::Results(_, Some(_)))
+    fn failed_statement(&self) -> Option<u32> {
+        match self {
+            Self::Results(_, failed) => *failed,
+            _ => None,
+        }
     }
 
     pub(super) fn take_work(&mut self) -> Option<Work> {

@@ -2,7 +2,7 @@
 //! away, and that nothing it calls can leave a branch behind. What the machine decides is tested
 //! in the core, what a server does in the conformance suite.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Mutex;
 
 use concord_core::id::Bqual;
@@ -16,6 +16,7 @@ use crate::migrate::Plan;
 use crate::resource::{self, Connections, LedgerEntry, OnePhase, Prepared};
 
 mod detached;
+mod results;
 
 /// A server that does what it is told at once, and whose appends can be held up. It keeps no XA
 /// rules: the driver cannot see them.
@@ -24,8 +25,10 @@ struct Scripted {
     health: watch::Sender<Health>,
     /// Permits for appends; each takes one.
     appends: Semaphore,
-    /// Permits for prepares.
+    /// Permits for prepares, and for commits in one phase.
     prepares: Semaphore,
+    /// What tombstones find, before they stand; a branch that they find is over.
+    tombstones: Mutex<VecDeque<Result<LedgerEntry, Reason>>>,
     /// Appends that fail before the next one succeeds.
     failures: Mutex<u32>,
     /// A branch whose other connection is still open.
@@ -47,6 +50,7 @@ impl Scripted {
             health: watch::Sender::new(health),
             appends: Semaphore::new(Semaphore::MAX_PERMITS),
             prepares: Semaphore::new(Semaphore::MAX_PERMITS),
+            tombstones: Mutex::default(),
             failures: Mutex::default(),
             attached: Mutex::default(),
             lingers: Mutex::default(),
@@ -104,15 +108,19 @@ impl ResourceManager for Scripted {
     }
 
     async fn commit_one_phase(&self, _: BranchId, work: Option<&Work>) -> OnePhase {
-        if work.is_some_and(|work| &*work.statements[0].sql == "bad") {
-            return OnePhase::NotCommitted {
+        self.prepares.acquire().await.unwrap().forget();
+        let results = vec![v1::StatementResult::default(); work.map_or(0, |w| w.statements.len())];
+        match work.map_or("", |work| &*work.statements[0].sql) {
+            "bad" => OnePhase::NotCommitted {
                 reason: Reason::new(code::STATEMENT_FAILED, "bad"),
                 results: Vec::new(),
                 failed: Some(0),
-            };
-        }
-        OnePhase::Committed {
-            results: Vec::new(),
+            },
+            "silence" => OnePhase::Unknown {
+                reason: down(),
+                results,
+            },
+            _ => OnePhase::Committed { results },
         }
     }
 
@@ -124,7 +132,7 @@ impl ResourceManager for Scripted {
 
     async fn rollback(&self, branch: BranchId) -> resource::Finished {
         self.note("rollback");
-        if self.is_attached(branch) {
+        if self.is_attached(branch) || !self.tombstones.lock().unwrap().is_empty() {
             return resource::Finished::NoSuchBranch;
         }
         self.prepared.lock().unwrap().remove(&branch);
@@ -144,7 +152,8 @@ impl ResourceManager for Scripted {
         if self.is_attached(branch) {
             return Err(Reason::new(code::BRANCH_ATTACHED, "it is held"));
         }
-        Ok(LedgerEntry::Tombstone)
+        let found = self.tombstones.lock().unwrap().pop_front();
+        found.unwrap_or(Ok(LedgerEntry::Tombstone))
     }
 
     async fn detach(&self, _: BranchId) -> Result<(), Reason> {
@@ -276,6 +285,15 @@ fn commit(number: u8, epoch: u64) -> Order {
         epoch: Epoch(epoch),
         one_phase: false,
         work: None,
+    })
+}
+
+fn one_phase(sql: &str) -> Order {
+    Order::Commit(Commit {
+        branch: branch(1),
+        epoch: Epoch(1),
+        one_phase: true,
+        work: Some(work(sql)),
     })
 }
 
@@ -471,13 +489,7 @@ async fn an_interactive_branch_expires_and_tells_why_once() {
 async fn a_failed_one_phase_commit_brings_its_statement_after_the_tombstone() {
     let rm = Scripted::new();
     let (handle, _wishes) = started(&rm).await;
-    let order = Order::Commit(Commit {
-        branch: branch(1),
-        epoch: Epoch(1),
-        one_phase: true,
-        work: Some(work("bad")),
-    });
-    match handle.call(order).await {
+    match handle.call(one_phase("bad")).await {
         Answer::Finished(finished) => {
             assert!(
                 matches!(finished.finish, Finish::Aborted(Some(_))),
@@ -488,29 +500,6 @@ async fn a_failed_one_phase_commit_brings_its_statement_after_the_tombstone() {
         other => panic!("{other:?}"),
     }
     assert_eq!(rm.log(), ["tombstone"]);
-}
-
-/// Who asks on a new link must not find that the results went to the old one.
-#[tokio::test(start_paused = true)]
-async fn whoever_waits_for_a_vote_gets_its_results() {
-    let rm = Scripted::new();
-    rm.prepares.forget_permits(usize::MAX);
-    let (handle, _wishes) = started(&rm).await;
-    let first = call(&handle, prepare(1, 1, "sql"));
-    settle().await;
-    let second = call(&handle, prepare(1, 1, "sql"));
-    settle().await;
-    rm.prepares.add_permits(1);
-    let (first, second) = (first.await.unwrap(), second.await.unwrap());
-    assert_eq!(first, second);
-    let Answer::Voted(voted) = first else {
-        panic!("{first:?}");
-    };
-    assert_eq!((voted.vote, voted.results.len()), (Vote::Commit, 1));
-    let Answer::Voted(late) = handle.call(prepare(1, 1, "sql")).await else {
-        panic!("no vote");
-    };
-    assert_eq!((late.vote, late.results.len()), (Vote::Commit, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -209,12 +209,14 @@ impl ResourceManager for SimRm {
         self.way("commit_one_phase", branch).await;
         let kills = self.cuts.server.kills();
         let ended = self.memory.commit_one_phase(branch, work).await;
-        if let (OnePhase::Unknown { reason }, true) = (&ended, self.door.lives()) {
+        if let (OnePhase::Unknown { reason, .. }, true) = (&ended, self.door.lives()) {
             self.cuts.worked(branch, reason, kills);
         }
         let short = match &ended {
             OnePhase::Committed { .. } => "committed",
-            OnePhase::NotCommitted { reason, .. } | OnePhase::Unknown { reason } => code(reason),
+            OnePhase::NotCommitted { reason, .. } | OnePhase::Unknown { reason, .. } => {
+                code(reason)
+            }
         };
         self.note(branch, format_args!("commit in one phase: {short}"));
         self.way("commit_one_phase", branch).await;

@@ -136,7 +136,12 @@ impl ResourceManager for Memory {
                         failed: None,
                     };
                 }
-                Err(reason) => return OnePhase::Unknown { reason },
+                Err(reason) => {
+                    return OnePhase::Unknown {
+                        reason,
+                        results: Vec::new(),
+                    };
+                }
             },
             Some(work) => match self.run_all(branch, work).await {
                 Ok(done) => done,
@@ -159,6 +164,7 @@ impl ResourceManager for Memory {
                 Err(_) => {
                     return OnePhase::Unknown {
                         reason: server::broken(),
+                        results: Vec::new(),
                     };
                 }
             },
@@ -172,6 +178,7 @@ impl ResourceManager for Memory {
             },
             Err(Stop::Broken) => OnePhase::Unknown {
                 reason: server::broken(),
+                results,
             },
         }
     }

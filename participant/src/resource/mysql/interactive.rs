@@ -214,6 +214,10 @@ impl MySql {
             Ok(facts) => facts,
             Err(reason) => {
                 let reason = self.fail(branch, held, conn, reason).await;
+                let unknown = |reason| OnePhase::Unknown {
+                    reason,
+                    results: Vec::new(),
+                };
                 return match self.failed(branch, reason).await {
                     Prepared::NotPrepared {
                         reason,
@@ -224,10 +228,8 @@ impl MySql {
                         results,
                         failed,
                     },
-                    Prepared::Unknown { reason } => OnePhase::Unknown { reason },
-                    Prepared::Prepared { .. } | Prepared::ReadOnly { .. } => {
-                        OnePhase::Unknown { reason: not_open() }
-                    }
+                    Prepared::Unknown { reason } => unknown(reason),
+                    Prepared::Prepared { .. } | Prepared::ReadOnly { .. } => unknown(not_open()),
                 };
             }
         };

@@ -64,7 +64,10 @@ impl From<Unfinished> for OnePhase {
                 failed,
             }
         } else {
-            Self::Unknown { reason }
+            Self::Unknown {
+                reason,
+                results: Vec::new(),
+            }
         }
     }
 }

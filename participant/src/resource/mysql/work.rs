@@ -132,7 +132,7 @@ impl MySql {
                 results,
                 failed,
             },
-            unknown @ OnePhase::Unknown { .. } => unknown,
+            OnePhase::Unknown { reason, .. } => OnePhase::Unknown { reason, results },
         }
     }
 
