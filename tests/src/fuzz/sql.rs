@@ -380,8 +380,16 @@ fn follows_an_operand(tokens: &[Token], index: usize) -> bool {
     match before(1) {
         Some(Token::Number(_) | Token::Text(_) | Token::Hex(_) | Token::Bit(_)) => true,
         Some(Token::Word(word)) => {
-            let operator = |symbol| "<>=!+-/%&|^~".contains(symbol);
-            matches!(before(2), Some(Token::Symbol(symbol)) if operator(*symbol))
+            let operator = match before(2) {
+                Some(Token::Symbol(symbol)) => "<>=!+-/%&|^~".contains(*symbol),
+                // Reserved on both servers, so never names.
+                Some(Token::Word(word)) => is_one_of(
+                    word,
+                    &["AND", "DIV", "LIKE", "MOD", "OR", "REGEXP", "RLIKE", "XOR"],
+                ),
+                _ => false,
+            };
+            operator
                 && !is_one_of(
                     word,
                     &["NOT", "BINARY", "CASE", "INTERVAL", "ROW", "EXISTS"],
