@@ -19,7 +19,7 @@ pub enum Outcome<R = Vec<v1::StatementResult>> {
         /// True when this is the outcome of an earlier attempt with the same request id; results
         /// of statements are then empty.
         replayed: bool,
-        /// True when nobody knows any more what the statements returned; results are then empty.
+        /// True when what the statements returned was lost on the way; results are then empty.
         /// Only a one-shot transaction at a single participant can end so.
         results_lost: bool,
     },

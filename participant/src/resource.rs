@@ -81,6 +81,16 @@ pub enum OnePhase {
     },
 }
 
+impl OnePhase {
+    /// It may have committed, and what its statements returned is not known here.
+    pub fn unknown(reason: Reason) -> Self {
+        Self::Unknown {
+            reason,
+            results: Vec::new(),
+        }
+    }
+}
+
 /// What became of an XA COMMIT or XA ROLLBACK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finished {

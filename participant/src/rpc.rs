@@ -11,7 +11,7 @@ use std::time::UNIX_EPOCH;
 use concord_core::id::{Bqual, BranchId, Epoch, Gtrid, ParticipantName};
 use concord_core::message::Finish;
 use concord_core::reason::{Reason, code};
-use concord_proto::convert::link::unfinished_bytes;
+use concord_proto::convert::link::{Finished, unfinished_bytes};
 use concord_proto::convert::participant as door;
 use concord_proto::convert::work::branch_ref;
 use concord_proto::convert::{At, Page, Violations, page, text, time};
@@ -81,12 +81,13 @@ impl<R: ResourceManager> Service<R> {
         Err(self.refused(&reason, Some(branch)))
     }
 
-    async fn finish(&self, order: Order) -> Result<Finish, Status> {
-        let finish = self.order(order, |answer| match answer {
-            Answer::Finished(finished) => Some(finished.finish),
+    /// Gives an order that ends a branch.
+    async fn finish(&self, order: Order) -> Result<Finished, Status> {
+        let finished = self.order(order, |answer| match answer {
+            Answer::Finished(finished) => Some(finished),
             _ => None,
         });
-        Ok(finish.await?.into_inner())
+        Ok(finished.await?.into_inner())
     }
 
     fn stopped(&self) -> Status {
@@ -168,20 +169,12 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Answered<v1::CommitResponse> {
         let order = Order::Commit(door::commit(request.into_inner())?);
-        let answer = self.order(order, |answer| match answer {
-            Answer::Finished(finished) => Some(finished.into()),
-            _ => None,
-        });
-        answer.await
+        Ok(Response::new(self.finish(order).await?.into()))
     }
 
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Answered<v1::AbortResponse> {
         let order = Order::Abort(door::abort(request.into_inner())?);
-        let answer = self.order(order, |answer| match answer {
-            Answer::Finished(finished) => Some(finished.into()),
-            _ => None,
-        });
-        answer.await
+        Ok(Response::new(self.finish(order).await?.into()))
     }
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Answered<v1::QueryResponse> {
@@ -293,7 +286,7 @@ impl<R: ResourceManager> v1::participant_server::Participant for Service<R> {
             }),
             door::Resolution::Abort => Order::Abort(door::Abort { branch, epoch }),
         };
-        Ok(Response::new(self.finish(order).await?.into()))
+        Ok(Response::new(self.finish(order).await?.finish.into()))
     }
 
     async fn migrate(&self, request: Request<v1::MigrateRequest>) -> Answered<v1::MigrateResponse> {

@@ -2,6 +2,7 @@
 
 mod hanging;
 mod harness;
+mod returning;
 mod sessions;
 mod tables;
 mod upgrade;

@@ -252,10 +252,7 @@ impl Broken {
                 )
             }
             Self::Prepare => prepared(branch, Prepared::Unknown { reason }),
-            Self::OnePhase => {
-                let results = Vec::new();
-                one_phase(branch, OnePhase::Unknown { reason, results })
-            }
+            Self::OnePhase => one_phase(branch, OnePhase::unknown(reason)),
             Self::Verb => verb(branch, Finished::Unknown(reason)),
             Self::Ledger => ledger(branch, Err(reason)),
             Self::List => {

@@ -317,10 +317,12 @@ fn assert_allowed(bound: &str, tokens: &[Token], judged: &Judged) {
             ),
             Some(Token::Symbol('(')) => {
                 assert!(!is_dangerous(name), "{bound:?} calls {name}");
+                // After a period even a reserved word is a name.
+                let after_period = index > 0 && tokens[index - 1] == Token::Symbol('.');
                 let plain = matches!(token, Token::Word(_));
                 let fine = is_allowed(name)
                     || (plain && is_one_of(name, BEFORE_PARENTHESIS))
-                    || (token.is("RETURNING") && follows_an_operand(tokens, index))
+                    || (token.is("RETURNING") && judged.returning && !after_period)
                     || is_named_there(tokens, index);
                 assert!(fine, "{bound:?} may call {name}");
             }
@@ -369,34 +371,6 @@ fn is_named_there(tokens: &[Token], index: usize) -> bool {
         _ => false,
     };
     after_table || closes_before_as(&tokens[index + 1..])
-}
-
-/// Whether what stands before this word is a whole operand, or a syntax error to both servers: a
-/// literal, or any word after an operator but one after which an operand begins. RETURNING in
-/// parentheses is no call of what MySQL would let be a function's name then. A star is no operator
-/// here: after `SELECT *` a clause may begin.
-fn follows_an_operand(tokens: &[Token], index: usize) -> bool {
-    let before = |count: usize| Some(&tokens[index.checked_sub(count)?]);
-    match before(1) {
-        Some(Token::Number(_) | Token::Text(_) | Token::Hex(_) | Token::Bit(_)) => true,
-        Some(Token::Word(word)) => {
-            let operator = match before(2) {
-                Some(Token::Symbol(symbol)) => "<>=!+-/%&|^~".contains(*symbol),
-                // Reserved on both servers, so never names.
-                Some(Token::Word(word)) => is_one_of(
-                    word,
-                    &["AND", "DIV", "LIKE", "MOD", "OR", "REGEXP", "RLIKE", "XOR"],
-                ),
-                _ => false,
-            };
-            operator
-                && !is_one_of(
-                    word,
-                    &["NOT", "BINARY", "CASE", "INTERVAL", "ROW", "EXISTS"],
-                )
-        }
-        _ => false,
-    }
 }
 
 fn closes_before_as(tokens: &[Token]) -> bool {

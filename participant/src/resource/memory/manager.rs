@@ -136,12 +136,7 @@ impl ResourceManager for Memory {
                         failed: None,
                     };
                 }
-                Err(reason) => {
-                    return OnePhase::Unknown {
-                        reason,
-                        results: Vec::new(),
-                    };
-                }
+                Err(reason) => return OnePhase::unknown(reason),
             },
             Some(work) => match self.run_all(branch, work).await {
                 Ok(done) => done,
@@ -161,12 +156,7 @@ impl ResourceManager for Memory {
                         }
                     };
                 }
-                Err(_) => {
-                    return OnePhase::Unknown {
-                        reason: server::broken(),
-                        results: Vec::new(),
-                    };
-                }
+                Err(_) => return OnePhase::unknown(server::broken()),
             },
         };
         match self.commit_running(running) {

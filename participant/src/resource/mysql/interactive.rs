@@ -13,6 +13,7 @@ use super::MySql;
 use super::branches::{Held, State};
 use super::pool::{Class, Conn};
 use super::script::{End, Script, Step, judge_all};
+use super::sql::check_flavor;
 use super::unfinished::Unfinished;
 use crate::resource::{OnePhase, Prepared};
 
@@ -66,10 +67,11 @@ impl MySql {
             Err((_, reason)) => return Err(self.fail(branch, held, conn, reason).await),
         };
         let fit = match self.facts().await {
-            Ok(_) => self
-                .check_tables(&judged, deadline)
-                .await
-                .map_err(|(_, reason)| reason),
+            Ok(facts) => match check_flavor(&judged, facts.flavor) {
+                Ok(()) => self.check_tables(&judged, deadline).await,
+                refused => refused,
+            }
+            .map_err(|(_, reason)| reason),
             Err(reason) => Err(reason),
         };
         if let Err(reason) = fit {
@@ -214,10 +216,6 @@ impl MySql {
             Ok(facts) => facts,
             Err(reason) => {
                 let reason = self.fail(branch, held, conn, reason).await;
-                let unknown = |reason| OnePhase::Unknown {
-                    reason,
-                    results: Vec::new(),
-                };
                 return match self.failed(branch, reason).await {
                     Prepared::NotPrepared {
                         reason,
@@ -228,8 +226,10 @@ impl MySql {
                         results,
                         failed,
                     },
-                    Prepared::Unknown { reason } => unknown(reason),
-                    Prepared::Prepared { .. } | Prepared::ReadOnly { .. } => unknown(not_open()),
+                    Prepared::Unknown { reason } => OnePhase::unknown(reason),
+                    Prepared::Prepared { .. } | Prepared::ReadOnly { .. } => {
+                        OnePhase::unknown(not_open())
+                    }
                 };
             }
         };

@@ -126,7 +126,7 @@ impl Script {
         self.selects
             .push(matches!(judged.kind, StatementKind::Select { .. }));
         self.expects.push(statement.expect.clone());
-        if judged.returns_rows {
+        if judged.returns_rows() {
             let seal = *self.seal.get_or_insert_with(rand::random);
             self.verb(Step::Seal(index), &format!("SELECT x'{}'", hex(&seal)));
         }

@@ -23,6 +23,7 @@ use super::functions::is_dangerous;
 use super::lexer::{Kind, Token, lex};
 use super::literal::push_literal;
 use super::parse::parse_whole;
+use super::preflight::Flavor;
 use super::tables::{Table, written};
 
 /// Statements whose judgement is remembered: an application has some hundreds of texts.
@@ -72,8 +73,10 @@ pub struct Judged {
     pub internal: bool,
     /// Tables that it may write to.
     pub written: Vec<Table>,
-    /// Whether it returns rows: a SELECT, or a write with RETURNING.
-    pub returns_rows: bool,
+    /// Whether it is a write with the word RETURNING, without backticks. What follows the word is
+    /// never a call on MariaDB, which reserves it; MySQL would take it for one, and has no such
+    /// clause: [`check_flavor`] refuses it there.
+    pub returning: bool,
     /// Whether it reads LAST_INSERT_ID(), which the session keeps from whoever had it before.
     pub last_insert_id: bool,
     /// Its text between the placeholders: one piece more than there are values.
@@ -81,6 +84,11 @@ pub struct Judged {
 }
 
 impl Judged {
+    /// Whether it returns rows: a SELECT, or a write with RETURNING.
+    pub fn returns_rows(&self) -> bool {
+        self.returning || matches!(self.kind, StatementKind::Select { .. })
+    }
+
     /// Number of values that it needs.
     pub fn params(&self) -> usize {
         self.pieces.len() - 1
@@ -168,6 +176,20 @@ fn refused(message: &str) -> Reason {
     )
 }
 
+/// Refuses statements that this family of servers does not know; the index is the statement's.
+pub fn check_flavor(judged: &[Arc<Judged>], flavor: Flavor) -> Result<(), (usize, Reason)> {
+    match judged.iter().position(|judged| judged.returning) {
+        Some(index) if flavor == Flavor::MySql => Err((
+            index,
+            refused(
+                "MySQL has no RETURNING: SELECT the rows in the same transaction; a column of \
+                 that name needs backticks",
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Judges a statement. The error is a sentence for the client.
 pub fn judge(sql: &str) -> Result<Judged, String> {
     if sql.len() > SQL_BYTES_MAX {
@@ -204,8 +226,8 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
         kind,
         internal,
         written: checker.written,
-        returns_rows: matches!(kind, StatementKind::Select { .. })
-            || tokens.iter().any(|token| token.is_word("RETURNING")),
+        returning: kind == StatementKind::Write
+            && tokens.iter().any(|token| token.is_word("RETURNING")),
         last_insert_id: checker.last_insert_id,
         pieces: pieces(&tokens),
     })

@@ -276,6 +276,31 @@ fn everything_else_is_refused() {
 }
 
 #[test]
+fn returning_is_for_mariadb() {
+    let judged = |sql| vec![Arc::new(judge(sql).expect("it is allowed"))];
+    for sql in [
+        "DELETE FROM t RETURNING (v)",
+        "UPDATE t SET v = 1 WHERE w = returning",
+        "INSERT INTO t SELECT v FROM w RETURNING (v)",
+    ] {
+        let [plain, returning] = ["UPDATE t SET v = 1", sql].map(judged);
+        let judged = [plain, returning].concat();
+        assert!(judged[1].returns_rows(), "{sql}");
+        assert_eq!(check_flavor(&judged, Flavor::MariaDb), Ok(()), "{sql}");
+        let (index, reason) = check_flavor(&judged, Flavor::MySql).expect_err(sql);
+        let told = (index, &*reason.code);
+        assert_eq!(told, (1, code::STATEMENT_NOT_ALLOWED), "{sql}");
+    }
+    for sql in [
+        "UPDATE t SET `returning` = 'RETURNING (v)'",
+        "SELECT returning FROM t FOR UPDATE",
+    ] {
+        let judged = judged(sql);
+        assert_eq!(check_flavor(&judged, Flavor::MySql), Ok(()), "{sql}");
+    }
+}
+
+#[test]
 fn deep_nesting_is_refused_and_does_not_crash() {
     for (open, close) in [
         ("(", ")"),

@@ -64,10 +64,7 @@ impl From<Unfinished> for OnePhase {
                 failed,
             }
         } else {
-            Self::Unknown {
-                reason,
-                results: Vec::new(),
-            }
+            Self::unknown(reason)
         }
     }
 }

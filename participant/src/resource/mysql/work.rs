@@ -17,7 +17,7 @@ use super::finish::Finish;
 use super::pool::{Class, Conn};
 use super::preflight::{Facts, Flavor};
 use super::script::{End, Outcome, Script, Step, judge_all};
-use super::sql::{Judged, StatementKind};
+use super::sql::{Judged, StatementKind, check_flavor};
 use super::unfinished::Unfinished;
 use super::{MySql, ledger};
 use crate::resource::{LedgerEntry, OnePhase, Prepared};
@@ -195,15 +195,16 @@ impl MySql {
         work: &Work,
         deadline: Deadline,
     ) -> Result<(Arc<Facts>, Vec<Arc<Judged>>), Unfinished> {
-        let judged = judge_all(&self.judge, &work.statements)
-            .map_err(|(index, reason)| Unfinished::never_began(reason, Some(index)))?;
+        let refused = |(index, reason)| Unfinished::never_began(reason, Some(index));
+        let judged = judge_all(&self.judge, &work.statements).map_err(refused)?;
         let facts = self
             .voting_facts()
             .await
             .map_err(|reason| Unfinished::never_began(reason, None))?;
+        check_flavor(&judged, facts.flavor).map_err(refused)?;
         self.check_tables(&judged, deadline)
             .await
-            .map_err(|(index, reason)| Unfinished::never_began(reason, Some(index)))?;
+            .map_err(refused)?;
         Ok((facts, judged))
     }
 
