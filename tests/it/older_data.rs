@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
 use concord_client::v1;
+use concord_proto::status::reason_of;
 use concord_tests::cluster::eventually;
 use concord_tests::rig::{COORDINATOR, PATIENCE, Rig, START, on_every_server, refused_with};
 
@@ -81,6 +82,27 @@ async fn seen_by_the_participant(rig: &Rig) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What the gateway would tell from it is not true of the cluster, and its tables are nobody's.
+async fn nobody_reads_from_it(rig: &Rig) -> anyhow::Result<()> {
+    let mut bank = v1::bank_service_client::BankServiceClient::connect(rig.endpoint()).await?;
+    let mut refused = 0;
+    for account in 0..32 {
+        // Half of them belong there.
+        let request = v1::GetAccountRequest {
+            account_id: format!("account-{account}"),
+        };
+        let status = bank
+            .get_account(request)
+            .await
+            .err()
+            .context("no such account")?;
+        let reason = reason_of(&status).context("a reason")?;
+        refused += u32::from(&*reason.code == LOST);
+    }
+    ensure!((1..32).contains(&refused), "{refused} refused");
+    Ok(())
+}
+
 /// What the coordinator says an operator may set.
 fn advised(reason: &v1::Reason) -> anyhow::Result<String> {
     let (_, rest) = reason.message.split_once(ADVICE).context("no advice")?;
@@ -133,6 +155,7 @@ fn an_older_copy_of_the_data_is_refused_until_an_operator_accepts_it() -> anyhow
             .context("the coordinator, of a new participant")?;
         advised(&reason)?;
         ensure!(!rig.plus(2)?.await?.is_committed());
+        nobody_reads_from_it(rig).await?;
         // Nor does the coordinator forget it with its own restart.
         rig.kill9(COORDINATOR)?;
         rig.spawn(COORDINATOR)?;

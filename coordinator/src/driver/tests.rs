@@ -18,8 +18,10 @@ use crate::log::MemoryLog;
 use crate::mint::Mint;
 
 mod end;
+mod retention;
 
 const EPOCH: Epoch = Epoch(1);
+const NOW_MS: u64 = 1_700_000_000_000;
 /// Time between the tests' own looks.
 const MOMENT: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -63,21 +65,30 @@ fn p(n: u32) -> ParticipantName {
 impl World {
     /// A driver with links to two participants, and a disk whose every write takes so long.
     async fn new(write: Duration) -> Self {
+        let world = Self::on(write / 2, MemoryLog::new(), &[]).await;
+        sleep(2 * write + SECOND).await;
+        world
+    }
+
+    /// The same on this log, in which these records were found.
+    async fn on(disk: Duration, log: impl DecisionLog, found: &[Record]) -> Self {
         let machine = Arc::new(Machine {
-            unix_ms: AtomicU64::new(1_700_000_000_000),
+            unix_ms: AtomicU64::new(NOW_MS),
             chance: AtomicU64::new(1),
-            disk: write / 2,
+            disk,
         });
         let surroundings: Arc<dyn Surroundings> = machine.clone();
         let mut coordinator = Coordinator::new();
-        coordinator.apply(&Record::Epoch(EPOCH)).expect("an epoch");
+        for record in [&Record::Epoch(EPOCH)].into_iter().chain(found) {
+            coordinator.apply(record).expect("a record");
+        }
         let (driver, calls) = Driver::new(Parts {
             recovered: Recovered {
                 machine: coordinator,
                 incarnations: BTreeMap::new(),
                 witnesses: Witnesses::default(),
             },
-            log: MemoryLog::new(),
+            log,
             config: DriverConfig {
                 max_in_flight: 100,
                 max_in_flight_bytes: 1 << 20,
@@ -105,7 +116,6 @@ impl World {
             world.link(n, u64::from(n)).await;
             world.unfinished(n, u64::from(n), Some(Gtrid::MAX)).await;
         }
-        sleep(2 * write + SECOND).await;
         world
     }
 
@@ -150,14 +160,6 @@ impl World {
         self.ask(inquire).await.await.expect("an answer")
     }
 
-    /// Everything before gets old, and something new has ended since.
-    async fn grow_old(&self) {
-        let hours = 2 * 3_600_000;
-        self.machine.unix_ms.fetch_add(hours, Ordering::Relaxed);
-        self.done(self.mint.mint(), None).await;
-        sleep(2 * HOUR).await;
-    }
-
     async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> oneshot::Receiver<T> {
         let (answer, wait) = oneshot::channel();
         self.calls.send(call(answer)).await.expect("a driver");
@@ -172,10 +174,21 @@ impl World {
         timeout: Duration,
         down: Option<Reason>,
     ) -> oneshot::Receiver<Told> {
-        let tx = Box::new(OneShot {
+        let tx = Box::new(Self::on_one(p(1), gtrid, request, timeout));
+        self.ask(|answer| Call::Run { tx, down, answer }).await
+    }
+
+    /// A transaction with one branch.
+    fn on_one(
+        participant: ParticipantName,
+        gtrid: Gtrid,
+        request: Option<&str>,
+        timeout: Duration,
+    ) -> OneShot {
+        OneShot {
             gtrid,
             branches: vec![BranchWork {
-                participant: p(1),
+                participant,
                 statements: Vec::new(),
             }],
             request: request.map(|id| Request {
@@ -185,8 +198,7 @@ impl World {
             isolation: None,
             ack: AckMode::Applied,
             timeout,
-        });
-        self.ask(|answer| Call::Run { tx, down, answer }).await
+        }
     }
 
     /// Asks what became of a request, with this fingerprint.
@@ -428,6 +440,29 @@ async fn with_its_server_away_no_new_branch_is_begun_and_an_old_one_goes_on() {
     assert_eq!(refused, Err(code::READ_ONLY_SERVER.into()));
 }
 
+/// Its participant was taken out of the configuration since.
+#[tokio::test(start_paused = true)]
+async fn a_repetition_on_a_participant_that_was_taken_out_is_recognised() {
+    let world = World::new(MOMENT).await;
+    let first = world.mint.mint();
+    world.done(first, Some("r")).await;
+    let again = async |request: Option<&str>| {
+        let tx = Box::new(World::on_one(p(3), world.mint.mint(), request, HOUR));
+        let run = |answer| Call::Run {
+            tx,
+            down: None,
+            answer,
+        };
+        world.ask(run).await.await.expect("an answer")
+    };
+    is_refused(again(None).await, code::PARTICIPANT_NOT_FOUND);
+    let told = again(Some("r")).await;
+    assert!(
+        matches!(&told, Told::Replayed { first: of, outcome: Outcome::Committed } if *of == first),
+        "{told:?}"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_is_recognised_by_whoever_cannot_say_what_it_does() {
     let world = World::new(MOMENT).await;
@@ -540,40 +575,4 @@ async fn a_vote_without_its_results_is_one_against_the_transaction() {
     };
     assert_eq!(ended.outcome, Outcome::Committed);
     assert_eq!(ended.results, [[result("a")], [result("b")]]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_horizon_does_not_pass_what_is_unfinished_at_a_participant() {
-    let world = World::new(MOMENT).await;
-    // Of a former coordinator, undecided: this one knows nothing of it, and nobody asks.
-    let in_doubt = world.mint.mint();
-    let younger = world.mint.mint();
-    world.unfinished(1, 1, Some(in_doubt)).await;
-    world.grow_old().await;
-    assert_eq!(world.inquire(in_doubt).await, Decision::Abort);
-    world.unfinished(1, 1, Some(younger)).await;
-    sleep(10 * SECOND).await;
-    assert_eq!(world.inquire(in_doubt).await, Decision::Forgotten);
-    assert_eq!(world.inquire(younger).await, Decision::Abort);
-    world.unfinished(1, 1, Some(Gtrid::MAX)).await;
-    sleep(10 * SECOND).await;
-    assert_eq!(world.inquire(younger).await, Decision::Forgotten);
-}
-
-#[tokio::test(start_paused = true)]
-async fn nothing_is_forgotten_while_a_participant_cannot_tell_what_is_unfinished() {
-    let mut world = World::new(MOMENT).await;
-    let in_doubt = world.mint.mint();
-    world.unfinished(2, 2, None).await;
-    world.grow_old().await;
-    assert_eq!(world.inquire(in_doubt).await, Decision::Abort);
-    // What it told on a former link, or tells there late, is about a former life.
-    world.unfinished(2, 2, Some(Gtrid::MAX)).await;
-    world.link(2, 3).await;
-    world.unfinished(2, 2, Some(Gtrid::MAX)).await;
-    sleep(HOUR).await;
-    assert_eq!(world.inquire(in_doubt).await, Decision::Abort);
-    world.unfinished(2, 3, Some(Gtrid::MAX)).await;
-    sleep(10 * SECOND).await;
-    assert_eq!(world.inquire(in_doubt).await, Decision::Forgotten);
 }

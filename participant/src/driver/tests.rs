@@ -16,6 +16,7 @@ use crate::migrate::Plan;
 use crate::resource::{self, Connections, LedgerEntry, OnePhase, Prepared};
 
 mod detached;
+mod panics;
 mod results;
 
 /// A server that does what it is told at once, and whose appends can be held up. It keeps no XA
@@ -31,6 +32,9 @@ struct Scripted {
     tombstones: Mutex<VecDeque<Result<LedgerEntry, Reason>>>,
     /// Appends that fail before the next one succeeds.
     failures: Mutex<u32>,
+    /// Lists that panic before one succeeds, and appends.
+    lists_panic: Mutex<u32>,
+    appends_panic: Mutex<u32>,
     /// A branch whose other connection is still open.
     attached: Mutex<Option<BranchId>>,
     /// How many ends of its connection the server takes its time for.
@@ -52,6 +56,8 @@ impl Scripted {
             prepares: Semaphore::new(Semaphore::MAX_PERMITS),
             tombstones: Mutex::default(),
             failures: Mutex::default(),
+            lists_panic: Mutex::default(),
+            appends_panic: Mutex::default(),
             attached: Mutex::default(),
             lingers: Mutex::default(),
             appended: Mutex::default(),
@@ -167,6 +173,7 @@ impl ResourceManager for Scripted {
     }
 
     async fn recover(&self) -> Result<Recovered, Reason> {
+        panics::while_any_is_left(&self.lists_panic);
         Ok(Recovered {
             ours: self.prepared.lock().unwrap().iter().copied().collect(),
             foreign: 0,
@@ -198,6 +205,7 @@ impl ResourceManager for Scripted {
 
     async fn append(&self, records: &[ParticipantRecord]) -> Result<(), Reason> {
         self.appends.acquire().await.unwrap().forget();
+        panics::while_any_is_left(&self.appends_panic);
         let mut failures = self.failures.lock().unwrap();
         if *failures > 0 {
             *failures -= 1;

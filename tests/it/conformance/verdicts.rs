@@ -14,6 +14,9 @@ use concord_tests::proxy::{self, Fault, Kind, Proxy};
 use super::types::{branch, statement, work};
 use super::{Real, text, under_test};
 
+/// How often a participant made all that is visible durable.
+const FLUSHED: &str = "SELECT times FROM concord.flushed";
+
 async fn prepare(rm: &MySql, sql: &str) -> BranchId {
     let id = branch();
     let prepared = rm
@@ -37,26 +40,80 @@ pub async fn until(what: &str, is: impl AsyncFn() -> bool) {
 /// A row that is visible is made durable before anybody is told of it; a server that takes no
 /// writes has ended its commits before.
 async fn what_is_visible_is_made_durable(real: &Real) {
-    const TIMES: &str = "SELECT times FROM concord.flushed";
     let rm = MySql::start(real.options());
     let id = prepare(&rm, "INSERT INTO conformance.t VALUES ('visible', 1)").await;
     assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Absent));
-    let before = real.sql(TIMES).await;
+    let before = real.sql(FLUSHED).await;
     assert_eq!(rm.commit(id).await, Finished::Done);
-    assert_eq!(real.sql(TIMES).await, before, "its own answer is enough");
+    assert_eq!(real.sql(FLUSHED).await, before, "its own answer is enough");
     for look in 0..2 {
-        let before = real.sql(TIMES).await;
+        let before = real.sql(FLUSHED).await;
         let found = if look == 0 {
             rm.ledger(id).await
         } else {
             rm.tombstone(id).await
         };
         assert_eq!(found, Ok(LedgerEntry::Committed));
-        assert_ne!(real.sql(TIMES).await, before);
+        assert_ne!(real.sql(FLUSHED).await, before);
     }
     real.sql("SET GLOBAL read_only = ON").await;
     assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Committed));
     real.sql("SET GLOBAL read_only = OFF").await;
+}
+
+/// A commit that becomes visible between the two looks at its row is made durable as well.
+async fn what_becomes_visible_between_two_looks_is_made_durable(real: &Real) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut options = real.options();
+    let Address::Socket(socket) = options.address else {
+        panic!("it listens on a socket")
+    };
+    let near = folder.path().join("socket");
+    let far = proxy::Address::Unix(socket);
+    let proxy = Proxy::on_socket(near.clone(), far, Kind::Sql).expect("a proxy");
+    options.address = Address::Socket(near);
+    // A look of its own would have the idle connection for a moment.
+    options.check_interval = Duration::from_secs(3_600);
+    let rm = MySql::start(options);
+    until("it votes", async || rm.health().borrow().can_vote()).await;
+    let id = branch();
+    // Leaves a connection behind that is open and idle.
+    assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Absent));
+    let gtrid = format!("{:032x}", u128::from_be_bytes(id.gtrid.0));
+    real.sql("SET GLOBAL log_output = 'TABLE'; SET GLOBAL general_log = ON")
+        .await;
+    let held = proxy.link().hold(Fault::StallAnswers);
+    let looking = tokio::spawn({
+        let rm = rm.clone();
+        async move { rm.ledger(id).await }
+    });
+    let looked = format!(
+        "SELECT COUNT(*) FROM mysql.general_log g JOIN information_schema.processlist p \
+         ON p.id = g.thread_id WHERE p.command = 'Sleep' \
+         AND CONVERT(g.argument USING utf8mb4) LIKE '%SELECT state%x''{gtrid}''%'"
+    );
+    until("the first look is over", async || {
+        looking.is_finished() || real.sql(&looked).await[0][0].as_deref() != Some("0")
+    })
+    .await;
+    assert!(!looking.is_finished(), "nobody has answered it");
+    let row = format!(
+        "INSERT INTO concord.ledger (gtrid,bqual,state,connection_id) \
+         VALUES (x'{gtrid}',{},1,CONNECTION_ID())",
+        id.bqual
+    );
+    real.sql(&row).await;
+    let before = real.sql(FLUSHED).await;
+    drop(held);
+    let found = looking.await.expect("no panic");
+    assert_eq!(found, Ok(LedgerEntry::Committed));
+    assert_ne!(
+        real.sql(FLUSHED).await,
+        before,
+        "it was told and may be lost"
+    );
+    real.sql("SET GLOBAL general_log = OFF").await;
+    rm.stop().await;
 }
 
 /// A setting for imports that an operator left behind: keys are checked all the same.
@@ -208,6 +265,7 @@ async fn on(kind: ServerKind) {
     let again = binary.clone();
     let real = Real::start(binary).await;
     what_is_visible_is_made_durable(&real).await;
+    what_becomes_visible_between_two_looks_is_made_durable(&real).await;
     keys_are_checked_whatever_the_server_says(&real).await;
     a_row_that_went_meanwhile_was_a_branchs(&real).await;
     let other = Real::start(again).await;

@@ -1,11 +1,12 @@
 //! What a statement may write to, and what a session must not tell of whoever had it before.
 
 use concord_proto::status::reason_of;
+use concord_proto::v1;
 use concord_proto::v1::value::Kind;
 use concord_proto::v1::{Finish, QueryRequest, Vote};
 
 use super::PLUS;
-use super::harness::{World, branch, code, on_every_server, statement};
+use super::harness::{World, branch, code, on_every_server, prepare, statement};
 
 const TAKE: &str = "UPDATE shop.till SET n = n - 1 WHERE id = 1";
 
@@ -63,6 +64,48 @@ fn a_table_that_cannot_roll_back_is_not_written_to() {
         let one = daemon.one_phase(&branch(1), &[PLUS, TAKE]).await;
         assert_eq!(one.finish(), Finish::Committed, "{one:?}");
         assert_eq!((till(&world).await, world.n(1).await), (99, 101));
+    });
+}
+
+/// What is looked at before anything is sent must not tell a client that nothing happened.
+#[test]
+fn a_request_that_took_effect_is_told_so_whatever_stands_against_it_now() {
+    on_every_server(|world| async move {
+        let daemon = world.start().await;
+        let paid = |branch: &v1::BranchRef| {
+            let mut request = prepare(branch, &[PLUS]);
+            if let Some(work) = &mut request.work {
+                work.request_id = "invoice-17".to_owned();
+                work.request_fingerprint = 17;
+            }
+            v1::CommitRequest {
+                branch: request.branch,
+                one_phase: true,
+                work: request.work,
+            }
+        };
+        let commit = async |branch: &v1::BranchRef| {
+            let answer = daemon.client.clone().commit(paid(branch)).await;
+            answer.expect("an answer").into_inner()
+        };
+        let first = branch(1);
+        let one = commit(&first).await;
+        assert_eq!(one.finish(), Finish::Committed, "{one:?}");
+        world.sql("ALTER TABLE shop.t ENGINE=MyISAM").await;
+        // A look at a table's engine is remembered for a while, and not by a new participant.
+        daemon.stop().await;
+        let daemon = world.start().await;
+        let refused = daemon.one_phase(&branch(1), &[PLUS]).await;
+        assert_eq!(code(refused.reason.as_ref()), "STATEMENT_NOT_ALLOWED");
+        let answer = daemon.client.clone().commit(paid(&branch(1))).await;
+        let again = answer.expect("an answer").into_inner();
+        assert_eq!(again.finish(), Finish::Aborted, "{again:?}");
+        assert_eq!(
+            code(again.reason.as_ref()),
+            "REQUEST_ALREADY_COMMITTED",
+            "{again:?}"
+        );
+        assert_eq!(world.n(1).await, 101);
     });
 }
 
