@@ -2,11 +2,12 @@
 //! a crash of its host could not take it back.
 
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
 use std::time::Duration;
 
 use concord_client::local::server::ServerKind;
 use concord_core::id::BranchId;
-use concord_core::reason::code;
+use concord_core::reason::{Reason, code};
 use concord_participant::resource::mysql::{Address, MySql, Secret};
 use concord_participant::resource::{Finished, LedgerEntry, Prepared, ResourceManager as _};
 use concord_tests::proxy::{self, Fault, Kind, Proxy};
@@ -61,59 +62,111 @@ async fn what_is_visible_is_made_durable(real: &Real) {
     real.sql("SET GLOBAL read_only = OFF").await;
 }
 
+/// A participant whose answers can be held up, with one open and idle connection, and a branch that
+/// neither it nor its server knows.
+struct HeldUp {
+    rm: Arc<MySql>,
+    proxy: Proxy,
+    id: BranchId,
+    _folder: tempfile::TempDir,
+}
+
+impl HeldUp {
+    async fn start(real: &Real) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut options = real.options();
+        let Address::Socket(socket) = options.address else {
+            panic!("it listens on a socket")
+        };
+        let near = folder.path().join("socket");
+        let far = proxy::Address::Unix(socket);
+        let proxy = Proxy::on_socket(near.clone(), far, Kind::Sql).expect("a proxy");
+        options.address = Address::Socket(near);
+        // A look of its own would have the idle connection for a moment.
+        options.check_interval = Duration::from_secs(3_600);
+        let rm = MySql::start(options);
+        until("it votes", async || rm.health().borrow().can_vote()).await;
+        // Leaves a connection behind that is open and idle.
+        let id = branch();
+        assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Absent));
+        Self {
+            rm,
+            proxy,
+            id,
+            _folder: folder,
+        }
+    }
+
+    /// The branch's global id as its server writes it.
+    fn gtrid(&self) -> String {
+        format!("x'{:032x}'", u128::from_be_bytes(self.id.gtrid.0))
+    }
+
+    /// What inserts the branch's ledger row.
+    fn row(&self) -> String {
+        format!(
+            "INSERT INTO concord.ledger (gtrid,bqual,state,connection_id) \
+             VALUES ({},{},1,CONNECTION_ID())",
+            self.gtrid(),
+            self.id.bqual
+        )
+    }
+
+    /// Looks, and lets something happen when the server has answered a text with these words
+    /// around the global id, and nobody has heard it yet.
+    async fn look(
+        &self,
+        real: &Real,
+        look: impl Future<Output = Result<LedgerEntry, Reason>> + Send + 'static,
+        words: (&str, &str),
+        happens: impl AsyncFnOnce(),
+    ) -> Result<LedgerEntry, Reason> {
+        real.sql("SET GLOBAL log_output = 'TABLE'; SET GLOBAL general_log = ON")
+            .await;
+        let held = self.proxy.link().hold(Fault::StallAnswers);
+        let looking = tokio::spawn(look);
+        let (before, after) = words;
+        let gtrid = self.gtrid().replace('\'', "''");
+        let answered = format!(
+            "SELECT COUNT(*) FROM mysql.general_log g JOIN information_schema.processlist p \
+             ON p.id = g.thread_id WHERE p.command = 'Sleep' \
+             AND CONVERT(g.argument USING utf8mb4) LIKE '%{before}%{gtrid}%{after}%'"
+        );
+        until("the look is answered", async || {
+            looking.is_finished() || real.sql(&answered).await[0][0].as_deref() != Some("0")
+        })
+        .await;
+        if looking.is_finished() {
+            let ended = looking.await;
+            unreachable!("nobody has heard the answer, and it ended: {ended:?}");
+        }
+        happens().await;
+        drop(held);
+        let found = looking.await.expect("no panic");
+        real.sql("SET GLOBAL general_log = OFF").await;
+        found
+    }
+}
+
 /// A commit that becomes visible between the two looks at its row is made durable as well.
 async fn what_becomes_visible_between_two_looks_is_made_durable(real: &Real) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut options = real.options();
-    let Address::Socket(socket) = options.address else {
-        panic!("it listens on a socket")
-    };
-    let near = folder.path().join("socket");
-    let far = proxy::Address::Unix(socket);
-    let proxy = Proxy::on_socket(near.clone(), far, Kind::Sql).expect("a proxy");
-    options.address = Address::Socket(near);
-    // A look of its own would have the idle connection for a moment.
-    options.check_interval = Duration::from_secs(3_600);
-    let rm = MySql::start(options);
-    until("it votes", async || rm.health().borrow().can_vote()).await;
-    let id = branch();
-    // Leaves a connection behind that is open and idle.
-    assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Absent));
-    let gtrid = format!("{:032x}", u128::from_be_bytes(id.gtrid.0));
-    real.sql("SET GLOBAL log_output = 'TABLE'; SET GLOBAL general_log = ON")
-        .await;
-    let held = proxy.link().hold(Fault::StallAnswers);
-    let looking = tokio::spawn({
-        let rm = rm.clone();
-        async move { rm.ledger(id).await }
-    });
-    let looked = format!(
-        "SELECT COUNT(*) FROM mysql.general_log g JOIN information_schema.processlist p \
-         ON p.id = g.thread_id WHERE p.command = 'Sleep' \
-         AND CONVERT(g.argument USING utf8mb4) LIKE '%SELECT state%x''{gtrid}''%'"
-    );
-    until("the first look is over", async || {
-        looking.is_finished() || real.sql(&looked).await[0][0].as_deref() != Some("0")
-    })
-    .await;
-    assert!(!looking.is_finished(), "nobody has answered it");
-    let row = format!(
-        "INSERT INTO concord.ledger (gtrid,bqual,state,connection_id) \
-         VALUES (x'{gtrid}',{},1,CONNECTION_ID())",
-        id.bqual
-    );
-    real.sql(&row).await;
+    let held_up = HeldUp::start(real).await;
+    let (rm, id) = (held_up.rm.clone(), held_up.id);
     let before = real.sql(FLUSHED).await;
-    drop(held);
-    let found = looking.await.expect("no panic");
+    let first = ("SELECT state", "");
+    let look = async move { rm.ledger(id).await };
+    let commits = async || {
+        real.sql(&held_up.row()).await;
+        assert_eq!(real.sql(FLUSHED).await, before);
+    };
+    let found = held_up.look(real, look, first, commits).await;
     assert_eq!(found, Ok(LedgerEntry::Committed));
     assert_ne!(
         real.sql(FLUSHED).await,
         before,
         "it was told and may be lost"
     );
-    real.sql("SET GLOBAL general_log = OFF").await;
-    rm.stop().await;
+    held_up.rm.stop().await;
 }
 
 /// A setting for imports that an operator left behind: keys are checked all the same.
@@ -205,56 +258,21 @@ async fn another_server_proves_nothing(real: &Real, other: &Real) {
 /// A branch that ends between the look that its row refuses and the question whose row that was:
 /// no backup and no DDL held it, whose lock has the same error on MariaDB.
 async fn a_row_that_went_meanwhile_was_a_branchs(real: &Real) {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut options = real.options();
-    let Address::Socket(socket) = options.address else {
-        panic!("it listens on a socket")
-    };
-    let near = folder.path().join("socket");
-    let far = proxy::Address::Unix(socket);
-    let proxy = Proxy::on_socket(near.clone(), far, Kind::Sql).expect("a proxy");
-    options.address = Address::Socket(near);
-    // A look of its own would have the idle connection for a moment.
-    options.check_interval = Duration::from_secs(3_600);
-    let rm = MySql::start(options);
-    until("it votes", async || rm.health().borrow().can_vote()).await;
-    // Leaves a connection behind that is open and idle.
-    let id = branch();
-    assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Absent));
+    let held_up = HeldUp::start(real).await;
+    let (rm, id) = (held_up.rm.clone(), held_up.id);
     let mut holder = real.root().await;
-    let gtrid = format!("{:032x}", u128::from_be_bytes(id.gtrid.0));
-    let row = format!(
-        "START TRANSACTION; INSERT INTO concord.ledger (gtrid,bqual,state,connection_id) \
-         VALUES (x'{gtrid}',{},1,CONNECTION_ID())",
-        id.bqual
-    );
+    let row = format!("START TRANSACTION; {}", held_up.row());
     text(&mut holder, &row).await.expect("the row");
-    real.sql("SET GLOBAL log_output = 'TABLE'; SET GLOBAL general_log = ON")
-        .await;
-    let held = proxy.link().hold(Fault::StallAnswers);
-    let looking = tokio::spawn({
-        let rm = rm.clone();
-        async move { rm.tombstone(id).await }
-    });
-    let refused = format!(
-        "SELECT COUNT(*) FROM mysql.general_log g JOIN information_schema.processlist p \
-         ON p.id = g.thread_id WHERE p.command = 'Sleep' \
-         AND CONVERT(g.argument USING utf8mb4) LIKE '%x''{gtrid}''%NOWAIT%'"
-    );
-    until("the look is refused", async || {
-        looking.is_finished() || real.sql(&refused).await[0][0].as_deref() != Some("0")
-    })
-    .await;
-    if looking.is_finished() {
-        let ended = looking.await;
-        unreachable!("nobody has answered it, and it ended: {ended:?}");
-    }
-    text(&mut holder, "ROLLBACK").await.expect("it goes");
-    drop(held);
-    let reason = looking.await.expect("no panic").expect_err("it was alive");
+    let refused = ("", "NOWAIT");
+    let look = async move { rm.tombstone(id).await };
+    let goes = async || {
+        text(&mut holder, "ROLLBACK").await.expect("it goes");
+    };
+    let found = held_up.look(real, look, refused, goes).await;
+    let reason = found.expect_err("it was alive");
     assert_eq!(&*reason.code, code::BRANCH_ATTACHED, "{reason}");
+    let rm = held_up.rm;
     assert_eq!(rm.tombstone(id).await, Ok(LedgerEntry::Tombstone));
-    real.sql("SET GLOBAL general_log = OFF").await;
     rm.stop().await;
 }
 

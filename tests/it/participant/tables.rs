@@ -6,7 +6,7 @@ use concord_proto::v1::value::Kind;
 use concord_proto::v1::{Finish, QueryRequest, Vote};
 
 use super::PLUS;
-use super::harness::{World, branch, code, on_every_server, prepare, statement};
+use super::harness::{Daemon, World, branch, code, on_every_server, statement, work};
 
 const TAKE: &str = "UPDATE shop.till SET n = n - 1 WHERE id = 1";
 
@@ -72,24 +72,21 @@ fn a_table_that_cannot_roll_back_is_not_written_to() {
 fn a_request_that_took_effect_is_told_so_whatever_stands_against_it_now() {
     on_every_server(|world| async move {
         let daemon = world.start().await;
-        let paid = |branch: &v1::BranchRef| {
-            let mut request = prepare(branch, &[PLUS]);
-            if let Some(work) = &mut request.work {
-                work.request_id = "invoice-17".to_owned();
-                work.request_fingerprint = 17;
-            }
-            v1::CommitRequest {
-                branch: request.branch,
+        let pay = async |daemon: &Daemon| {
+            let paid = v1::Work {
+                request_id: "invoice-17".to_owned(),
+                request_fingerprint: 17,
+                ..work(&[PLUS])
+            };
+            let request = v1::CommitRequest {
+                branch: Some(branch(1)),
                 one_phase: true,
-                work: request.work,
-            }
-        };
-        let commit = async |branch: &v1::BranchRef| {
-            let answer = daemon.client.clone().commit(paid(branch)).await;
+                work: Some(paid),
+            };
+            let answer = daemon.client.clone().commit(request).await;
             answer.expect("an answer").into_inner()
         };
-        let first = branch(1);
-        let one = commit(&first).await;
+        let one = pay(&daemon).await;
         assert_eq!(one.finish(), Finish::Committed, "{one:?}");
         world.sql("ALTER TABLE shop.t ENGINE=MyISAM").await;
         // A look at a table's engine is remembered for a while, and not by a new participant.
@@ -97,8 +94,7 @@ fn a_request_that_took_effect_is_told_so_whatever_stands_against_it_now() {
         let daemon = world.start().await;
         let refused = daemon.one_phase(&branch(1), &[PLUS]).await;
         assert_eq!(code(refused.reason.as_ref()), "STATEMENT_NOT_ALLOWED");
-        let answer = daemon.client.clone().commit(paid(&branch(1))).await;
-        let again = answer.expect("an answer").into_inner();
+        let again = pay(&daemon).await;
         assert_eq!(again.finish(), Finish::Aborted, "{again:?}");
         assert_eq!(
             code(again.reason.as_ref()),

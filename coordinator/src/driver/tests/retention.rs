@@ -61,14 +61,13 @@ async fn what_is_old_is_forgotten_in_steps() {
         log,
         deleted: deleted.clone(),
     };
-    let world = World::on(MOMENT / 2, log, &found).await;
+    let _world = World::on(MOMENT / 2, log, &found).await;
     sleep(30 * SECOND).await;
     let steps = deleted.lock().unwrap().clone();
     assert!(steps.iter().all(|step| *step <= 10_000), "{steps:?}");
     // The last one there is stays, as the horizon is never above it.
     let all = u64::try_from(steps.iter().sum::<usize>()).expect("a number");
     assert_eq!(all, OLD - 1, "{steps:?}");
-    drop(world);
 }
 
 #[tokio::test(start_paused = true)]
