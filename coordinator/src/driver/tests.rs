@@ -1,6 +1,7 @@
 //! The driver's books: who is told what, whose time is over, and what a wrong clock may do.
 //!
-//! Time is paused, and the disk takes as long as a test wants.
+//! Time is paused, and the disk takes as long as a test wants, but for the one that writes as a
+//! daemon does.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,6 +11,7 @@ use concord_core::reason::{Reason, code};
 use concord_core::transaction::Ack;
 use concord_proto::model::Statement;
 use concord_proto::v1;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::*;
@@ -32,7 +34,7 @@ const HOUR: Duration = Duration::from_hours(1);
 struct Machine {
     unix_ms: AtomicU64,
     chance: AtomicU64,
-    disk: Duration,
+    disk: Option<Duration>,
 }
 
 impl Surroundings for Machine {
@@ -45,7 +47,7 @@ impl Surroundings for Machine {
     }
 
     fn disk_pause(&self) -> Option<Duration> {
-        Some(self.disk)
+        self.disk
     }
 }
 
@@ -54,7 +56,8 @@ struct World {
     machine: Arc<Machine>,
     mint: Mint,
     stop: CancellationToken,
-    /// What the driver sends; nobody reads it, and the links are up as long as it is here.
+    driver: JoinHandle<Result<(), DriverError>>,
+    /// What the driver sends; the links are up as long as it is here.
     links: Vec<mpsc::UnboundedReceiver<Outbound>>,
 }
 
@@ -65,13 +68,14 @@ fn p(n: u32) -> ParticipantName {
 impl World {
     /// A driver with links to two participants, and a disk whose every write takes so long.
     async fn new(write: Duration) -> Self {
-        let world = Self::on(write / 2, MemoryLog::new(), &[]).await;
+        let world = Self::on(Some(write / 2), MemoryLog::new(), &[]).await;
         sleep(2 * write + SECOND).await;
         world
     }
 
-    /// The same on this log, in which these records were found.
-    async fn on(disk: Duration, log: impl DecisionLog, found: &[Record]) -> Self {
+    /// The same on this log, in which these records were found. Without a time for the disk, the
+    /// log is written as a daemon writes it, and time must not be paused.
+    async fn on(disk: Option<Duration>, log: impl DecisionLog, found: &[Record]) -> Self {
         let machine = Arc::new(Machine {
             unix_ms: AtomicU64::new(NOW_MS),
             chance: AtomicU64::new(1),
@@ -104,12 +108,13 @@ impl World {
         })
         .expect("a driver");
         let stop = CancellationToken::new();
-        tokio::spawn(driver.run(stop.clone()));
+        let driver = tokio::spawn(driver.run(stop.clone()));
         let mut world = Self {
             calls,
             machine,
             mint: Mint::above(Gtrid::MIN, surroundings),
             stop,
+            driver,
             links: Vec::new(),
         };
         for n in 1..=2 {

@@ -75,3 +75,24 @@ async fn a_call_that_nobody_takes_any_more_is_told_what_is_known() {
     is_refused(fresh.await.expect("an answer"), code::SHUTTING_DOWN);
     assert!(other.await.is_err(), "nobody says that it is not known");
 }
+
+/// What a lone transaction leaves to be written, the driver writes by itself, and then there is
+/// nobody to wait for.
+#[tokio::test]
+async fn a_stop_soon_after_a_lone_commit_waits_for_nobody() {
+    let mut world = World::on(None, MemoryLog::new(), &[]).await;
+    let gtrid = world.mint.mint();
+    let told = world.run(gtrid, None, HOUR, None).await;
+    // Its record was written first. That it ended waits in line, for half a second at most.
+    let sent = world.links[0].recv().await;
+    assert!(
+        matches!(&sent, Some(Outbound::Command { branch, .. }) if branch.gtrid == gtrid),
+        "{sent:?}"
+    );
+    world.committed(gtrid).await;
+    is_committed(told.await.expect("an answer"));
+    world.stop.cancel();
+    let ended = tokio::time::timeout(30 * SECOND, world.driver).await;
+    let ended = ended.expect("it waits for what nobody writes");
+    ended.expect("no panic").expect("no error");
+}

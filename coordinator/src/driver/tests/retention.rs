@@ -61,7 +61,7 @@ async fn what_is_old_is_forgotten_in_steps() {
         log,
         deleted: deleted.clone(),
     };
-    let _world = World::on(MOMENT / 2, log, &found).await;
+    let _world = World::on(Some(MOMENT / 2), log, &found).await;
     sleep(30 * SECOND).await;
     let steps = deleted.lock().unwrap().clone();
     assert!(steps.iter().all(|step| *step <= 10_000), "{steps:?}");
