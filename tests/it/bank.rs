@@ -1,7 +1,7 @@
-//! The bank, the inventory and generic transactions, end to end on real servers.
+//! The bank, the inventory, generic transactions and the command line, end to end on real servers.
 //!
-//! One cluster for each kind of server; `inventory` and `transactions` run on it too, because a
-//! cluster takes longer to start than their cases to run.
+//! One cluster for each kind of server; `inventory`, `transactions` and `command_line` run on it
+//! too, because a cluster takes longer to start than their cases to run.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use concord_tests::cases::server_of;
 use concord_tests::cluster::{Cluster, READY_TIMEOUT, eventually};
 use futures::future::join_all;
 
-use crate::{inventory, transactions};
+use crate::{command_line, inventory, transactions};
 
 /// Servers of the cluster.
 pub const SERVERS: u16 = 2;
@@ -76,6 +76,10 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
         transactions::the_same_row_twice,
         transactions::watchers_see_the_states_in_order,
         transactions::a_decision_is_answered_before_it_is_applied,
+        command_line::what_statements_return_is_shown,
+        command_line::a_write_that_returns_rows,
+        command_line::each_end_has_its_exit_code,
+        command_line::an_outcome_that_nobody_knows,
         requests_survive_a_killed_coordinator,
         requests_survive_the_loss_of_the_log,
         the_books_agree,

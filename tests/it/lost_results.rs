@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use concord_client::{Outcome, v1};
 use concord_daemon::crash::{self, CrashPoint};
-use concord_tests::cluster::eventually;
+use concord_tests::cluster::{binaries, eventually};
 use concord_tests::rig::{PATIENCE, Rig, START, on_every_server, unlock};
 use nix::sys::signal::Signal;
 use tokio::task::JoinHandle;
@@ -53,19 +53,41 @@ fn what_a_commit_in_one_phase_returned_is_told_or_said_to_be_lost() -> anyhow::R
 /// Its ledger row proves the commit, and nothing knows what the statement returned.
 async fn with_the_participant(rig: &mut Rig, armed: &Path) -> anyhow::Result<()> {
     let point = armed.join(CrashPoint::ServerOnePhaseAnswered.name());
+    let add = "UPDATE shop.t SET n = n + 1 WHERE id = 1";
     std::fs::write(&point, "")?;
-    let sent = sent(rig, "UPDATE shop.t SET n = n + 1 WHERE id = 1")?;
-    eventually("the participant to die", PATIENCE, async || {
-        Ok((rig.has_ended("p1") && !point.exists()).then_some(()))
-    })
-    .await?;
-    rig.spawn("p1")?;
+    let sent = sent(rig, add)?;
+    dies_and_comes_back(rig, &point).await?;
     let found = results(sent.await?)?;
     ensure!(
         found.is_none(),
         "results of a participant that died are made up: {found:?}"
     );
-    rig.settled(1, START + 1).await
+    let words = [
+        (&[][..], "was lost after the commit; read again"),
+        (&["--json"], "\"results_lost\": true"),
+    ];
+    for (options, word) in words {
+        std::fs::write(&point, "")?;
+        let mut command = std::process::Command::new(binaries()?.join("concord"));
+        command
+            .args(options)
+            .args(["--endpoint", &rig.endpoint(), "--timeout", "60s"])
+            .args(["tx", "exec", &format!("p1: {add}")]);
+        let sent = tokio::task::spawn_blocking(move || command.output());
+        dies_and_comes_back(rig, &point).await?;
+        let output = sent.await??;
+        let told = String::from_utf8(output.stdout)?;
+        ensure!(output.status.success() && told.contains(word), "{told}");
+    }
+    rig.settled(1, START + 3).await
+}
+
+async fn dies_and_comes_back(rig: &mut Rig, point: &Path) -> anyhow::Result<()> {
+    eventually("the participant to die", PATIENCE, async || {
+        Ok((rig.has_ended("p1") && !point.exists()).then_some(()))
+    })
+    .await?;
+    rig.spawn("p1")
 }
 
 /// On the new link the coordinator asks how the order ended, which still waits for its lock: the

@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod bank;
+mod command_line;
 mod conformance;
 mod crash_points;
 mod deadlock;
@@ -28,6 +29,7 @@ mod proxy;
 mod recovery;
 mod simulation;
 mod style;
+mod tour;
 mod transactions;
 mod unsafe_server;
 mod up;

@@ -408,15 +408,16 @@ impl World {
                 Told::Aborted => self.counts.aborted += 1,
                 Told::Unknown => self.counts.unknown += 1,
             }
-            // A client that does not know asks again, by its request id.
+            // A client that does not know asks again, by its request id, until it does: what one
+            // participant decides is unknown to a new coordinator until that one has told it.
             let may_ask = !matches!(entry.form, Form::Interactive | Form::RolledBack);
             if entry.told == Told::Unknown && may_ask {
-                let outcome = send(&client, entry).await;
-                ensure!(
-                    !matches!(outcome, Outcome::Unknown { .. }),
-                    "{entry:?} is still unknown: {outcome:?}"
-                );
-                entry.told = Told::from(&outcome);
+                let what = format!("an outcome of {entry:?}");
+                let outcome = eventually(&what, PATIENCE, async || {
+                    let outcome = send(&client, entry).await;
+                    Ok(Some(outcome).filter(|told| !matches!(told, Outcome::Unknown { .. })))
+                });
+                entry.told = Told::from(&outcome.await?);
             }
         }
         self.rig.drained().await?;
