@@ -6,6 +6,7 @@
 mod account;
 mod bench;
 mod cluster;
+mod deed;
 mod demo;
 pub mod down;
 mod exit;

@@ -107,7 +107,7 @@ impl CallError {
             let gtrid = concord_proto::status::gtrid_of(status).map(|gtrid| gtrid.to_string());
             return Self::Refused { reason, gtrid };
         }
-        if let Some(message) = connect_failure(status) {
+        if let Some(message) = concord_proto::status::connect_failure(status) {
             return Self::NotSent { endpoint, message };
         }
         let message = with_sources(status);
@@ -179,28 +179,6 @@ pub(crate) fn is_transient(reason: &Reason) -> bool {
         | ReasonKind::Exists
         | ReasonKind::Internal => false,
     }
-}
-
-/// The message of a failed attempt to connect, when that is what the status is about: tonic keeps
-/// its `ConnectError` in the chain of sources, and then no byte of the call has left.
-fn connect_failure(status: &Status) -> Option<String> {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.downcast_ref::<tonic::ConnectError>().is_some() {
-            let mut message = error.to_string();
-            let mut inner = error.source();
-            while let Some(cause) = inner {
-                let text = cause.to_string();
-                if !message.contains(&text) {
-                    message = format!("{message}: {text}");
-                }
-                inner = cause.source();
-            }
-            return Some(message);
-        }
-        source = error.source();
-    }
-    None
 }
 
 fn with_sources(status: &Status) -> String {

@@ -140,11 +140,12 @@ impl Outcome<()> {
             request_id: (!request_id.is_empty()).then(|| request_id.clone()),
             message,
         };
-        let reason = transaction.reason.as_ref().map(reason);
-        if let Some(damage) = reason
-            .as_ref()
-            .filter(|reason| reason.leaves_outcome_open())
-        {
+        let ended = transaction.reason.as_ref().map(reason);
+        let damage = ended
+            .clone()
+            .filter(Reason::leaves_outcome_open)
+            .or_else(|| damage(transaction));
+        if let Some(damage) = damage {
             return open(damage.to_string());
         }
         let several = transaction.branches.len() > 1;
@@ -164,13 +165,32 @@ impl Outcome<()> {
             v1::TransactionState::Aborted | v1::TransactionState::Aborting => {
                 let presumed = || Reason::new(code::PRESUMED_ABORT, "the transaction was aborted");
                 Self::Aborted {
-                    reason: reason.unwrap_or_else(presumed),
+                    reason: ended.unwrap_or_else(presumed),
                     gtrid: Some(gtrid),
                 }
             }
             state => open(format!("the transaction is {}", state.as_str_name())),
         }
     }
+}
+
+/// What somebody did to a branch against the outcome of its transaction.
+fn damage(transaction: &v1::Transaction) -> Option<Reason> {
+    let aborts = matches!(
+        transaction.state(),
+        v1::TransactionState::Aborting | v1::TransactionState::Aborted
+    );
+    let agrees = if aborts {
+        code::HEURISTIC_ROLLBACK
+    } else {
+        code::HEURISTIC_COMMIT
+    };
+    let by_others = |branch: &&v1::Branch| branch.state() == v1::BranchState::Heuristic;
+    let mut reasons = transaction.branches.iter().filter(by_others).map(|branch| {
+        let unknown = || Reason::new(code::HEURISTIC_UNKNOWN, "somebody else finished a branch");
+        branch.reason.as_ref().map_or_else(unknown, reason)
+    });
+    reasons.find(|reason| &*reason.code != agrees)
 }
 
 #[cfg(test)]

@@ -184,6 +184,7 @@ impl History {
         let mut seen = SeenTransaction::new(tx.gtrid, request, tx.epoch, self.now());
         seen.began_ms = tx.gtrid.unix_ms();
         seen.state = tx.state;
+        seen.reason.clone_from(&tx.reason);
         seen.branches = tx
             .branches
             .iter()
@@ -270,6 +271,11 @@ impl History {
                 return;
             };
             tx.changed_ms = now;
+            // What somebody else did to a branch is what became of the transaction, long before
+            // its other branches have ended.
+            if seen.state == BranchState::Heuristic {
+                tx.reason.clone_from(&seen.reason);
+            }
             tx.branches.insert(bqual, seen.clone());
             tx.state
         };

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::error::Error as _;
 
 use concord_core::id::{Gtrid, ParticipantName};
 use concord_core::reason::{Reason, ReasonKind, code};
@@ -70,6 +71,33 @@ pub fn status_of(
         shorten(&reason.message, MESSAGE_BYTES_MAX),
         details,
     )
+}
+
+/// Whether a status comes from the transport: Concord's own carry a reason.
+pub fn is_of_transport(status: &Status) -> bool {
+    reason_of(status).is_none()
+}
+
+/// The message of a failed attempt to connect, when that is what the status is about: tonic keeps
+/// its `ConnectError` in the chain of sources, and then no byte of the call has left.
+pub fn connect_failure(status: &Status) -> Option<String> {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.downcast_ref::<tonic::ConnectError>().is_some() {
+            let mut message = error.to_string();
+            let mut inner = error.source();
+            while let Some(cause) = inner {
+                let text = cause.to_string();
+                if !message.contains(&text) {
+                    message = format!("{message}: {text}");
+                }
+                inner = cause.source();
+            }
+            return Some(message);
+        }
+        source = error.source();
+    }
+    None
 }
 
 /// The status of a transaction whose outcome is not known now: `UNKNOWN` / `OUTCOME_UNKNOWN`.

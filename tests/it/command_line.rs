@@ -1,11 +1,16 @@
 //! What the command line prints on a real cluster, for people and for programs, and its exit codes.
 
+use std::fs::File;
+use std::process::{Output, Stdio};
+
 use anyhow::{Context, ensure};
 use concord_client::local::binary::ServerKind;
-use nix::sys::signal::Signal;
+use concord_tests::cluster::eventually;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::bank::World;
+use crate::bank::{SOON, World};
 
 /// What a command did.
 #[derive(Debug)]
@@ -16,6 +21,14 @@ struct Said {
 }
 
 impl Said {
+    fn of(output: Output) -> anyhow::Result<Self> {
+        Ok(Self {
+            code: output.status.code(),
+            out: String::from_utf8(output.stdout)?,
+            err: String::from_utf8(output.stderr)?,
+        })
+    }
+
     /// It ended with this code, and these words are on stderr.
     fn is(self, code: i32, words: &[&str]) -> anyhow::Result<Self> {
         ensure!(self.code == Some(code), "not {code}: {self:?}");
@@ -31,12 +44,7 @@ impl Said {
 }
 
 fn concord(world: &World, args: &[&str]) -> anyhow::Result<Said> {
-    let output = world.cluster.concord(args).output()?;
-    Ok(Said {
-        code: output.status.code(),
-        out: String::from_utf8(output.stdout)?,
-        err: String::from_utf8(output.stderr)?,
-    })
+    Said::of(world.cluster.concord(args).output()?)
 }
 
 pub async fn what_statements_return_is_shown(world: &World) -> anyhow::Result<()> {
@@ -112,21 +120,31 @@ pub async fn each_end_has_its_exit_code(world: &World) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Rows of its own on both servers, and a transaction that adds one to each.
+async fn work(world: &World, id: i64) -> anyhow::Result<[String; 2]> {
+    for n in 1..=2 {
+        let mut root = world.cluster.root(n).await?;
+        let insert = sqlx::query("INSERT INTO work.t VALUES (?, 0)").bind(id);
+        insert.execute(&mut root).await?;
+    }
+    let add = |p: &str| format!("{p}: UPDATE work.t SET n = n + 1 WHERE id = {id}");
+    Ok(["p1", "p2"].map(add))
+}
+
+/// What both rows hold.
+fn held(world: &World, id: i64) -> anyhow::Result<Value> {
+    let read = ["p1", "p2"].map(|p| format!("{p}: SELECT n FROM work.t WHERE id = {id}"));
+    let said = concord(world, &["--json", "tx", "exec", &read[0], &read[1]])?.is(0, &[])?;
+    let results = &said.json()?["results"];
+    let both = json!([results[0]["result"][0][0], results[1]["result"][0][0]]);
+    Ok(both)
+}
+
 /// It is not known meanwhile, and the command says how to find out; found out that way, it took
 /// effect once.
 pub async fn an_outcome_that_nobody_knows(world: &World) -> anyhow::Result<()> {
-    for n in 1..=2 {
-        let sql = "INSERT INTO work.t VALUES (70, 0)";
-        world.cluster.sql(n, sql).await?;
-    }
-    let add = [
-        "tx",
-        "exec",
-        "p1: UPDATE work.t SET n = n + 1 WHERE id = 70",
-        "p2: UPDATE work.t SET n = n + 1 WHERE id = 70",
-        "--request-id",
-        "asked-twice",
-    ];
+    let [first, second] = work(world, 70).await?;
+    let add = ["tx", "exec", &first, &second, "--request-id", "asked-twice"];
     world.cluster.signal("coordinator", Signal::SIGSTOP)?;
     let hurry = ["--json", "--timeout", "1s", "--retry-for", "0s"];
     let said = concord(world, &[&hurry[..], &add].concat());
@@ -140,12 +158,69 @@ pub async fn an_outcome_that_nobody_knows(world: &World) -> anyhow::Result<()> {
     for _ in 0..2 {
         concord(world, &add)?.is(0, &[])?;
     }
-    let read = ["p1", "p2"].map(|p| format!("{p}: SELECT n FROM work.t WHERE id = 70"));
-    let said = concord(world, &["--json", "tx", "exec", &read[0], &read[1]])?.is(0, &[])?;
-    let results = &said.json()?["results"];
-    ensure!(
-        results[0]["result"] == json!([[1]]) && results[1]["result"] == json!([[1]]),
-        "{results:#}"
-    );
+    ensure!(held(world, 70)? == json!([1, 1]), "{}", held(world, 70)?);
+    Ok(())
+}
+
+/// Whoever ends a command that waits for its answer learns under which id to ask for it.
+pub async fn an_interruption_loses_no_request_id(world: &World) -> anyhow::Result<()> {
+    let [first, second] = work(world, 71).await?;
+    let add = ["--json", "tx", "exec", &first, &second];
+    world.cluster.signal("coordinator", Signal::SIGSTOP)?;
+    let said = interrupted(world, &add).await;
+    world.cluster.signal("coordinator", Signal::SIGCONT)?;
+    let said = said?.is(130, &["it is not known whether", "--request-id cli-"])?;
+    let told = said.json()?;
+    ensure!(told["outcome"] == "unknown", "{told:#}");
+    let id = told["request_id"].as_str().context("a request id")?;
+    concord(world, &[&add[..], &["--request-id", id]].concat())?.is(0, &[])?;
+    ensure!(held(world, 71)? == json!([1, 1]), "{}", held(world, 71)?);
+    Ok(())
+}
+
+/// Runs a command and interrupts it once it can be.
+async fn interrupted(world: &World, args: &[&str]) -> anyhow::Result<Said> {
+    let mut command = world.cluster.concord(args);
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let caught = format!("/proc/{}/status", child.id());
+    eventually("a process that waits for signals", SOON, async || {
+        let status = std::fs::read_to_string(&caught)?;
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let mask = u64::from_str_radix(mask.context("no mask")?.trim(), 16)?;
+        Ok((mask & 1 << (Signal::SIGINT as u32 - 1) != 0).then_some(()))
+    })
+    .await?;
+    kill(Pid::from_raw(i32::try_from(child.id())?), Signal::SIGINT)?;
+    Said::of(child.wait_with_output()?)
+}
+
+/// What was done is told, and what was refused stays refused, when stdout takes nothing.
+pub async fn an_outcome_outweighs_a_full_disk(world: &World) -> anyhow::Result<()> {
+    let [first, second] = work(world, 72).await?;
+    let full = |args: &[&str]| {
+        let mut command = world.cluster.concord(args);
+        let output = command.stdout(File::create("/dev/full")?).output()?;
+        Said::of(output)
+    };
+    full(&["tx", "exec", &first, &second, "--request-id", "unread"])?.is(
+        1,
+        &[
+            "the transaction WAS committed in",
+            "No space left",
+            "--request-id unread",
+        ],
+    )?;
+    concord(
+        world,
+        &["tx", "exec", &first, &second, "--request-id", "unread"],
+    )?
+    .is(0, &[])?;
+    ensure!(held(world, 72)? == json!([1, 1]), "{}", held(world, 72)?);
+    let none = "p1: UPDATE work.t SET n = 0 WHERE id = 99";
+    full(&["--json", "tx", "exec", none, "--expect", "1:NO_SUCH_ROW"])?
+        .is(3, &["NO_SUCH_ROW", "No space left"])?;
     Ok(())
 }

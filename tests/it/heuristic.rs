@@ -7,6 +7,7 @@ use concord_coordinator::mint::Mint;
 use concord_coordinator::surroundings::{Machine, Surroundings};
 use concord_core::id::{Bqual, BranchId, Gtrid};
 use concord_core::record::Record;
+use concord_daemon::crash::{self, CrashPoint};
 use concord_participant::resource::mysql::ledger;
 use concord_participant::resource::mysql::xa::{FORMAT_ID, Xids};
 use concord_tests::cluster::eventually;
@@ -184,6 +185,42 @@ async fn rolled_back_by_hand(rig: &mut Rig) -> anyhow::Result<()> {
     rig.sql(1, "UPDATE shop.t SET n = n + 1 WHERE id = 1").await
 }
 
+/// While another branch of it is still being told.
+#[test]
+fn whoever_asks_before_all_branches_have_ended_is_told_of_damage() -> anyhow::Result<()> {
+    on_every_server(2, async |rig| {
+        let armed = tempfile::tempdir()?;
+        rig.set_env(crash::DIRECTORY, &armed.path().display().to_string());
+        rig.kill9("p2")?;
+        rig.up().await?;
+        let (gtrid, running, lock) = half_prepared(rig, 1, REQUEST).await?;
+        let point = armed
+            .path()
+            .join(CrashPoint::ParticipantCommitReceived.name());
+        std::fs::write(&point, "")?;
+        unlock(lock).await?;
+        rig.ended("p2").await?;
+        by_hand(rig, "XA ROLLBACK", branch_of(&gtrid, 1)?).await?;
+        rig.spawn("p1")?;
+        told_of_damage(&running.await?, &gtrid)?;
+        never_called_done(rig, &gtrid).await?;
+        let live = rig.client()?.transaction(&gtrid).await?;
+        ensure!(live.state() == State::Committing, "{live:?}");
+        rig.kill9(COORDINATOR)?;
+        rig.spawn(COORDINATOR)?;
+        eventually("a new coordinator", PATIENCE, async || {
+            Ok(Some(rig.client()?.transaction(&gtrid).await?))
+        })
+        .await?;
+        never_called_done(rig, &gtrid).await?;
+        rig.up().await?;
+        rig.drained().await?;
+        never_called_done(rig, &gtrid).await?;
+        ensure!(rig.n(1, 1).await? == START && rig.n(2, 1).await? == START + 1);
+        Ok(())
+    })
+}
+
 async fn committed_by_hand(rig: &mut Rig) -> anyhow::Result<()> {
     let before = heuristics(rig).await?;
     let lock = rig.lock(2, 2).await?;
@@ -352,6 +389,8 @@ async fn forgotten_branches(rig: &mut Rig) -> anyhow::Result<()> {
     for daemon in [COORDINATOR, "p1", "p2"] {
         rig.kill9(daemon)?;
     }
+    let armed = tempfile::tempdir()?;
+    rig.set_env(crash::DIRECTORY, &armed.path().display().to_string());
     let horizon = Gtrid::lowest_at(Machine.unix_ms());
     EmbeddedLog::open(&rig.data_dir(), CLUSTER)?.append(&[Record::Horizon(horizon)])?;
     let old = |n: u8| {
@@ -404,6 +443,14 @@ async fn forgotten_branches(rig: &mut Rig) -> anyhow::Result<()> {
     ensure!(code == "CONTRADICTS_OUTCOME", "{code}");
     ensure!(rig.prepared(1).await? == 2, "a refused order had an effect");
 
+    // It dies between the commit and its answer.
+    let point = armed.path().join(CrashPoint::ServerCommitAnswered.name());
+    std::fs::write(&point, "")?;
+    let code = refusal(client.resolve_branch(resolve(sibling, true, false)).await)?;
+    ensure!(code == "OUTCOME_UNKNOWN", "{code}");
+    rig.ended("p1").await?;
+    ensure!(rig.n(1, 5).await? == START + 1);
+    rig.up().await?;
     let done = client.resolve_branch(resolve(sibling, true, false)).await?;
     ensure!(
         (done.finish(), done.heuristic) == (v1::Finish::Committed, false),
@@ -439,9 +486,14 @@ async fn against_a_decision(rig: &mut Rig) -> anyhow::Result<()> {
     let code = refusal(client.resolve_branch(resolve(branch, false, false)).await)?;
     ensure!(code == "CONTRADICTS_OUTCOME", "{code}");
     let known = heuristics(rig).await?;
-    // On record before its participant hears of it, which is away.
-    let code = refusal(client.resolve_branch(resolve(branch, false, true)).await)?;
-    ensure!(code == "PARTICIPANT_DOWN", "{code}");
+    // On record before its participant hears of it, which is away: that is not nothing.
+    let forced = client.resolve_branch(resolve(branch, false, true)).await;
+    let told = format!("{forced:?}");
+    ensure!(refusal(forced)? == "OUTCOME_UNKNOWN", "{told}");
+    ensure!(
+        told.contains("on record") && told.contains("PARTICIPANT_DOWN"),
+        "{told}"
+    );
     told_of_damage(&running.await?, &gtrid)?;
     ensure!(heuristics(rig).await? == known + 1);
     rig.kill9(COORDINATOR)?;

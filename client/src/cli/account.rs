@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use crate::cli::deed::{Deed, Id};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::money::{self, Amount};
 use crate::cli::output::{self, Ctx};
@@ -91,22 +92,31 @@ pub(crate) async fn run(ctx: &Ctx, command: AccountCommand) -> Result<(), Failur
 async fn open(ctx: &Ctx, args: OpenArgs) -> Result<(), Failure> {
     let currency = money::agree(args.currency.as_deref(), args.balance.as_ref())
         .map_err(|why| Failure::new(Exit::Usage, "the account cannot be opened").why(why))?;
+    let id = Id::of(args.request_id);
     let request = v1::OpenAccountRequest {
         account_id: args.account_id,
         currency,
         initial_balance: args.balance.map_or(0, |balance| balance.minor),
-        request_id: output::request_id(args.request_id),
+        request_id: id.as_str().to_owned(),
     };
-    let outcome = ctx.client.open_account(request).await;
-    ctx.conclude(("the account", "opened"), outcome, |account, value| {
-        value["account"] = view::account(account);
-        format!(
-            "opened {} with {} on {}",
-            account.account_id,
-            money::show(account.balance, &account.currency),
-            account.participant
-        )
-    })
+    let deed = Deed {
+        what: "the account",
+        done: "opened",
+        id: &id,
+    };
+    ctx.carry_out(
+        deed,
+        ctx.client.open_account(request),
+        |account, _, value| {
+            value["account"] = view::account(account);
+            format!(
+                "opened {} with {} on {}",
+                account.account_id,
+                money::show(account.balance, &account.currency),
+                account.participant
+            )
+        },
+    )
     .await
 }
 

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::cli::account::{ListArgs, cut};
+use crate::cli::deed::{Deed, Id};
 use crate::cli::exit::Failure;
 use crate::cli::output::{self, Ctx};
 use crate::cli::{money, view};
@@ -88,6 +89,7 @@ async fn place(ctx: &Ctx, args: PlaceArgs) -> Result<(), Failure> {
         quantity: line.quantity,
         price: 0,
     });
+    let id = Id::of(args.request_id);
     let request = v1::PlaceOrderRequest {
         lines: lines.collect(),
         order_id: args.order_id.unwrap_or_default(),
@@ -98,11 +100,15 @@ async fn place(ctx: &Ctx, args: PlaceArgs) -> Result<(), Failure> {
                 from_account_id,
                 to_account_id,
             }),
-        request_id: output::request_id(args.request_id),
+        request_id: id.as_str().to_owned(),
         timeout_ms: crate::oneshot::millis(ctx.timeout),
     };
-    let outcome = ctx.client.place_order(request).await;
-    ctx.conclude(("the order", "placed"), outcome, |order, value| {
+    let deed = Deed {
+        what: "the order",
+        done: "placed",
+        id: &id,
+    };
+    ctx.carry_out(deed, ctx.client.place_order(request), |order, _, value| {
         value["order"] = view::order(order);
         format!("placed\n{}", show(order))
     })

@@ -7,14 +7,13 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::cli::exit::{Exit, Failure, advice};
-use crate::cli::{Global, view};
+use crate::cli::Global;
+use crate::cli::exit::{Exit, Failure};
 use crate::client::Client;
-use crate::outcome::Outcome;
 
 /// What every command works with.
 #[derive(Debug)]
@@ -54,124 +53,6 @@ impl Ctx {
             }
             print_bytes(text.as_bytes())
         }
-    }
-
-    /// Tells a transaction's outcome, with `committed` for one that was committed, and turns every
-    /// other one into a failure. `deed` is what was to be done, e.g. "the transfer" and "made".
-    pub(crate) async fn conclude<R>(
-        &self,
-        deed: (&str, &str),
-        outcome: Outcome<R>,
-        committed: impl FnOnce(&R, &mut Value) -> String,
-    ) -> Result<(), Failure> {
-        let (what, done) = deed;
-        let gtrid = outcome.gtrid().map(str::to_owned);
-        match outcome {
-            Outcome::Committed {
-                gtrid,
-                results,
-                replayed,
-                results_lost,
-            } => {
-                let mut value = json!({
-                    "outcome": "committed", "gtrid": gtrid, "replayed": replayed,
-                    "results_lost": results_lost,
-                });
-                let mut text = committed(&results, &mut value);
-                text.push_str(footnote(replayed, results_lost));
-                self.print(&value, || text)
-            }
-            Outcome::Aborted { reason, .. } => {
-                let value = json!({
-                    "outcome": "aborted", "gtrid": gtrid, "reason": view::reason(&reason),
-                });
-                self.print(&value, String::new)?;
-                let failure = Failure::new(Exit::of(&reason), format!("{what} was not {done}"))
-                    .why(&reason)
-                    .why("nothing was changed on any server");
-                Err(match advice(&reason.code) {
-                    Some(next) => failure.next(next),
-                    None => failure,
-                })
-            }
-            Outcome::Unknown {
-                request_id,
-                message,
-                ..
-            } => {
-                let known = self
-                    .ask_again(gtrid.as_deref(), request_id.as_deref())
-                    .await;
-                if let Some(gtrid) = known {
-                    let value = json!({
-                        "outcome": "committed", "gtrid": gtrid, "replayed": false,
-                        "results_lost": true,
-                        "note": "the answer was lost; the coordinator says that it is committed",
-                    });
-                    return self.print(&value, || {
-                        format!("{what} was {done} in {gtrid} (the answer was lost)")
-                    });
-                }
-                let value = json!({
-                    "outcome": "unknown", "gtrid": gtrid, "request_id": request_id,
-                    "message": message,
-                });
-                self.print(&value, String::new)?;
-                Err(unknown(
-                    deed,
-                    gtrid.as_deref(),
-                    request_id.as_deref(),
-                    &message,
-                ))
-            }
-        }
-    }
-
-    /// Asks the coordinator about an outcome that a call left open. Only a commit is believed: an
-    /// abort on record may be that of an earlier attempt than the one that is still on its way.
-    async fn ask_again(&self, gtrid: Option<&str>, request_id: Option<&str>) -> Option<String> {
-        let transaction = match (gtrid, request_id) {
-            (Some(gtrid), _) => self.client.transaction(gtrid).await.ok()?,
-            (None, Some(id)) => self.client.transaction_of_request(id).await.ok()?,
-            (None, None) => return None,
-        };
-        match Outcome::of(&transaction) {
-            Outcome::Committed { gtrid, .. } => Some(gtrid),
-            _ => None,
-        }
-    }
-}
-
-/// What must be said beside the results of a commit.
-fn footnote(replayed: bool, results_lost: bool) -> &'static str {
-    if replayed {
-        "\n(this is the outcome of an earlier attempt; nothing was done twice)"
-    } else if results_lost {
-        "\n(what its statements returned was lost after the commit; read again what you need)"
-    } else {
-        ""
-    }
-}
-
-fn unknown(
-    (what, done): (&str, &str),
-    gtrid: Option<&str>,
-    request_id: Option<&str>,
-    message: &str,
-) -> Failure {
-    let failure = Failure::new(
-        Exit::Unknown,
-        format!("it is not known whether {what} was {done}"),
-    )
-    .why(message)
-    .why("it took effect on all servers, or on none; nothing is half done");
-    match (gtrid, request_id) {
-        (_, Some(id)) => failure.next(format!(
-            "repeat the same command with --request-id {id}: it takes effect at most once; or ask \
-             `concord tx get --request-id {id}`"
-        )),
-        (Some(gtrid), None) => failure.next(format!("ask `concord tx get {gtrid}`")),
-        (None, None) => failure.next("look at the data before you send it again"),
     }
 }
 
@@ -299,11 +180,6 @@ pub(crate) fn facts(lines: &[(&str, String)]) -> String {
     shown.join("\n")
 }
 
-/// A request id for a command whose user gave none, so that its retries are safe.
-pub(crate) fn request_id(given: Option<String>) -> String {
-    given.unwrap_or_else(|| format!("cli-{}", uuid::Uuid::now_v7()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,12 +222,5 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let mut never = std::pin::pin!(other_end_closed(file));
         assert!(futures::poll!(never.as_mut()).is_pending());
-    }
-
-    #[test]
-    fn an_unknown_outcome_says_how_to_ask_again() {
-        let failure = unknown(("the transfer", "made"), None, Some("r-1"), "lost");
-        assert_eq!(failure.code(), Exit::Unknown);
-        assert!(failure.advice().unwrap().contains("--request-id r-1"));
     }
 }

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use crate::cli::account::{ListArgs, cut};
+use crate::cli::deed::{Deed, Id};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::money::{self, Amount};
 use crate::cli::output::{self, Ctx};
@@ -71,36 +72,50 @@ pub(crate) async fn run(ctx: &Ctx, command: ProductCommand) -> Result<(), Failur
 async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
     let currency = money::agree(args.currency.as_deref(), Some(&args.price))
         .map_err(|why| Failure::new(Exit::Usage, "the product cannot be created").why(why))?;
+    let id = Id::of(args.request_id);
     let request = v1::CreateProductRequest {
         product_id: args.product_id,
         name: args.name.unwrap_or_default(),
         price: args.price.minor,
         currency,
         initial_stock: args.stock,
-        request_id: output::request_id(args.request_id),
+        request_id: id.as_str().to_owned(),
     };
-    let outcome = ctx.client.create_product(request).await;
-    ctx.conclude(("the product", "created"), outcome, |product, value| {
-        value["product"] = view::product(product);
-        format!(
-            "created {} at {}, {} in stock, on {}",
-            product.product_id,
-            money::show(product.price, &product.currency),
-            product.stock,
-            product.participant
-        )
-    })
+    let deed = Deed {
+        what: "the product",
+        done: "created",
+        id: &id,
+    };
+    ctx.carry_out(
+        deed,
+        ctx.client.create_product(request),
+        |product, _, value| {
+            value["product"] = view::product(product);
+            format!(
+                "created {} at {}, {} in stock, on {}",
+                product.product_id,
+                money::show(product.price, &product.currency),
+                product.stock,
+                product.participant
+            )
+        },
+    )
     .await
 }
 
 pub(crate) async fn restock(ctx: &Ctx, args: RestockArgs) -> Result<(), Failure> {
+    let id = Id::of(args.request_id);
     let request = v1::RestockRequest {
         product_id: args.product_id.clone(),
         quantity: args.quantity,
-        request_id: output::request_id(args.request_id),
+        request_id: id.as_str().to_owned(),
     };
-    let outcome = ctx.client.restock(request).await;
-    ctx.conclude(("the stock", "added"), outcome, |(), _| {
+    let deed = Deed {
+        what: "the stock",
+        done: "added",
+        id: &id,
+    };
+    ctx.carry_out(deed, ctx.client.restock(request), |(), _, _| {
         format!("added {} to {}", args.quantity, args.product_id)
     })
     .await

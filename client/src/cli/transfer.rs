@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use clap::Args;
 
 use self::lines::Lines;
+use crate::cli::deed::{Deed, Id};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::money::{self, Amount};
-use crate::cli::output::{self, Ctx};
+use crate::cli::output::Ctx;
 use crate::cli::reading::{Line, Payment};
 use crate::v1;
 
@@ -112,18 +113,22 @@ pub(crate) async fn run(ctx: &Ctx, args: TransferArgs) -> Result<(), Failure> {
         _ => money::agree(args.currency.as_deref(), Some(&amount))
             .map_err(|why| Failure::new(Exit::Usage, "the transfer was not made").why(why))?,
     };
+    let id = Id::of(args.request_id);
     let request = v1::TransferRequest {
         from_account_id: from.clone(),
         to_account_id: to.clone(),
         amount: amount.minor,
         currency: currency.clone(),
         memo: args.memo.unwrap_or_default(),
-        request_id: output::request_id(args.request_id),
+        request_id: id.as_str().to_owned(),
         timeout_ms: crate::oneshot::millis(ctx.timeout),
     };
-    let outcome = ctx.client.transfer(request).await;
-    let gtrid = outcome.gtrid().unwrap_or_default().to_owned();
-    ctx.conclude(("the transfer", "made"), outcome, |(), _| {
+    let deed = Deed {
+        what: "the transfer",
+        done: "made",
+        id: &id,
+    };
+    ctx.carry_out(deed, ctx.client.transfer(request), |(), gtrid, _| {
         let amount = match currency.as_str() {
             "" => format!("{} minor units", amount.minor),
             currency => money::show(amount.minor, currency),

@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 
 use crate::cli::account::{cut, limit};
+use crate::cli::deed::{Deed, Id};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Ctx, Reader};
 use crate::cli::sql::{self, StatementArgs, Targeted};
@@ -150,10 +151,11 @@ fn statements(args: &ExecArgs) -> Result<Vec<Targeted>, Failure> {
 
 async fn exec(ctx: &Ctx, args: ExecArgs) -> Result<(), Failure> {
     let statements = statements(&args)?;
+    let id = Id::of(args.request_id);
     let mut work = ctx
         .client
         .one_shot()
-        .request_id(output::request_id(args.request_id))
+        .request_id(id.as_str())
         .timeout(ctx.timeout);
     if let Some(level) = args.isolation {
         work = work.isolation(match level {
@@ -168,17 +170,17 @@ async fn exec(ctx: &Ctx, args: ExecArgs) -> Result<(), Failure> {
     for targeted in &statements {
         work = work.on(&targeted.participant, targeted.statement.clone());
     }
-    let outcome = work.send().await;
-    let gtrid = outcome.gtrid().unwrap_or_default().to_owned();
-    ctx.conclude(
-        ("the transaction", "committed"),
-        outcome,
-        |results, value| {
-            value["results"] = Value::Array(results.iter().map(view::statement_result).collect());
-            let shown: Vec<String> = statements.iter().zip(results).map(show_result).collect();
-            format!("{}\ncommitted in {gtrid}", shown.join("\n"))
-        },
-    )
+    let deed = Deed {
+        what: "the transaction",
+        done: "committed",
+        id: &id,
+    };
+    ctx.carry_out(deed, work.send(), |results, gtrid, value| {
+        value["results"] = Value::Array(results.iter().map(view::statement_result).collect());
+        let mut shown: Vec<String> = statements.iter().zip(results).map(show_result).collect();
+        shown.push(format!("committed in {gtrid}"));
+        shown.join("\n")
+    })
     .await
 }
 
@@ -340,7 +342,10 @@ async fn watch(ctx: &Ctx, gtrid: Option<String>) -> Result<(), Failure> {
         let now = ctx.client.transaction(gtrid).await.map_err(failed)?;
         let value = view::transaction(&now);
         let reader = line(ctx, &value, || {
-            format!("{gtrid}  is {}", view::state(now.state()))
+            let reason = now.reason.as_ref().map_or_else(String::new, |reason| {
+                format!("  ({}: {})", reason.code, output::clean(&reason.message))
+            });
+            format!("{gtrid}  is {}{reason}", view::state(now.state()))
         })?;
         if has_ended(now.state()) || reader == Reader::Gone {
             return Ok(());

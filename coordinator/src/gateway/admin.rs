@@ -1,5 +1,6 @@
 //! AdminService: what operators see and do.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use concord_proto::convert::time::timestamp;
 use concord_proto::convert::work::branch_ref;
 use concord_proto::convert::{link, text};
 use concord_proto::model::{Statement, Value};
-use concord_proto::status::{status, status_of};
+use concord_proto::status::{connect_failure, is_of_transport, status, status_of};
 use concord_proto::v1;
 use concord_proto::v1::admin_service_server::AdminService;
 use futures::Stream;
@@ -192,14 +193,21 @@ impl AdminGateway {
             resolution: resolution.into(),
             reason,
         };
+        let unknown = |why: &dyn fmt::Display| {
+            let text = format!(
+                "{participant} was told, and it is not known whether the branch ended as ordered: \
+                 {why}"
+            );
+            Reason::new(code::OUTCOME_UNKNOWN, text)
+        };
         match timeout(RESOLVE_TIMEOUT, peer.client().resolve(request)).await {
             Ok(Ok(response)) => link::resolved(&response.into_inner()),
-            Ok(Err(status)) => Err(reason_of(participant, &status)),
-            Err(_) => {
-                let text =
-                    format!("{participant} did not finish the branch in {RESOLVE_TIMEOUT:?}");
-                Err(Reason::new(code::PARTICIPANT_DOWN, text))
+            Ok(Err(status)) => {
+                let reason = reason_of(participant, &status);
+                let was_told = is_of_transport(&status) && connect_failure(&status).is_none();
+                Err(if was_told { unknown(&reason) } else { reason })
             }
+            Err(_) => Err(unknown(&format_args!("no answer in {RESOLVE_TIMEOUT:?}"))),
         }
     }
 }
@@ -297,7 +305,18 @@ impl AdminService for AdminGateway {
         let finish = self
             .order(branch, &participant, order.resolution, order.reason)
             .await
-            .map_err(refuse)?;
+            .map_err(|reason| {
+                // It stays on record: the participant acts on it when it asks.
+                let recorded = || {
+                    let text = format!("the order is on record as a heuristic outcome: {reason}");
+                    Reason::new(code::OUTCOME_UNKNOWN, text)
+                };
+                refuse(if heuristic {
+                    recorded()
+                } else {
+                    reason.clone()
+                })
+            })?;
         let (finish, _) = link::finish_parts(finish);
         Ok(Response::new(v1::ResolveBranchResponse {
             finish: finish.into(),

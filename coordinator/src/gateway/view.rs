@@ -91,7 +91,11 @@ pub fn of_seen(
         tx
     };
     match seen {
-        Seen::Live(tx) => Ok(history.map_or_else(|| of_machine(&tx), of_history)),
+        Seen::Live(tx) => {
+            let mut shown = history.map_or_else(|| of_machine(&tx), of_history);
+            shown.reason = tx.reason.as_ref().map(Into::into).or(shown.reason);
+            Ok(shown)
+        }
         Seen::Ended { gtrid, outcome } => Ok(match &outcome {
             Outcome::Committed => ended(gtrid, TransactionState::Committed, None),
             Outcome::Aborted(reason) => ended(gtrid, TransactionState::Aborted, Some(reason)),
