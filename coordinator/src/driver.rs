@@ -132,6 +132,8 @@ pub struct Driver {
     /// Everything below can be forgotten; nothing when no participant may be missing.
     forgettable: Gtrid,
     forget: Option<(Vec<Gtrid>, Gtrid)>,
+    /// The horizon that is durable and told.
+    told_horizon: Gtrid,
     /// The log was told to forget, which it does with its next append.
     forgetting: bool,
     pending_forced: bool,
@@ -180,6 +182,7 @@ impl Driver {
             parts.history.recovered(tx);
         }
         let driver = Self {
+            told_horizon: parts.recovered.machine.horizon(),
             machine: parts.recovered.machine,
             config: parts.config,
             calls,
@@ -246,9 +249,7 @@ impl Driver {
                 }
                 _ = sweep.tick() => self.input(Input::Sweep)?,
                 _ = flush.tick() => {
-                    if !self.forgetting {
-                        self.forget_some()?;
-                    }
+                    self.forget_some()?;
                     let lazy =
                         !self.pending.is_empty() || self.forget.is_some() || self.forgetting;
                     if lazy && !self.writing {

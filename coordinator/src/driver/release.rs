@@ -122,13 +122,8 @@ impl Driver {
             let _ = link.sender.send(Outbound::ForgetBelow(horizon));
         }
         reach(CrashPoint::CoordinatorForgetTold);
-        match &mut self.forget {
-            Some((former, below)) => {
-                former.extend(gtrids);
-                *below = horizon;
-            }
-            none => *none = Some((gtrids, horizon)),
-        }
+        self.told_horizon = horizon;
+        self.forget = Some((gtrids, horizon));
     }
 
     fn send(&mut self, to: &ParticipantName, message: &ToParticipant) {

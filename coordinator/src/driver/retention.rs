@@ -61,9 +61,11 @@ impl Driver {
         self.forgettable = below.min(unfinished).min(self.machine.highest_gtrid());
     }
 
-    /// Forgets some of it.
+    /// Forgets some of it, once the log has deleted what was forgotten before.
     pub(super) fn forget_some(&mut self) -> Result<(), DriverError> {
-        if self.forgettable <= self.machine.horizon() {
+        let horizon = self.machine.horizon();
+        let under_way = self.told_horizon < horizon || self.forget.is_some() || self.forgetting;
+        if under_way || self.forgettable <= horizon {
             return Ok(());
         }
         let step = self.machine.ended_at(STEP).unwrap_or(self.forgettable);
