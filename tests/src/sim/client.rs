@@ -29,6 +29,7 @@ use super::judge::Judge;
 use super::trace::Trace;
 
 mod audit;
+mod damage;
 mod results;
 mod statements;
 
@@ -167,7 +168,7 @@ enum Heard {
     Aborted(bool),
     Unknown,
     /// An outsider finished a branch of it: no more will ever be known.
-    Damaged,
+    Damaged(Option<Gtrid>),
 }
 
 /// A client.
@@ -393,7 +394,7 @@ impl Client {
                         .change(label, |record| record.told = Told::Refused);
                 }
                 Heard::Aborted(false) if aborts == 3 => return,
-                Heard::Damaged => return,
+                Heard::Damaged(gtrid) => return self.ask_of_damage(label, gtrid).await,
                 Heard::Aborted(false) => aborts += 1,
                 Heard::Unknown => self.note(label, None, "does not know"),
             }
@@ -432,7 +433,7 @@ impl Client {
                 let text = format!("{label} was told of damage that nobody did: {reason}");
                 self.shared.judge.broken(gtrid, text);
             }
-            return Heard::Damaged;
+            return Heard::Damaged(gtrid);
         }
         if &*reason.code == code::OUTCOME_UNKNOWN {
             return Heard::Unknown;
@@ -549,7 +550,7 @@ impl Client {
                     Heard::Aborted(_) if gtrid_of(&status) == id => {
                         return self.refused(label, id);
                     }
-                    Heard::Damaged => return,
+                    Heard::Damaged(gtrid) => return self.ask_of_damage(label, gtrid).await,
                     _ => {}
                 },
                 Err(_) => {}
