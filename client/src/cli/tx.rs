@@ -56,7 +56,7 @@ Examples:
 A file is JSON:
   [{\"participant\": \"p1\", \"sql\": \"…\", \"params\": [5, \"x\", null, {\"dec\": \"1.50\"}],
     \"expect\": \"1:REASON\"}]
-or text:
+or text, with one option a line:
   # a statement starts at the first column; what belongs to it is indented
   p1: UPDATE shop.till SET cash = cash - ?
       WHERE id = ?
