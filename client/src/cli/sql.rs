@@ -384,11 +384,16 @@ fn json_param(value: &Value) -> Result<Param, String> {
         Value::Null => Param::null(),
         Value::Bool(value) => Param::from(*value),
         Value::String(text) => Param::from(text.as_str()),
-        Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
-            (Some(number), _, _) => Param::from(number),
-            (None, Some(number), _) => Param::from(number),
-            (None, None, Some(number)) => Param::from(number),
-            (None, None, None) => return Err(wrong()),
+        // Every other number has been rounded to a double by now.
+        Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => Param::from(number),
+            (None, Some(number)) => Param::from(number),
+            (None, None) => {
+                return Err(format!(
+                    "{number} is no integer of 64 bits; write {{\"dec\": \"12.30\"}} or \
+                     {{\"double\": \"12.3\"}}"
+                ));
+            }
         },
         Value::Object(typed) => {
             let mut entries = typed.iter();
@@ -496,11 +501,6 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_typed() {
-        assert_eq!(param("5"), Ok(Param::from(5_i64)));
-        assert_eq!(param("-5"), Ok(Param::from(-5_i64)));
-        assert_eq!(
-    #[test]
     fn an_option_behind_a_value_is_refused_and_never_a_part_of_it() {
         for behind in [
             "str:anna --expect 1:POOR",
@@ -533,6 +533,11 @@ mod tests {
         );
     }
 
+    #[test]
+    fn parameters_are_typed() {
+        assert_eq!(param("5"), Ok(Param::from(5_i64)));
+        assert_eq!(param("-5"), Ok(Param::from(-5_i64)));
+        assert_eq!(
             param("uint:18446744073709551615"),
             Ok(Param::from(u64::MAX))
         );
@@ -552,6 +557,24 @@ mod tests {
         ] {
             assert!(param(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_number_of_json_is_exact_or_refused() {
+        let read = |params: &str| {
+            let whole = r#"[{"participant":"p1","sql":"SELECT ?","params":[PARAMS]}]"#;
+            file(&whole.replace("PARAMS", params))
+        };
+        for number in ["12345678901234567.89", "18446744073709551616", "1e2"] {
+            let why = read(number).unwrap_err();
+            assert!(why.contains("write {\"dec\": \"12.30\"} or"), "{why}");
+        }
+        let exact = read(r#"-5, 18446744073709551615, {"dec": "12345678901234567.89"}"#).unwrap();
+        let expected = Statement::new("SELECT ?").bind(-5_i64).bind(u64::MAX);
+        let expected = expected.bind(Param::decimal("12345678901234567.89"));
+        assert_eq!(exact[0].statement, expected);
+        let double = read(r#"{"double": "12.3"}"#).unwrap();
+        assert_eq!(double[0].statement, Statement::new("SELECT ?").bind(12.3));
     }
 
     #[test]
