@@ -10,6 +10,7 @@
 
 mod bad_input;
 mod bank;
+mod command_line;
 mod conformance;
 mod crash_points;
 mod deadlock;
