@@ -86,6 +86,8 @@ pub struct Global {
     #[arg(long, global = true)]
     pub json: bool,
     /// Time until an undecided transaction is aborted, and the longest wait for any other answer.
+    /// `account open`, `product create` and `restock` carry no time-out: the server aborts them
+    /// after its own 10s, and that is waited for.
     #[arg(long, global = true, default_value = "10s", value_parser = duration)]
     pub timeout: Duration,
     /// How long transient failures are retried, with the same request id

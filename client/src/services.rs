@@ -2,6 +2,7 @@
 //!
 //! It decides nothing: what may be repeated is in `retry.rs`, what an error means in `error.rs`.
 
+use concord_core::limits::TIMEOUT_DEFAULT_MS;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -192,9 +193,10 @@ impl Client {
 impl Client {
     /// Opens an account. The outcome's gtrid is empty.
     pub async fn open_account(&self, request: v1::OpenAccountRequest) -> Outcome<v1::Account> {
+        let within = self.wait_for(TIMEOUT_DEFAULT_MS);
         self.settle(|| async {
             let mut service = self.bank();
-            let call = self.once(self.call_timeout(), service.open_account(request.clone()));
+            let call = self.once(within, service.open_account(request.clone()));
             match call.await {
                 Ok(answer) => Outcome::Committed {
                     gtrid: String::new(),
@@ -272,9 +274,10 @@ impl Client {
 impl Client {
     /// Creates a product. The outcome's gtrid is empty.
     pub async fn create_product(&self, request: v1::CreateProductRequest) -> Outcome<v1::Product> {
+        let within = self.wait_for(TIMEOUT_DEFAULT_MS);
         self.settle(|| async {
             let mut service = self.inventory();
-            let call = self.once(self.call_timeout(), service.create_product(request.clone()));
+            let call = self.once(within, service.create_product(request.clone()));
             match call.await {
                 Ok(answer) => Outcome::Committed {
                     gtrid: String::new(),
@@ -311,9 +314,10 @@ impl Client {
 
     /// Adds to a product's stock.
     pub async fn restock(&self, request: v1::RestockRequest) -> Outcome<()> {
+        let within = self.wait_for(TIMEOUT_DEFAULT_MS);
         self.settle(|| async {
             let mut service = self.inventory();
-            let call = self.once(self.call_timeout(), service.restock(request.clone()));
+            let call = self.once(within, service.restock(request.clone()));
             match call.await {
                 Ok(answer) => Outcome::Committed {
                     gtrid: answer.gtrid,
@@ -454,5 +458,56 @@ impl Client {
     ) -> Result<Streaming<v1::WatchMetricsResponse>, CallError> {
         let request = v1::WatchMetricsRequest { interval_ms };
         read!(self.admin().watch_metrics(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::UnixListener;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::retry::RetryPolicy;
+
+    /// A server that gives up after its default time-out says so after that time, and a client
+    /// that has left by then can only call the outcome unknown.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_without_a_time_out_field_waits_for_the_servers_verdict() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway");
+        // It takes connections, and never answers.
+        let _gateway = UnixListener::bind(&path).unwrap();
+        // Each has a connection of its own: one that is silent for longer is given up.
+        for call in ["open_account", "create_product", "restock"] {
+            let client = Client::builder(format!("unix:{}", path.display()))
+                .call_timeout(Duration::from_secs(1))
+                .retry(RetryPolicy::none())
+                .build()
+                .unwrap();
+            let began = Instant::now();
+            let outcome = match call {
+                "open_account" => {
+                    let request = v1::OpenAccountRequest::default();
+                    client.open_account(request).await.map(drop)
+                }
+                "create_product" => {
+                    let request = v1::CreateProductRequest::default();
+                    client.create_product(request).await.map(drop)
+                }
+                _ => client.restock(v1::RestockRequest::default()).await,
+            };
+            assert!(
+                matches!(outcome, Outcome::Unknown { .. }),
+                "{call}: {outcome:?}"
+            );
+            let server = Duration::from_millis(TIMEOUT_DEFAULT_MS.into());
+            let waited = began.elapsed();
+            assert!(
+                waited >= server + Duration::from_secs(1),
+                "{call}: {waited:?}"
+            );
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::process::{Output, Stdio};
 
 use anyhow::{Context, ensure};
 use concord_client::local::binary::ServerKind;
-use concord_tests::cluster::eventually;
+use concord_tests::cluster::{Cluster, eventually, servers};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -222,5 +222,56 @@ pub async fn an_outcome_outweighs_a_full_disk(world: &World) -> anyhow::Result<(
     let none = "p1: UPDATE work.t SET n = 0 WHERE id = 99";
     full(&["--json", "tx", "exec", none, "--expect", "1:NO_SUCH_ROW"])?
         .is(3, &["NO_SUCH_ROW", "No space left"])?;
+    Ok(())
+}
+
+/// What a command of a list prints for programs, and what it says on stderr.
+fn listed(cluster: &Cluster, args: &[&str]) -> anyhow::Result<(Value, String)> {
+    let output = cluster.concord(args).arg("--json").output()?;
+    ensure!(output.status.success(), "{args:?}: {output:?}");
+    let value = serde_json::from_slice(&output.stdout).with_context(|| format!("{args:?}"))?;
+    Ok((value, String::from_utf8(output.stderr)?))
+}
+
+/// Each list has `entries`, of which some are cut off and then said to be there.
+fn is_cut(cluster: &Cluster, list: &[&str], entries: usize) -> anyhow::Result<()> {
+    for (limit, more) in [(entries - 1, true), (entries, false), (entries + 1, false)] {
+        let limit = limit.to_string();
+        let args = [list, &["--limit", limit.as_str()]].concat();
+        let (value, stderr) = listed(cluster, &args)?;
+        let shown = value.as_array().context("it is no array")?.len();
+        ensure!(shown == entries - usize::from(more), "{args:?}: {shown}");
+        let said = format!("({shown} shown; there are more: raise --limit)\n");
+        ensure!(
+            stderr == if more { &said } else { "" },
+            "{args:?}: {stderr}"
+        );
+        let text = cluster.concord(&args).output()?;
+        ensure!(text.stderr == stderr.as_bytes(), "{args:?}: {text:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_list_that_is_cut_off_says_so_and_stays_a_list() -> anyhow::Result<()> {
+    let server = servers()?.swap_remove(0);
+    let cluster = Cluster::start_with(&server, 1, &["--no-seed"])?;
+    for id in ["a", "b", "c"] {
+        cluster.run(&["account", "open", id, "--currency", "EUR"])?;
+        cluster.run(&["product", "create", id, "--price", "1EUR", "--stock", "9"])?;
+        cluster.run(&["order", "place", id])?;
+    }
+    for list in ["account", "product", "order"] {
+        is_cut(&cluster, &[list, "list"], 3)?;
+    }
+    let (all, _) = listed(&cluster, &["tx", "list", "--limit", "1000"])?;
+    let transactions = all.as_array().context("it is no array")?.len();
+    ensure!(transactions >= 3, "{transactions} for three orders");
+    is_cut(&cluster, &["tx", "list"], transactions)?;
+    let (nothing, stderr) = listed(&cluster, &["indoubt", "list", "--limit", "1"])?;
+    ensure!(
+        nothing["more"] == Value::Bool(false) && stderr.is_empty(),
+        "{nothing} {stderr}"
+    );
     Ok(())
 }

@@ -163,6 +163,7 @@ pub const TARGETS: &[Target] = &[
             "\r\n",
             "\u{feff}",
             "12.30EUR",
+            "#",
         ],
         short_runs: 60_000,
         run: payments::file,

@@ -72,12 +72,23 @@ pub(crate) fn limit(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Says when a list may have been cut off at its limit.
-pub(crate) fn cut(text: String, shown: usize, limit: usize) -> String {
-    if shown < limit {
-        text
-    } else {
-        format!("{text}\n({shown} shown; there may be more: raise --limit)")
+/// How many entries to ask for: one more than are shown tells whether there are more.
+pub(crate) fn one_more(limit: usize) -> usize {
+    limit.saturating_add(1)
+}
+
+/// Keeps what is shown of a list that was asked for with [`one_more`]; true if there is more.
+pub(crate) fn cut<T>(list: &mut Vec<T>, limit: usize) -> bool {
+    let more = list.len() > limit;
+    list.truncate(limit);
+    more
+}
+
+/// Says that a list was cut. It does so on stderr: a program that reads the list from stdout must
+/// not take a part for the whole either, or not without a word to who started it.
+pub(crate) fn tell_cut(shown: usize, more: bool) {
+    if more {
+        output::note(&format!("({shown} shown; there are more: raise --limit)"));
     }
 }
 
@@ -171,11 +182,12 @@ async fn get(ctx: &Ctx, args: GetArgs) -> Result<(), Failure> {
 }
 
 async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
-    let accounts = ctx
+    let mut accounts = ctx
         .client
-        .list_accounts(limit)
+        .list_accounts(one_more(limit))
         .await
         .map_err(|error| Failure::of_call("accounts cannot be listed", &error))?;
+    let more = cut(&mut accounts, limit);
     let value = json!(accounts.iter().map(view::account).collect::<Vec<_>>());
     ctx.print(&value, || {
         let rows = accounts.iter().map(|account| {
@@ -185,7 +197,25 @@ async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
                 account.participant.clone(),
             ]
         });
-        let text = output::table(&["account", "balance>", "participant"], rows);
-        cut(text, accounts.len(), limit)
-    })
+        output::table(&["account", "balance>", "participant"], rows)
+    })?;
+    tell_cut(accounts.len(), more);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_cut_only_when_there_is_more() {
+        for (there, limit, expected) in [(2, 3, (2, false)), (3, 3, (3, false)), (4, 3, (3, true))]
+        {
+            let asked_for = there.min(one_more(limit));
+            let mut list = vec![(); asked_for];
+            let more = cut(&mut list, limit);
+            assert_eq!((list.len(), more), expected);
+        }
+        assert_eq!(one_more(usize::MAX), usize::MAX);
+    }
 }

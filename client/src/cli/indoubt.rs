@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::cli::account::{ListArgs, cut};
+use crate::cli::account::{ListArgs, cut, one_more, tell_cut};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Ctx};
 use crate::cli::view;
@@ -58,11 +58,12 @@ pub(crate) async fn run(ctx: &Ctx, command: IndoubtCommand) -> Result<(), Failur
 }
 
 async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
-    let (branches, unreachable) = ctx
+    let (mut branches, unreachable) = ctx
         .client
-        .list_in_doubt(limit)
+        .list_in_doubt(one_more(limit))
         .await
         .map_err(|error| Failure::of_call("branches in doubt cannot be listed", &error))?;
+    let more = cut(&mut branches, limit);
     let shown = branches.iter().map(|entry| {
         let branch = entry.branch.clone().unwrap_or_default();
         json!({
@@ -76,7 +77,9 @@ async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
             "transaction": entry.transaction.as_ref().map(view::transaction),
         })
     });
-    let value = json!({ "branches": shown.collect::<Vec<_>>(), "unreachable": unreachable });
+    let value = json!({
+        "branches": shown.collect::<Vec<_>>(), "more": more, "unreachable": unreachable,
+    });
     ctx.print(&value, || {
         let rows = branches.iter().map(|entry| {
             let branch = entry.branch.clone().unwrap_or_default();
@@ -103,8 +106,9 @@ async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
             "transaction",
             "reason",
         ];
-        cut(output::table(&header, rows), branches.len(), limit)
+        output::table(&header, rows)
     })?;
+    tell_cut(branches.len(), more);
     if unreachable.is_empty() {
         return Ok(());
     }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::cli::account::{ListArgs, cut};
+use crate::cli::account::{ListArgs, cut, one_more, tell_cut};
 use crate::cli::deed::{Deed, Id};
 use crate::cli::exit::Failure;
 use crate::cli::output::{self, Ctx};
@@ -155,11 +155,12 @@ async fn get(ctx: &Ctx, order_id: &str) -> Result<(), Failure> {
 }
 
 async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
-    let orders = ctx
+    let mut orders = ctx
         .client
-        .list_orders(limit)
+        .list_orders(one_more(limit))
         .await
         .map_err(|error| Failure::of_call("orders cannot be listed", &error))?;
+    let more = cut(&mut orders, limit);
     let value = json!(orders.iter().map(view::order).collect::<Vec<_>>());
     ctx.print(&value, || {
         let rows = orders.iter().map(|order| {
@@ -170,9 +171,10 @@ async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
                 order.participant.clone(),
             ]
         });
-        let text = output::table(&["time", "order", "total>", "participant"], rows);
-        cut(text, orders.len(), limit)
-    })
+        output::table(&["time", "order", "total>", "participant"], rows)
+    })?;
+    tell_cut(orders.len(), more);
+    Ok(())
 }
 
 #[cfg(test)]

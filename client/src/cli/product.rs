@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::cli::account::{ListArgs, cut};
+use crate::cli::account::{ListArgs, cut, one_more, tell_cut};
 use crate::cli::deed::{Deed, Id};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::money::{self, Amount};
@@ -122,11 +122,12 @@ pub(crate) async fn restock(ctx: &Ctx, args: RestockArgs) -> Result<(), Failure>
 }
 
 async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
-    let products = ctx
+    let mut products = ctx
         .client
-        .list_products(limit)
+        .list_products(one_more(limit))
         .await
         .map_err(|error| Failure::of_call("products cannot be listed", &error))?;
+    let more = cut(&mut products, limit);
     let value = json!(products.iter().map(view::product).collect::<Vec<_>>());
     ctx.print(&value, || {
         let rows = products.iter().map(|product| {
@@ -138,10 +139,11 @@ async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
                 product.participant.clone(),
             ]
         });
-        let text = output::table(
+        output::table(
             &["product", "name", "price>", "stock>", "participant"],
             rows,
-        );
-        cut(text, products.len(), limit)
-    })
+        )
+    })?;
+    tell_cut(products.len(), more);
+    Ok(())
 }

@@ -304,10 +304,30 @@ fn apply(statement: &mut Targeted, option: &str) -> Result<(), String> {
         .split_once(char::is_whitespace)
         .unwrap_or((option, ""));
     let value = value.trim_start();
+    check_alone(value)?;
     match name {
         "-p" | "--param" => statement.bind(param(value)?),
         "--expect" => statement.require(&expected(value)?),
         _ => return Err(format!("\"{name}\" is neither -p, --param nor --expect")),
+    }
+    Ok(())
+}
+
+/// Refuses a value that seems to hold more than itself. The rest of the line belongs to the value,
+/// so that an expectation behind it would be stored as text instead of guarding the statement.
+fn check_alone(value: &str) -> Result<(), String> {
+    const ADVICE: &str = "one option a line; write such a text in the JSON form";
+    let begins_another = |word: &&str| {
+        let options = ["-p", "--param", "--expect", "#"];
+        options.iter().any(|option| word.starts_with(option))
+    };
+    if let Some(word) = value.split_whitespace().skip(1).find(begins_another) {
+        return Err(format!("\"{word}\" would be a part of the value: {ADVICE}"));
+    }
+    let text = value.split_once(':').map_or(value, |(_, text)| text);
+    let quoted = |text: &str| text.trim_start().starts_with(['"', '\'', '`']);
+    if quoted(value) || quoted(text) {
+        return Err(format!("the quotes would be a part of the value: {ADVICE}"));
     }
     Ok(())
 }
@@ -364,11 +384,16 @@ fn json_param(value: &Value) -> Result<Param, String> {
         Value::Null => Param::null(),
         Value::Bool(value) => Param::from(*value),
         Value::String(text) => Param::from(text.as_str()),
-        Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
-            (Some(number), _, _) => Param::from(number),
-            (None, Some(number), _) => Param::from(number),
-            (None, None, Some(number)) => Param::from(number),
-            (None, None, None) => return Err(wrong()),
+        // Every other number has been rounded to a double by now.
+        Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => Param::from(number),
+            (None, Some(number)) => Param::from(number),
+            (None, None) => {
+                return Err(format!(
+                    "{number} is no integer of 64 bits; write {{\"dec\": \"12.30\"}} or \
+                     {{\"double\": \"12.3\"}}"
+                ));
+            }
         },
         Value::Object(typed) => {
             let mut entries = typed.iter();
@@ -476,6 +501,39 @@ mod tests {
     }
 
     #[test]
+    fn an_option_behind_a_value_is_refused_and_never_a_part_of_it() {
+        for behind in [
+            "str:anna --expect 1:POOR",
+            "str:anna\t--expect=1",
+            "str:anna -p 5",
+            "str:anna -p5",
+            "dec:1.50 --param 5",
+            "str:anna   # the payer",
+            "str: # nobody",
+            "str:\"anna\"",
+            "str: 'anna'",
+            "'anna'",
+            "\"str:anna\"",
+        ] {
+            let why = file(&format!("p1: SELECT ?\n  -p {behind}\n")).unwrap_err();
+            assert!(why.contains("line 2: "), "{behind}: {why}");
+            assert!(why.contains("one option a line"), "{behind}: {why}");
+        }
+        let why = file("p1: SELECT ?\n  -p 5\n  --expect 1:POOR # guard\n").unwrap_err();
+        assert!(why.contains("one option a line"), "{why}");
+        for text in ["anna-p 5", "a - b", "#1", "it's \"so\"", "-p", ""] {
+            let read = file(&format!("p1: SELECT ?\n  -p str:{text}\n")).unwrap();
+            assert_eq!(read[0].statement, Statement::new("SELECT ?").bind(text));
+        }
+        let json = r#"[{"participant":"p1","sql":"SELECT ?","params":["'a' --expect 1 # x"]}]"#;
+        let read = file(json).unwrap();
+        assert_eq!(
+            read[0].statement,
+            Statement::new("SELECT ?").bind("'a' --expect 1 # x")
+        );
+    }
+
+    #[test]
     fn parameters_are_typed() {
         assert_eq!(param("5"), Ok(Param::from(5_i64)));
         assert_eq!(param("-5"), Ok(Param::from(-5_i64)));
@@ -499,6 +557,24 @@ mod tests {
         ] {
             assert!(param(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_number_of_json_is_exact_or_refused() {
+        let read = |params: &str| {
+            let whole = r#"[{"participant":"p1","sql":"SELECT ?","params":[PARAMS]}]"#;
+            file(&whole.replace("PARAMS", params))
+        };
+        for number in ["12345678901234567.89", "18446744073709551616", "1e2"] {
+            let why = read(number).unwrap_err();
+            assert!(why.contains("write {\"dec\": \"12.30\"} or"), "{why}");
+        }
+        let exact = read(r#"-5, 18446744073709551615, {"dec": "12345678901234567.89"}"#).unwrap();
+        let expected = Statement::new("SELECT ?").bind(-5_i64).bind(u64::MAX);
+        let expected = expected.bind(Param::decimal("12345678901234567.89"));
+        assert_eq!(exact[0].statement, expected);
+        let double = read(r#"{"double": "12.3"}"#).unwrap();
+        assert_eq!(double[0].statement, Statement::new("SELECT ?").bind(12.3));
     }
 
     #[test]

@@ -79,7 +79,8 @@ Amounts:
 Payment files:
   A CSV file in UTF-8 whose first line names its columns, in any order: request_id, from, to, amount
   and, if wanted, memo; other columns are ignored. One line is one payment. A line that cannot be
-  read is reported with its number, and the rest goes on. Each request_id takes effect at most once,
+  read is reported with its number, and the rest goes on. There are no comments: a line that begins
+  with # is one that cannot be read, and is not paid. Each request_id takes effect at most once,
   however often it stands in the file or the file is run: after a crash, run it again. Transient
   failures are retried with the same request_id for --retry-for (60s a line). Failed lines go to
   PATH.failed.csv, in the order in which they failed, with line, outcome, reason and message; that

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 
-use crate::cli::account::{cut, limit};
+use crate::cli::account::{cut, limit, one_more, tell_cut};
 use crate::cli::deed::{Deed, Id};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::{self, Ctx, Reader};
@@ -57,7 +57,7 @@ Examples:
 A file is JSON:
   [{\"participant\": \"p1\", \"sql\": \"…\", \"params\": [5, \"x\", null, {\"dec\": \"1.50\"}],
     \"expect\": \"1:REASON\"}]
-or text:
+or text, with one option a line:
   # a statement starts at the first column; what belongs to it is indented
   p1: UPDATE shop.till SET cash = cash - ?
       WHERE id = ?
@@ -234,11 +234,12 @@ async fn list(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
             State::Aborted => v1::TransactionState::Aborted,
         })
         .collect();
-    let transactions = ctx
+    let mut transactions = ctx
         .client
-        .list_transactions(&states, args.stuck, args.limit)
+        .list_transactions(&states, args.stuck, one_more(args.limit))
         .await
         .map_err(|error| Failure::of_call("transactions cannot be listed", &error))?;
+    let more = cut(&mut transactions, args.limit);
     let value = json!(
         transactions
             .iter()
@@ -270,8 +271,10 @@ async fn list(ctx: &Ctx, args: ListArgs) -> Result<(), Failure> {
             "reason",
             "request id",
         ];
-        cut(output::table(&header, rows), transactions.len(), args.limit)
-    })
+        output::table(&header, rows)
+    })?;
+    tell_cut(transactions.len(), more);
+    Ok(())
 }
 
 async fn get(ctx: &Ctx, args: GetArgs) -> Result<(), Failure> {

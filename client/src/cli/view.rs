@@ -1,6 +1,7 @@
 //! Messages of the gateway as JSON for programs, and times as people and programs read them.
 //!
-//! Field names are those of `proto/v1`; amounts stay integers of minor units.
+//! Field names are those of `proto/v1`; amounts stay integers of minor units. Integers that a
+//! reader of JSON may round are strings.
 
 use std::fmt::Write as _;
 
@@ -10,6 +11,19 @@ use serde_json::{Value, json};
 
 use crate::v1;
 use crate::v1::value::Kind;
+
+/// The largest integer that is exact for readers which take every number for a double, as
+/// JavaScript and jq do: 2^53 - 1.
+const EXACT_MAX: u64 = (1 << 53) - 1;
+
+/// An integer, as a string where a reader might round it.
+fn integer(number: impl Into<i128>) -> Value {
+    let number = number.into();
+    match i64::try_from(number) {
+        Ok(number) if number.unsigned_abs() <= EXACT_MAX => json!(number),
+        _ => Value::String(number.to_string()),
+    }
+}
 
 /// `2026-01-31T12:00:00.123Z`, or nothing.
 pub(crate) fn time(time: Option<&Timestamp>) -> Option<String> {
@@ -81,7 +95,7 @@ pub(crate) fn account(account: &v1::Account) -> Value {
     json!({
         "account_id": account.account_id,
         "currency": account.currency,
-        "balance": account.balance,
+        "balance": integer(account.balance),
         "participant": account.participant,
         "open_time": time(account.open_time.as_ref()),
     })
@@ -91,7 +105,7 @@ pub(crate) fn journal_entry(entry: &v1::JournalEntry) -> Value {
     json!({
         "gtrid": entry.gtrid,
         "counterparty": entry.counterparty,
-        "amount": entry.amount,
+        "amount": integer(entry.amount),
         "memo": entry.memo,
         "time": time(entry.time.as_ref()),
     })
@@ -101,9 +115,9 @@ pub(crate) fn product(product: &v1::Product) -> Value {
     json!({
         "product_id": product.product_id,
         "name": product.name,
-        "price": product.price,
+        "price": integer(product.price),
         "currency": product.currency,
-        "stock": product.stock,
+        "stock": integer(product.stock),
         "participant": product.participant,
     })
 }
@@ -114,7 +128,9 @@ pub(crate) fn order(order: &v1::Order) -> Value {
         .iter()
         .map(|line| {
             json!({
-                "product_id": line.product_id, "quantity": line.quantity, "price": line.price,
+                "product_id": line.product_id,
+                "quantity": integer(line.quantity),
+                "price": integer(line.price),
             })
         })
         .collect();
@@ -128,7 +144,7 @@ pub(crate) fn order(order: &v1::Order) -> Value {
         "order_id": order.order_id,
         "gtrid": order.gtrid,
         "lines": lines,
-        "total": order.total,
+        "total": integer(order.total),
         "currency": order.currency,
         "payment": payment,
         "place_time": time(order.place_time.as_ref()),
@@ -175,8 +191,8 @@ pub(crate) fn statement_result(result: &v1::StatementResult) -> Value {
         .map(|row| Value::Array(row.values.iter().map(value).collect()))
         .collect();
     json!({
-        "rows": result.rows,
-        "last_insert_id": result.last_insert_id,
+        "rows": integer(result.rows),
+        "last_insert_id": integer(result.last_insert_id),
         "columns": names,
         "result": rows,
     })
@@ -187,8 +203,8 @@ pub(crate) fn value(value: &v1::Value) -> Value {
     match &value.kind {
         None | Some(Kind::Null(_)) => Value::Null,
         Some(Kind::Bool(value)) => json!(value),
-        Some(Kind::Int64(value)) => json!(value),
-        Some(Kind::Uint64(value)) => json!(value),
+        Some(Kind::Int64(value)) => integer(*value),
+        Some(Kind::Uint64(value)) => integer(*value),
         Some(Kind::Double(value)) => json!(value),
         Some(Kind::Bytes(bytes)) => json!({ "bytes": hex(bytes) }),
         Some(
@@ -249,6 +265,31 @@ mod tests {
     fn states_lose_their_prefix() {
         assert_eq!(state(v1::TransactionState::Committed), "COMMITTED");
         assert_eq!(branch_state(v1::BranchState::ReadOnly), "READ_ONLY");
+    }
+
+    #[test]
+    fn integers_that_a_reader_of_json_may_round_are_strings() {
+        let shown = |kind| value(&v1::Value { kind: Some(kind) });
+        let largest = 9_007_199_254_740_991_i64;
+        assert_eq!(shown(Kind::Int64(largest)), json!(largest));
+        assert_eq!(shown(Kind::Int64(-largest)), json!(-largest));
+        assert_eq!(shown(Kind::Int64(largest + 1)), json!("9007199254740992"));
+        assert_eq!(shown(Kind::Int64(i64::MIN)), json!("-9223372036854775808"));
+        assert_eq!(shown(Kind::Uint64(5)), json!(5));
+        assert_eq!(shown(Kind::Uint64(u64::MAX)), json!("18446744073709551615"));
+        let rich = v1::Account {
+            balance: i64::MAX,
+            ..v1::Account::default()
+        };
+        assert_eq!(account(&rich)["balance"], json!("9223372036854775807"));
+        let stocked = v1::Product {
+            price: 5,
+            stock: i64::MAX,
+            ..v1::Product::default()
+        };
+        let stocked = product(&stocked);
+        assert_eq!(stocked["price"], json!(5));
+        assert_eq!(stocked["stock"], json!("9223372036854775807"));
     }
 
     #[test]

@@ -32,6 +32,12 @@ pub fn file(data: &[u8]) {
         end = position;
         let Ok(payment) = line.payment else { continue };
         let raw = &data[start..position];
+        let commented_out = raw.trim_ascii_start().starts_with(b"#");
+        assert!(
+            !commented_out,
+            "{:?} was paid",
+            String::from_utf8_lossy(raw)
+        );
         let fields = strict(raw).unwrap_or_else(|why| {
             panic!("{:?} was paid, and {why}", String::from_utf8_lossy(raw));
         });

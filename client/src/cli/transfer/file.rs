@@ -4,18 +4,21 @@
 //! That nothing is paid twice is the coordinator's work, by request id; this module's part is
 //! never to send a payment without one.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _, stream};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::sync::{Notify, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use serde_json::Value;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::lines::{Line, Lines, Payment};
@@ -40,60 +43,136 @@ pub(super) struct Job {
 
 type Input = Lines<Box<dyn BufRead + Send>>;
 
+/// What Ctrl-C asks for.
+#[derive(Clone, Debug, Default)]
+struct Stops {
+    /// To begin nothing new, and to wait for what is in flight.
+    first: CancellationToken,
+    /// To wait for nothing.
+    second: CancellationToken,
+}
+
+/// A payment file while it is run.
+#[derive(Debug)]
+struct Run {
+    client: Client,
+    timeout_ms: u32,
+    concurrency: usize,
+    stops: Stops,
+    progress: ProgressBar,
+    failed: FailedLines,
+    summary: Summary,
+}
+
 pub(super) async fn run(ctx: &Ctx, job: Job) -> Result<(), Failure> {
     let (lines, size) = open(&job.path)?;
     for name in &lines.ignored {
         output::note(&format!("warning: the column \"{name}\" is ignored"));
     }
-    let mut failed = FailedLines::create(failed_path(&job)?)?;
+    let failed = FailedLines::create(failed_path(&job)?)?;
     let progress = progress(size);
-    let stop = stop_on_ctrl_c(&progress);
+    let stops = stop_on_ctrl_c(&progress);
     let policy = RetryPolicy::lasting(ctx.global.retry_for.unwrap_or(RETRY_FOR));
-    let client = ctx.client.with_retry(policy).with_stop(stop.clone());
-    let timeout_ms = crate::oneshot::millis(ctx.timeout);
-
+    let mut run = Run {
+        client: ctx.client.with_retry(policy).with_stop(stops.first.clone()),
+        timeout_ms: crate::oneshot::millis(ctx.timeout),
+        concurrency: job.concurrency,
+        stops,
+        progress,
+        failed,
+        summary: Summary::default(),
+    };
     let started = Instant::now();
-    let (sender, receiver) = mpsc::channel(job.concurrency);
-    let reader = tokio::task::spawn_blocking({
-        let stop = stop.clone();
-        move || feed(lines, &sender, &stop)
-    });
-    let mut summary = Summary::default();
-    let turns = Turns::default();
-    let mut results = ReceiverStream::new(receiver)
-        .map(|line| pay(&client, &turns, timeout_ms, line))
-        .buffer_unordered(job.concurrency);
-    while let Some((number, end, payment, verdict)) = results.next().await {
-        summary.add(&verdict);
-        failed.add(number, &payment, &verdict);
-        progress.set_position(progress.position().max(end));
-        progress.set_message(format!(
-            "{} done, {} failed",
-            summary.done(),
-            summary.failed()
-        ));
-    }
-    progress.finish_and_clear();
+    let end = run.pay_all(lines).await;
     let took = started.elapsed();
-    let end = reader.await.map_err(|error| {
-        Failure::new(Exit::Other, "the payment file was not read to its end").why(error)
-    })?;
-    summary.interrupted |= stop.is_cancelled() && !matches!(end, Ok(true));
-    let failed = failed.finish()?;
-    let value = summary.json(took, failed.as_deref());
-    ctx.print(&value, || summary.text(took, failed.as_deref()))?;
-    if let Err(error) = end {
-        return Err(Failure::new(
-            Exit::Other.max(summary.exit()),
-            "the payment file was not read \
-                                                                  to its end",
-        )
-        .why(error)
-        .next("mend it and run the file again: nothing is paid twice"));
-    }
-    match summary.exit() {
+    let print = |value: &Value, text: &str| ctx.print(value, || text.to_owned());
+    let end = end.map_err(|error| {
+        Failure::new(Exit::Other, "the payment file was not read to its end")
+            .why(error)
+            .next("mend it and run the file again: nothing is paid twice")
+    });
+    let failed = run.failed.finish();
+    let (exit, failures) = conclude(&run.summary, took, failed, end, print, output::note);
+    failures.iter().for_each(output::complain);
+    match exit {
         Exit::Done => Ok(()),
         exit => Err(Failure::silent(exit)),
+    }
+}
+
+/// Tells the summary of a run, on stderr if it cannot be printed. Gives back what went wrong beside
+/// the payments, and the exit code of the gravest news: that nobody knows what became of a payment
+/// is graver than a disk that is full.
+fn conclude(
+    summary: &Summary,
+    took: Duration,
+    failed: Result<Option<PathBuf>, Failure>,
+    end: Result<(), Failure>,
+    print: impl FnOnce(&Value, &str) -> Result<(), Failure>,
+    note: impl FnOnce(&str),
+) -> (Exit, Vec<Failure>) {
+    let (failed, unwritten) = match failed {
+        Ok(failed) => (failed, None),
+        Err(failure) => (None, Some(failure)),
+    };
+    let text = summary.text(took, failed.as_deref());
+    let unprinted = print(&summary.json(took, failed.as_deref()), &text).err();
+    if unprinted.is_some() {
+        note(&text);
+    }
+    let failures = [unwritten, unprinted, end.err()].into_iter().flatten();
+    let failures: Vec<Failure> = failures.collect();
+    let codes = failures.iter().map(Failure::code);
+    (codes.fold(summary.exit(), Exit::max), failures)
+}
+
+impl Run {
+    /// Pays line by line until the file ends or is stopped. The error is one of reading it.
+    async fn pay_all(&mut self, lines: Input) -> io::Result<()> {
+        let (sender, receiver) = mpsc::channel(self.concurrency);
+        let mut end = read_aside(lines, sender, self.stops.first.clone())?;
+        let (client, stops, timeout_ms) =
+            (self.client.clone(), self.stops.clone(), self.timeout_ms);
+        let turns = Turns::default();
+        let results = handed_out(receiver, &stops.first)
+            .map(|line| pay(&client, &turns, timeout_ms, line))
+            .buffer_unordered(self.concurrency);
+        let mut results = pin!(results);
+        while let Some((number, end, payment, verdict)) = tokio::select! {
+            biased;
+            result = results.next() => result,
+            () = stops.second.cancelled() => None,
+        } {
+            self.add(number, &payment, &verdict);
+            let position = self.progress.position().max(end);
+            self.progress.set_position(position);
+            let (done, failed) = (self.summary.done(), self.summary.failed());
+            self.progress
+                .set_message(format!("{done} done, {failed} failed"));
+        }
+        for (number, payment) in turns.left() {
+            let why = "Ctrl-C came a second time before its answer";
+            self.add(number, &payment, &Verdict::Unknown(why.to_owned()));
+            self.summary.interrupted = true;
+        }
+        self.progress.finish_and_clear();
+        let read_all = match end.try_recv() {
+            Ok(end) => end?,
+            // Stopped, while it read.
+            Err(oneshot::error::TryRecvError::Empty) => false,
+            Err(oneshot::error::TryRecvError::Closed) => {
+                return Err(io::Error::other("whoever read it is gone"));
+            }
+        };
+        self.summary.interrupted |= stops.first.is_cancelled() && !read_all;
+        Ok(())
+    }
+
+    fn add(&mut self, number: u64, payment: &Payment, verdict: &Verdict) {
+        self.summary.add(verdict);
+        if let Some(line) = self.failed.add(number, payment, verdict) {
+            self.progress.suspend(|| output::note(&line));
+        }
     }
 }
 
@@ -155,23 +234,61 @@ fn progress(size: Option<u64>) -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// The first Ctrl-C ends the run cleanly, a second one at once.
-fn stop_on_ctrl_c(progress: &ProgressBar) -> CancellationToken {
-    let stop = CancellationToken::new();
-    let (token, progress) = (stop.clone(), progress.clone());
+/// The first Ctrl-C ends the run cleanly, a second one without waiting for answers.
+fn stop_on_ctrl_c(progress: &ProgressBar) -> Stops {
+    let stops = Stops::default();
+    let (asked, progress) = (stops.clone(), progress.clone());
     tokio::spawn(async move {
         if tokio::signal::ctrl_c().await.is_err() {
             return;
         }
-        token.cancel();
+        asked.first.cancel();
         progress.suspend(|| {
-            output::note("stopping: waiting for payments in flight (Ctrl-C again leaves at once)");
+            output::note(
+                "stopping: waiting for payments in flight (Ctrl-C again leaves them unknown)",
+            );
         });
+        if tokio::signal::ctrl_c().await.is_err() {
+            return;
+        }
+        asked.second.cancel();
+        // What is left to do is short, unless a disk or a reader of stdout hangs.
         if tokio::signal::ctrl_c().await.is_ok() {
             std::process::exit(i32::from(Exit::Interrupted as u8));
         }
     });
-    stop
+    stops
+}
+
+/// Reads the file on a thread that nobody waits for: it may sit in a read of a terminal or a pipe
+/// that is never answered. How it ended is told before the sender of lines is dropped.
+fn read_aside(
+    lines: Input,
+    sender: mpsc::Sender<Line>,
+    stop: CancellationToken,
+) -> io::Result<oneshot::Receiver<io::Result<bool>>> {
+    let (tell, end) = oneshot::channel();
+    thread::Builder::new().spawn(move || {
+        // Nobody is there to hear it when the run was left.
+        let _ = tell.send(feed(lines, &sender, &stop));
+        drop(sender);
+    })?;
+    Ok(end)
+}
+
+/// The lines as they are read; once stopped, only those that were read by then.
+fn handed_out(
+    receiver: mpsc::Receiver<Line>,
+    stop: &CancellationToken,
+) -> impl Stream<Item = Line> {
+    stream::unfold(receiver, async move |mut receiver| {
+        let line = tokio::select! {
+            biased;
+            line = receiver.recv() => line,
+            () = stop.cancelled() => None,
+        };
+        line.map(|line| (line, receiver))
+    })
 }
 
 /// Hands out lines until the end of the file (true) or until stopped (false).
@@ -191,19 +308,20 @@ fn feed(
     Ok(false)
 }
 
-/// The request ids in flight. Lines with the same one take turns, so that the second is told
-/// apart as a repetition of the first.
+/// The payments in flight, by request id. Lines with the same one take turns, so that the second
+/// is told apart as a repetition of the first.
 #[derive(Debug, Default)]
 struct Turns {
-    taken: Mutex<HashSet<String>>,
+    taken: Mutex<BTreeMap<String, (u64, Payment)>>,
     given_back: Notify,
 }
 
 impl Turns {
-    async fn take(&self, request_id: &str) {
+    async fn take(&self, number: u64, payment: &Payment) {
         loop {
             let given_back = self.given_back.notified();
-            if self.lock().insert(request_id.to_owned()) {
+            if let Entry::Vacant(turn) = self.lock().entry(payment.request_id.clone()) {
+                turn.insert((number, payment.clone()));
                 return;
             }
             given_back.await;
@@ -215,7 +333,12 @@ impl Turns {
         self.given_back.notify_waiters();
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+    /// The payments that are still in flight, with the numbers of their lines.
+    fn left(&self) -> Vec<(u64, Payment)> {
+        self.lock().values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (u64, Payment)>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -231,7 +354,7 @@ async fn pay(
         Err((payment, why)) => (*payment, Verdict::Unreadable(why)),
         Ok(payment) if stop.is_cancelled() => (payment, Verdict::NotTried),
         Ok(payment) => {
-            turns.take(&payment.request_id).await;
+            turns.take(line.number, &payment).await;
             let request = v1::TransferRequest {
                 from_account_id: payment.from.clone(),
                 to_account_id: payment.to.clone(),
@@ -253,17 +376,145 @@ async fn pay(
 mod tests {
     use super::*;
 
+    fn payment(request_id: &str) -> Payment {
+        Payment {
+            request_id: request_id.into(),
+            ..Payment::default()
+        }
+    }
+
     #[tokio::test]
     async fn lines_with_one_request_id_take_turns() {
         let turns = Turns::default();
-        turns.take("a").await;
-        turns.take("b").await;
-        let mut again = std::pin::pin!(turns.take("a"));
+        let (a, b) = (payment("a"), payment("b"));
+        turns.take(2, &a).await;
+        turns.take(3, &b).await;
+        let mut again = std::pin::pin!(turns.take(4, &a));
         assert!(futures::poll!(again.as_mut()).is_pending());
         turns.give_back("b");
         assert!(futures::poll!(again.as_mut()).is_pending());
         turns.give_back("a");
         assert!(futures::poll!(again.as_mut()).is_ready());
+        assert_eq!(turns.left(), [(4, payment("a"))]);
+    }
+
+    fn run_on(endpoint: &str, failed: PathBuf) -> Run {
+        Run {
+            client: Client::connect(endpoint).unwrap(),
+            timeout_ms: 60_000,
+            concurrency: 4,
+            stops: Stops::default(),
+            progress: ProgressBar::hidden(),
+            failed: FailedLines::create(failed).unwrap(),
+            summary: Summary::default(),
+        }
+    }
+
+    fn lines(reader: impl io::Read + Send + 'static) -> Input {
+        let reader: Box<dyn BufRead + Send> = Box::new(BufReader::new(reader));
+        Lines::open(reader).unwrap().unwrap()
+    }
+
+    /// A terminal at which nobody types on after the header.
+    struct Silent {
+        text: &'static [u8],
+        asked: Option<oneshot::Sender<()>>,
+        over: std::sync::mpsc::Receiver<()>,
+    }
+
+    impl io::Read for Silent {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            if self.text.is_empty() {
+                if let Some(asked) = self.asked.take() {
+                    asked.send(()).unwrap();
+                }
+                let _ = self.over.recv();
+            }
+            self.text.read(buf)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stopped_run_does_not_wait_for_a_reader_that_blocks() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = run_on("http://127.0.0.1:1", folder.path().join("f.csv"));
+        let (asked, blocked) = oneshot::channel();
+        let (release, over) = std::sync::mpsc::channel();
+        let silent = Silent {
+            text: b"request_id,from,to,amount\n",
+            asked: Some(asked),
+            over,
+        };
+        let stop = run.stops.first.clone();
+        let ended = tokio::time::timeout(Duration::from_secs(20), async {
+            let (end, ()) = tokio::join!(run.pay_all(lines(silent)), async {
+                blocked.await.unwrap();
+                stop.cancel();
+            });
+            end
+        });
+        let ended = ended.await;
+        drop(release);
+        ended.expect("nothing is in flight").unwrap();
+        assert_eq!(run.summary.exit(), Exit::Interrupted);
+    }
+
+    #[tokio::test]
+    async fn a_second_stop_leaves_payments_behind_as_unknown() {
+        let folder = tempfile::tempdir().unwrap();
+        let failed = folder.path().join("f.csv");
+        // It takes connections, and never answers.
+        let path = folder.path().join("gateway");
+        let gateway = tokio::net::UnixListener::bind(&path).unwrap();
+        let mut run = run_on(&format!("unix:{}", path.display()), failed.clone());
+        let stops = run.stops.clone();
+        let text = &b"request_id,from,to,amount\nr1,a,b,5\n"[..];
+        let (end, _connection) = tokio::join!(run.pay_all(lines(text)), async {
+            let connection = gateway.accept().await.unwrap();
+            stops.first.cancel();
+            stops.second.cancel();
+            connection
+        });
+        end.unwrap();
+        assert_eq!(run.summary.exit(), Exit::Interrupted);
+        assert_eq!(run.summary.failed(), 1);
+        assert_eq!(run.failed.finish().unwrap(), Some(failed.clone()));
+        let text = std::fs::read_to_string(&failed).unwrap();
+        assert!(
+            text.contains("2,r1,a,b,5,,unknown,OUTCOME_UNKNOWN,"),
+            "{text}"
+        );
+        let files = std::fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(files, 2, "the socket and the failed line");
+    }
+
+    #[test]
+    fn what_cannot_be_written_hides_neither_the_counts_nor_what_is_unknown() {
+        let mut summary = Summary::default();
+        summary.add(&Verdict::Unknown("no answer".into()));
+        let full = || Failure::new(Exit::Other, "the disk is full");
+        let mut told = String::new();
+        let took = Duration::from_secs(1);
+        let (exit, failures) = conclude(
+            &summary,
+            took,
+            Err(full()),
+            Err(full()),
+            |_, _| Err(full()),
+            |text| text.clone_into(&mut told),
+        );
+        assert_eq!((exit, failures.len()), (Exit::Unknown, 3));
+        assert!(told.contains("unknown"), "{told}");
+        let printed = |_: &Value, text: &str| {
+            assert!(text.contains("committed"), "{text}");
+            Ok(())
+        };
+        let nobody = |text: &str| panic!("told twice: {text}");
+        let well = Summary::default();
+        let (exit, failures) = conclude(&well, took, Ok(None), Ok(()), printed, nobody);
+        assert_eq!((exit, failures.len()), (Exit::Done, 0));
+        let (exit, failures) = conclude(&well, took, Err(full()), Ok(()), printed, nobody);
+        assert_eq!((exit, failures.len()), (Exit::Other, 1));
     }
 
     #[test]

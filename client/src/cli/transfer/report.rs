@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -195,14 +195,31 @@ impl Summary {
     }
 }
 
+/// Columns of the file of failed lines.
+const HEADER: [&str; 9] = [
+    "line",
+    "request_id",
+    "from",
+    "to",
+    "amount",
+    "memo",
+    "outcome",
+    "reason",
+    "message",
+];
+
 /// The file of failed lines. It appears whole or not at all: lines are written to a temporary
 /// file beside it, which takes its name at the end.
 #[derive(Debug)]
 pub(super) struct FailedLines {
     path: PathBuf,
-    writer: csv::Writer<BufWriter<NamedTempFile>>,
+    /// Not buffered: what a buffer holds when the file takes no more would be nowhere.
+    file: NamedTempFile,
+    /// Bytes of the lines that are in it whole.
+    whole: u64,
+    written: u64,
     count: u64,
-    error: Option<String>,
+    error: Option<io::Error>,
 }
 
 impl FailedLines {
@@ -225,37 +242,40 @@ impl FailedLines {
             .prefix(".concord-failed-")
             .tempfile_in(folder)
             .map_err(|error| cannot(&error))?;
-        let mut writer = csv::Writer::from_writer(BufWriter::new(file));
-        let header = [
-            "line",
-            "request_id",
-            "from",
-            "to",
-            "amount",
-            "memo",
-            "outcome",
-            "reason",
-            "message",
-        ];
-        writer
-            .write_record(header)
-            .map_err(|error| cannot(&error))?;
-        Ok(Self {
-            path,
-            writer,
+        let mut lines = Self {
+            path: path.clone(),
+            file,
+            whole: 0,
+            written: 0,
             count: 0,
             error: None,
-        })
+        };
+        lines.write(HEADER).map_err(|error| cannot(&error))?;
+        Ok(lines)
     }
 
-    /// Adds a line, if it failed. Should the file no longer take it, stderr does.
-    pub(super) fn add(&mut self, number: u64, payment: &Payment, verdict: &Verdict) {
-        let Some((outcome, reason, message)) = verdict.failure() else {
-            return;
-        };
+    fn write(&mut self, fields: [&str; HEADER.len()]) -> io::Result<()> {
+        let mut line = csv::Writer::from_writer(Vec::new());
+        line.write_record(fields).map_err(io::Error::other)?;
+        let line = line.into_inner().map_err(csv::IntoInnerError::into_error)?;
+        self.file.write_all(&line)?;
+        self.whole += line.len() as u64;
+        Ok(())
+    }
+
+    /// Adds a line, if it failed. Should the file not take it, it is given back as text: it must
+    /// be told another way.
+    #[must_use = "a failed line that nobody hears of is taken for a payment that was made"]
+    pub(super) fn add(
+        &mut self,
+        number: u64,
+        payment: &Payment,
+        verdict: &Verdict,
+    ) -> Option<String> {
+        let (outcome, reason, message) = verdict.failure()?;
         self.count += 1;
         if self.error.is_none() {
-            let written = self.writer.write_record([
+            let written = self.write([
                 &number.to_string(),
                 &payment.request_id,
                 &payment.from,
@@ -266,14 +286,18 @@ impl FailedLines {
                 reason,
                 message,
             ]);
-            self.error = written.err().map(|error| error.to_string());
+            match written {
+                Ok(()) => {
+                    self.written += 1;
+                    return None;
+                }
+                Err(error) => self.error = Some(error),
+            }
         }
-        if self.error.is_some() {
-            output::note(&format!(
-                "line {number}: {outcome} {reason}: {}",
-                output::clean(message)
-            ));
-        }
+        Some(output::clean(&format!(
+            "line {number}: {} {outcome} {reason}: {message}",
+            payment.request_id
+        )))
     }
 
     /// Gives the file its name, or removes an old one when nothing failed. Tells the name if
@@ -285,42 +309,54 @@ impl FailedLines {
                 .why(why)
                 .next("run the payment file again: nothing is paid twice")
         };
-        if let Some(error) = self.error {
-            return Err(cannot(error));
-        }
         if self.count == 0 {
             return match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(cannot(format!(
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(cannot(format!(
                     "the file of an earlier run cannot be removed: {error}"
                 ))),
                 _ => Ok(None),
             };
         }
-        let finished = self
-            .writer
-            .into_inner()
-            .map_err(|error| error.to_string())
-            .and_then(|writer| persist(writer, &path).map_err(|error| error.to_string()));
-        match finished {
-            Ok(()) => Ok(Some(path)),
-            Err(why) => Err(cannot(why)),
-        }
+        let finished = match self.error {
+            None => persist(self.file, &path),
+            Some(error) => Err((error, Some(self.file))),
+        };
+        let (error, file) = match finished {
+            Ok(()) => return Ok(Some(path)),
+            Err(failed) => failed,
+        };
+        let failure = cannot(error.to_string());
+        let Some(file) = file.filter(|_| self.written > 0) else {
+            return Err(failure);
+        };
+        // The rest of a line that it took in part; as a part it is only a line that is unreadable.
+        let _ = file.as_file().set_len(self.whole);
+        Err(match file.keep() {
+            Ok((_, kept)) => failure.why(format!(
+                "{} of {} failed lines are in {}",
+                self.written,
+                self.count,
+                kept.display()
+            )),
+            Err(error) => failure.why(error),
+        })
     }
 }
 
-fn persist(mut writer: BufWriter<NamedTempFile>, path: &Path) -> std::io::Result<()> {
-    writer.flush()?;
-    let file = writer
-        .into_inner()
-        .map_err(std::io::IntoInnerError::into_error)?;
+/// Gives the file its name. Should it not get it, the file comes back.
+fn persist(file: NamedTempFile, path: &Path) -> Result<(), (io::Error, Option<NamedTempFile>)> {
     // A temporary file is readable by its owner only, which also fits what it holds.
-    file.as_file().sync_all()?;
-    file.persist(path)?;
+    if let Err(error) = file.as_file().sync_all() {
+        return Err((error, Some(file)));
+    }
+    file.persist(path)
+        .map_err(|error| (error.error, Some(error.file)))?;
     if let Some(folder) = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
     {
-        File::open(folder)?.sync_all()?;
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|error| (error, None))?;
     }
     Ok(())
 }
@@ -396,12 +432,9 @@ mod tests {
             ..Payment::default()
         };
         let mut failed = FailedLines::create(path.clone()).unwrap();
-        failed.add(
-            7,
-            &payment,
-            &Verdict::Refused("POOR".into(), "no, money".into()),
-        );
-        failed.add(8, &payment, &Verdict::Committed);
+        let refused = Verdict::Refused("POOR".into(), "no, money".into());
+        assert_eq!(failed.add(7, &payment, &refused), None);
+        assert_eq!(failed.add(8, &payment, &Verdict::Committed), None);
         assert!(!path.exists(), "not before it is whole");
         assert_eq!(failed.finish().unwrap(), Some(path.clone()));
         let text = std::fs::read_to_string(&path).unwrap();
@@ -415,5 +448,55 @@ mod tests {
         assert_eq!(failed.finish().unwrap(), None);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         assert!(FailedLines::create(folder.path().join("no/f.csv")).is_err());
+    }
+
+    #[test]
+    fn every_failed_line_is_in_the_file_or_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.csv");
+        let payment = |id: &str| Payment {
+            request_id: id.into(),
+            ..Payment::default()
+        };
+        let unknown = Verdict::Unknown("no answer".into());
+        let mut failed = FailedLines::create(path.clone()).unwrap();
+        assert_eq!(failed.add(2, &payment("r-2"), &unknown), None);
+        let (file, temporary) = failed.file.into_parts();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        failed.file = NamedTempFile::from_parts(full, temporary);
+        let back = failed.add(3, &payment("r-3"), &unknown).unwrap();
+        assert!(back.contains("line 3") && back.contains("r-3"), "{back}");
+        // The disk has room again; but the file has a gap.
+        let (_, temporary) = failed.file.into_parts();
+        failed.file = NamedTempFile::from_parts(file, temporary);
+        let back = failed.add(4, &payment("r-4"), &unknown).unwrap();
+        assert!(back.contains("line 4") && back.contains("r-4"), "{back}");
+        let failure = failed.finish().unwrap_err();
+        assert!(!path.exists(), "not all failed lines are in it");
+        let [kept] = &std::fs::read_dir(folder.path())
+            .unwrap()
+            .collect::<Vec<_>>()[..]
+        else {
+            panic!("the first line is kept");
+        };
+        let kept = kept.as_ref().unwrap().path();
+        let told = failure.reasons().join("\n");
+        assert!(told.contains(&kept.display().to_string()), "{told}");
+        let text = std::fs::read_to_string(&kept).unwrap();
+        assert!(text.contains("r-2") && !text.contains("r-3"), "{text}");
+    }
+
+    #[test]
+    fn failed_lines_whose_file_gets_no_name_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.csv");
+        let mut failed = FailedLines::create(path.clone()).unwrap();
+        let unknown = Verdict::Unknown("no answer".into());
+        assert_eq!(failed.add(2, &Payment::default(), &unknown), None);
+        std::fs::create_dir(&path).unwrap();
+        let failure = failed.finish().unwrap_err();
+        let told = failure.reasons().join("\n");
+        assert!(told.contains("1 of 1 failed lines are in "), "{told}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 }
