@@ -274,6 +274,8 @@ fn log_to_stderr() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Told on the same stderr, a line that cannot be written would be a panic.
+        .log_internal_errors(false)
         .with_target(false)
         .with_ansi(false)
         .try_init();

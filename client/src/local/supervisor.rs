@@ -4,13 +4,14 @@
 //! coordinator then start together, since neither needs the other to begin with. Stopping goes
 //! the other way round and keeps all data.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, ClusterError, Program, Service};
@@ -157,7 +158,9 @@ struct Tiers {
     kept: Vec<(String, watch::Receiver<Progress>)>,
     stops: [(Role, CancellationToken); 3],
     state: Arc<StateKeeper>,
-    tasks: JoinSet<Role>,
+    tasks: JoinSet<()>,
+    /// The keepers that have not ended, by their tasks: one that panicked cannot say its role.
+    running: HashMap<task::Id, Role>,
 }
 
 impl Tiers {
@@ -169,6 +172,7 @@ impl Tiers {
             stops: stops.map(|role| (role, CancellationToken::new())),
             state,
             tasks: JoinSet::new(),
+            running: HashMap::new(),
         }
     }
 
@@ -185,11 +189,13 @@ impl Tiers {
             self.kept.push((service.name.clone(), receiver));
             let stop = self.stop_of(role);
             let keeper = keeper::keep(service, Arc::clone(&self.state), sender, stop);
-            self.tasks.spawn(async move {
-                keeper.await;
-                role
-            });
+            self.spawn(role, keeper);
         }
+    }
+
+    fn spawn(&mut self, role: Role, keeper: impl Future<Output = ()> + Send + 'static) {
+        let task = self.tasks.spawn(keeper);
+        self.running.insert(task.id(), role);
     }
 
     /// Waits until every begun process has been ready once; fails as soon as one is failing.
@@ -223,21 +229,16 @@ impl Tiers {
 
     /// Stops coordinator, participants and servers, one after the other.
     async fn stop(&mut self) {
-        let mut left: Vec<Role> = Vec::new();
         for role in self.stops.each_ref().map(|(role, _)| *role) {
             self.stop_of(role).cancel();
-            let expected = self.state.snapshot().of_role(role).count();
-            let waiting = self
-                .waiting
-                .iter()
-                .filter(|service| service.role == role)
-                .count();
-            while left.iter().filter(|ended| **ended == role).count() < expected - waiting {
-                match self.tasks.join_next().await {
-                    Some(Ok(ended)) => left.push(ended),
-                    Some(Err(_)) => {}
-                    None => break,
-                }
+            while self.running.values().any(|running| *running == role) {
+                let ended = match self.tasks.join_next_with_id().await {
+                    Some(Ok((task, ()))) => task,
+                    // It panicked, and took its process with it.
+                    Some(Err(error)) => error.id(),
+                    None => return,
+                };
+                self.running.remove(&ended);
             }
         }
     }
@@ -308,5 +309,30 @@ impl Signals {
     async fn next(&mut self) {
         let any = self.kinds.iter_mut().map(|kind| Box::pin(kind.recv()));
         futures::future::select_all(any).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::state::tests::state;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_keeper_that_panicked_is_in_nobodys_way_when_all_is_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let keeper = Arc::new(StateKeeper::new(folder.path(), state()).unwrap());
+        let mut tiers = Tiers::new(Vec::new(), keeper);
+        tiers.spawn(Role::Participant, async { panic!("a keeper of the test") });
+        let (sender, mut ended) = watch::channel(0);
+        for role in [Role::Coordinator, Role::Server] {
+            let (stop, sender) = (tiers.stop_of(role), sender.clone());
+            tiers.spawn(role, async move {
+                stop.cancelled().await;
+                sender.send_modify(|ended| *ended += 1);
+            });
+        }
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, tiers.stop()).await.unwrap();
+        assert_eq!(*ended.borrow_and_update(), 2);
     }
 }
