@@ -291,6 +291,9 @@ fn supervisor_failure(error: &SupervisorError) -> Failure {
 /// Says what went wrong, why, and with which exit code.
 pub(super) fn cluster_failure(error: &ClusterError) -> Failure {
     match error {
+        ClusterError::Lock(LockError::Held { holder: None, .. }) => {
+            with_causes(Exit::Other, error).next("try again when it has ended")
+        }
         ClusterError::Lock(LockError::Held { .. }) => with_causes(Exit::Other, error)
             .next("`concord status` shows it, `concord down` stops it"),
         ClusterError::Port(PortError::Taken { .. }) => with_causes(Exit::Unavailable, error),

@@ -19,6 +19,7 @@
 use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -162,7 +163,7 @@ pub struct Cluster {
     binary: ServerBinary,
     daemons: PathBuf,
     pause_max: Option<Duration>,
-    _lock: ClusterLock,
+    lock: Arc<ClusterLock>,
 }
 
 impl Cluster {
@@ -200,7 +201,7 @@ impl Cluster {
             binary,
             daemons,
             pause_max: wishes.pause_max,
-            _lock: lock,
+            lock: Arc::new(lock),
         };
         cluster.settings.write(&cluster.folder)?;
         Ok(cluster)
@@ -214,6 +215,11 @@ impl Cluster {
     /// Its name.
     pub fn name(&self) -> &'static str {
         CLUSTER_NAME
+    }
+
+    /// The lock that makes the folder ours.
+    pub fn lock(&self) -> Arc<ClusterLock> {
+        Arc::clone(&self.lock)
     }
 
     /// The program of its servers.
