@@ -30,11 +30,13 @@ use super::config::{
 };
 use super::lock::{ClusterLock, LockError};
 use super::ports::PortError;
-use super::process::Launch;
+use super::process::{Launch, own_user};
 use super::server::{SOCKET_PATH_MAX, ServerError, ServerFolder, ServerSpec, Tcp};
 use super::state::Role;
+use super::strays;
 
 mod claim;
+mod guard;
 mod settings;
 
 pub use claim::{is_cluster, wipe};
@@ -73,6 +75,28 @@ pub enum ClusterError {
         folder: PathBuf,
         /// The first of them.
         found: PathBuf,
+    },
+    /// The folder, or something in it, belongs to another user.
+    #[error("{path} belongs to another user (uid {owner}), who could read and change all data")]
+    OtherUser {
+        /// What belongs to him.
+        path: PathBuf,
+        /// Who it is.
+        owner: u32,
+    },
+    /// A removal of the cluster was interrupted.
+    #[error("the cluster in {folder} was being removed, and is not whole any more")]
+    HalfRemoved {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The settings cannot be understood.
+    #[error("the cluster's settings in {file} are broken")]
+    BrokenSettings {
+        /// Their file.
+        file: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
     },
     /// The folder is not a cluster's.
     #[error("{folder} holds no cluster")]
@@ -168,29 +192,46 @@ pub struct Cluster {
 
 impl Cluster {
     /// Takes the folder and decides on everything, without starting or changing anything but the
-    /// folder's settings. The ports are checked by [`Cluster::check_ports`], after strays of an
-    /// earlier supervisor have been stopped.
+    /// folder's settings. Ports that strays of an earlier supervisor may hold are checked by
+    /// [`Cluster::check_ports`] after those have been stopped, all others at once.
     pub fn open(wishes: &Wishes) -> Result<Self, ClusterError> {
         let daemons = daemon_folder()?;
-        let known = Settings::read(&wishes.folder)?;
-        let is_new = known.is_none();
-        if is_new && let Some(found) = claim::obstacle(&wishes.folder)? {
-            return Err(ClusterError::ForeignFolder {
-                folder: wishes.folder.clone(),
-                found,
-            });
+        let folder = &wishes.folder;
+        let user = own_user().map_err(io_error("cannot tell the owner of", folder))?;
+        if folder.exists() {
+            // Nothing of it is believed before it is known whose it is.
+            guard::close(folder, user)?;
         }
-        let (settings, binary) = settings::settle(wishes, known)?;
-        if is_new {
+        if claim::is_half_removed(folder) {
+            let folder = folder.clone();
+            return Err(ClusterError::HalfRemoved { folder });
+        }
+        let known = Settings::read(folder)?;
+        if known.is_none()
+            && let Some(found) = claim::obstacle(folder)?
+        {
+            let folder = folder.clone();
+            return Err(ClusterError::ForeignFolder { folder, found });
+        }
+        let (settings, binary) = settings::settle(wishes, known.clone())?;
+        settings.check_plan()?;
+        if known.is_none() {
             // Nothing of it can be running yet, so a refusal need not leave a folder behind.
             settings.check_ports()?;
         }
-        let folder = &wishes.folder;
         private_folder(folder).map_err(io_error("cannot make the folder", folder))?;
         let folder = folder
             .canonicalize()
             .map_err(io_error("cannot find", folder))?;
+        // Somebody else may have made it a moment ago.
+        guard::close(&folder, user)?;
         let lock = ClusterLock::acquire(&folder)?;
+        let strays =
+            strays::find(&folder).map_err(io_error("cannot look for processes of", &folder))?;
+        if known.is_some() && strays.is_empty() {
+            // Before they are remembered. Strays may hold them, until they have been stopped.
+            settings.check_ports()?;
+        }
         for part in ["config", "log", "servers", "coordinator"] {
             let part = folder.join(part);
             private_folder(&part).map_err(io_error("cannot make the folder", &part))?;
@@ -203,7 +244,9 @@ impl Cluster {
             pause_max: wishes.pause_max,
             lock: Arc::new(lock),
         };
-        cluster.settings.write(&cluster.folder)?;
+        if known.as_ref() != Some(&cluster.settings) {
+            cluster.settings.write(&cluster.folder)?;
+        }
         Ok(cluster)
     }
 

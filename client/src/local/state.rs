@@ -4,8 +4,8 @@
 //! Process numbers in it come with start times, so that nobody ever signals a stranger. It is
 //! a report, not a source of truth: losing it loses nothing.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -218,10 +218,26 @@ impl StateKeeper {
 
 /// Writes a file beside its goal and renames it.
 pub(super) fn replace(file: &Path, text: &str) -> io::Result<()> {
-    let mut beside = file.to_owned().into_os_string();
-    beside.push(".new");
+    let beside = beside(file);
     fs::write(&beside, text)?;
     fs::rename(&beside, file)
+}
+
+/// The same for a file that must be whole after a sudden end of the machine too.
+pub(super) fn replace_durably(file: &Path, text: &str) -> io::Result<()> {
+    let beside = beside(file);
+    let mut new = File::create(&beside)?;
+    new.write_all(text.as_bytes())?;
+    new.sync_all()?;
+    fs::rename(&beside, file)?;
+    // The name is the folder's to remember.
+    File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+fn beside(file: &Path) -> PathBuf {
+    let mut beside = file.to_owned().into_os_string();
+    beside.push(".new");
+    beside.into()
 }
 
 /// Which boot of the machine this is.
