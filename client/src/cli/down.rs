@@ -159,7 +159,9 @@ mod tests {
     async fn a_supervisor_that_had_to_be_killed_is_gone_when_the_stop_goes_on() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("out");
-        let script = "trap '' TERM; echo ready; while :; do :; done";
+        // It has much memory, which the system takes a while to take back from it.
+        let script = "trap '' TERM; x=$(head -c 60000000 /dev/zero | tr '\\0' x); echo ready; \
+                      while :; do :; done";
         let deaf = shell(script, &output, Vec::new());
         while log_tail(&output, 1) != "ready" {
             tokio::task::yield_now().await;

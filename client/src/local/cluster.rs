@@ -3,6 +3,7 @@
 //! ```text
 //! .concord/
 //!   cluster.json         settings of the first start; also the mark that makes this folder ours
+//!   cluster.json.wiped   the same while the cluster is being removed
 //!   lock                 held by the supervisor
 //!   state.json           what runs now
 //!   up.log               the supervisor's log when it is detached

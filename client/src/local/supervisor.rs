@@ -73,8 +73,9 @@ pub enum Ended {
     BeforeReady,
 }
 
-/// Runs the cluster until SIGINT, SIGTERM or SIGHUP, or until its folder is removed; a second SIGINT
-/// kills instead of waiting. `ready` is called once, when everything is ready for the first time.
+/// Runs the cluster until SIGINT, SIGTERM or SIGHUP, or until its folder is removed; a second
+/// SIGINT kills instead of waiting. `ready` is called once, when everything is ready for the first
+/// time.
 pub async fn run(
     mut cluster: Cluster,
     with_seed: bool,

@@ -19,8 +19,8 @@ use crate::local::state::STATE_FILE;
 /// The settings while they are being written.
 const NEW_SETTINGS_FILE: &str = "cluster.json.new";
 
-/// The settings while the cluster is being removed: still a mark, but of nothing that can be started.
-/// They are renamed, which a full disk does not prevent.
+/// The settings while the cluster is being removed: still a mark, but of nothing that can be
+/// started. They are renamed, which a full disk does not prevent.
 const WIPED_FILE: &str = "cluster.json.wiped";
 
 /// Everything that a cluster has in its folder. What another name has is somebody else's.

@@ -24,8 +24,8 @@ const MARIADB_SCRIPTS: [&str; 5] = [
     "_sys_schema.sql",
 ];
 
-/// Takes away what those scripts give to everyone on this machine: root without a password over TCP,
-/// from each name of the host. The server listens before its accounts can be mended otherwise.
+/// Takes away what those scripts give to everyone on this machine: root without a password over
+/// TCP, from each name of the host. The server listens before its accounts can be mended otherwise.
 const ROOT_BY_SOCKET_ONLY: &str = "
 delete from mysql.global_priv where User = '' or (User = 'root' and Host <> 'localhost');
 delete from mysql.proxies_priv where Host <> 'localhost';
