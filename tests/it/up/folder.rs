@@ -41,7 +41,8 @@ fn a_refused_port_is_not_remembered() -> anyhow::Result<()> {
         "gateway_port": first, "participant_port": first + 1, "server_port": first + 2,
         "seeded": true,
     });
-    lay(&cluster, "cluster.json", &settings.to_string())?;
+    let settings = settings.to_string();
+    lay(&cluster, "cluster.json", &settings)?;
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let taken = listener.local_addr()?.port().to_string();
     let twice = (first + 1).to_string();
@@ -49,7 +50,7 @@ fn a_refused_port_is_not_remembered() -> anyhow::Result<()> {
         let output = cluster.concord(&["up", "--gateway-port", port]).output()?;
         refused(&output, code, &[port])?;
         let kept = fs::read_to_string(cluster.dir().join("cluster.json"))?;
-        ensure!(kept == settings.to_string(), "{kept}");
+        ensure!(kept == settings, "{kept}");
     }
     Ok(())
 }
