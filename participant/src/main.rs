@@ -1,5 +1,6 @@
 //! The participant's process: settings, then everything bound, then served until a signal.
 
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -81,7 +82,8 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("concord-participant: {error:#}");
+            // `eprintln!` would panic when the log cannot be written to, e.g. on a full disk.
+            let _ = writeln!(io::stderr(), "concord-participant: {error:#}");
             ExitCode::FAILURE
         }
     }

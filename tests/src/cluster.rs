@@ -89,23 +89,28 @@ impl Cluster {
 
     /// Starts it, with further arguments of `concord up`.
     pub fn up(&self, more: &[&str]) -> anyhow::Result<()> {
-        let participant_port = self.gateway_port + 1;
-        let server_port = participant_port + self.servers;
-        let output = self
-            .concord(&["up", "--detach", "--servers", &self.servers.to_string()])
-            .arg("--server")
-            .arg(self.server.path())
-            .args(["--gateway-port", &self.gateway_port.to_string()])
-            .args(["--participant-port", &participant_port.to_string()])
-            .args(["--server-port", &server_port.to_string()])
-            .args(more)
-            .output()?;
+        let output = self.up_command(more).arg("--detach").output()?;
         ensure!(
             output.status.success(),
             "concord up failed:\n{}",
             text(&output)
         );
         Ok(())
+    }
+
+    /// The command that starts it and keeps it running in the foreground.
+    pub fn up_command(&self, more: &[&str]) -> Command {
+        let participant_port = self.gateway_port + 1;
+        let server_port = participant_port + self.servers;
+        let mut command = self.concord(&["up", "--servers", &self.servers.to_string()]);
+        command
+            .arg("--server")
+            .arg(self.server.path())
+            .args(["--gateway-port", &self.gateway_port.to_string()])
+            .args(["--participant-port", &participant_port.to_string()])
+            .args(["--server-port", &server_port.to_string()])
+            .args(more);
+        command
     }
 
     /// Stops all its processes and keeps their data.

@@ -68,7 +68,7 @@ pub struct UpArgs {
     /// The first participant's port; the others follow [default: 7411].
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     participant_port: Option<u16>,
-    /// The first server's port; the others follow [default: 7421].
+    /// The first server's port; the others follow [default: 7421, or behind the participants].
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     server_port: Option<u16>,
     /// Longest pause before a process that ended is started again. By default pauses of one that
@@ -122,15 +122,7 @@ pub async fn run(args: UpArgs) -> anyhow::Result<()> {
 
 /// Starts the supervisor and waits until it is ready, telling what happens meanwhile.
 async fn detach(args: &UpArgs, cluster: Cluster) -> Result<ClusterState, Failure> {
-    // What can be told at once is told here rather than through the supervisor's log. Ports that
-    // are held by processes of a former supervisor are free again once the new one stopped them.
     let folder = cluster.folder().to_owned();
-    let strays = crate::local::strays::find(&folder).unwrap_or_default();
-    if strays.is_empty() {
-        cluster
-            .check_ports()
-            .map_err(|error| cluster_failure(&error))?;
-    }
     drop(cluster);
     let log = folder.join(UP_LOG);
     let mut child = spawn_supervisor(args, &folder, &log)
@@ -274,6 +266,8 @@ fn log_to_stderr() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Told on the same stderr, a line that cannot be written would be a panic.
+        .log_internal_errors(false)
         .with_target(false)
         .with_ansi(false)
         .try_init();
@@ -289,12 +283,25 @@ fn supervisor_failure(error: &SupervisorError) -> Failure {
 /// Says what went wrong, why, and with which exit code.
 pub(super) fn cluster_failure(error: &ClusterError) -> Failure {
     match error {
+        ClusterError::Lock(LockError::Held { holder: None, .. }) => {
+            with_causes(Exit::Other, error).next("try again when it has ended")
+        }
         ClusterError::Lock(LockError::Held { .. }) => with_causes(Exit::Other, error)
             .next("`concord status` shows it, `concord down` stops it"),
         ClusterError::Port(PortError::Taken { .. }) => with_causes(Exit::Unavailable, error),
         ClusterError::ForeignFolder { .. } => with_causes(Exit::Usage, error).next(
             "choose another folder with --dir, or move this away: a cluster needs a folder for \
              itself",
+        ),
+        ClusterError::OtherUser { .. } => with_causes(Exit::Usage, error).next(
+            "choose another folder with --dir; if nobody else can have put anything into it, make \
+             it yours with `chown -R`",
+        ),
+        ClusterError::HalfRemoved { .. } => with_causes(Exit::Usage, error)
+            .next("`concord down --wipe` removes the rest, --dir chooses another folder"),
+        ClusterError::BrokenSettings { .. } => with_causes(Exit::Other, error).next(
+            "`concord down --wipe` removes the cluster with all data; to keep that, copy the file \
+             from another cluster with the same --servers and --server",
         ),
         ClusterError::NoCluster { .. } => {
             with_causes(Exit::Usage, error).next("name the cluster's folder with --dir")

@@ -3,6 +3,7 @@
 //! ```text
 //! .concord/
 //!   cluster.json         settings of the first start; also the mark that makes this folder ours
+//!   cluster.json.wiped   the same while the cluster is being removed
 //!   lock                 held by the supervisor
 //!   state.json           what runs now
 //!   up.log               the supervisor's log when it is detached
@@ -19,6 +20,7 @@
 use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -29,11 +31,13 @@ use super::config::{
 };
 use super::lock::{ClusterLock, LockError};
 use super::ports::PortError;
-use super::process::Launch;
+use super::process::{Launch, own_user};
 use super::server::{SOCKET_PATH_MAX, ServerError, ServerFolder, ServerSpec, Tcp};
 use super::state::Role;
+use super::strays;
 
 mod claim;
+mod guard;
 mod settings;
 
 pub use claim::{is_cluster, wipe};
@@ -72,6 +76,28 @@ pub enum ClusterError {
         folder: PathBuf,
         /// The first of them.
         found: PathBuf,
+    },
+    /// The folder, or something in it, belongs to another user.
+    #[error("{path} belongs to another user (uid {owner}), who could read and change all data")]
+    OtherUser {
+        /// What belongs to him.
+        path: PathBuf,
+        /// Who it is.
+        owner: u32,
+    },
+    /// A removal of the cluster was interrupted.
+    #[error("the cluster in {folder} was being removed, and is not whole any more")]
+    HalfRemoved {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The settings cannot be understood.
+    #[error("the cluster's settings in {file} are broken")]
+    BrokenSettings {
+        /// Their file.
+        file: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
     },
     /// The folder is not a cluster's.
     #[error("{folder} holds no cluster")]
@@ -162,34 +188,51 @@ pub struct Cluster {
     binary: ServerBinary,
     daemons: PathBuf,
     pause_max: Option<Duration>,
-    _lock: ClusterLock,
+    lock: Arc<ClusterLock>,
 }
 
 impl Cluster {
     /// Takes the folder and decides on everything, without starting or changing anything but the
-    /// folder's settings. The ports are checked by [`Cluster::check_ports`], after strays of an
-    /// earlier supervisor have been stopped.
+    /// folder's settings. Ports that strays of an earlier supervisor may hold are checked by
+    /// [`Cluster::check_ports`] after those have been stopped, all others at once.
     pub fn open(wishes: &Wishes) -> Result<Self, ClusterError> {
         let daemons = daemon_folder()?;
-        let known = Settings::read(&wishes.folder)?;
-        let is_new = known.is_none();
-        if is_new && let Some(found) = claim::obstacle(&wishes.folder)? {
-            return Err(ClusterError::ForeignFolder {
-                folder: wishes.folder.clone(),
-                found,
-            });
+        let folder = &wishes.folder;
+        let user = own_user().map_err(io_error("cannot tell the owner of", folder))?;
+        if folder.exists() {
+            // Nothing of it is believed before it is known whose it is.
+            guard::close(folder, user)?;
         }
-        let (settings, binary) = settings::settle(wishes, known)?;
-        if is_new {
+        if claim::is_half_removed(folder) {
+            let folder = folder.clone();
+            return Err(ClusterError::HalfRemoved { folder });
+        }
+        let known = Settings::read(folder)?;
+        if known.is_none()
+            && let Some(found) = claim::obstacle(folder)?
+        {
+            let folder = folder.clone();
+            return Err(ClusterError::ForeignFolder { folder, found });
+        }
+        let (settings, binary) = settings::settle(wishes, known.clone())?;
+        settings.check_plan()?;
+        if known.is_none() {
             // Nothing of it can be running yet, so a refusal need not leave a folder behind.
             settings.check_ports()?;
         }
-        let folder = &wishes.folder;
         private_folder(folder).map_err(io_error("cannot make the folder", folder))?;
         let folder = folder
             .canonicalize()
             .map_err(io_error("cannot find", folder))?;
+        // Somebody else may have made it a moment ago.
+        guard::close(&folder, user)?;
         let lock = ClusterLock::acquire(&folder)?;
+        let strays =
+            strays::find(&folder).map_err(io_error("cannot look for processes of", &folder))?;
+        if known.is_some() && strays.is_empty() {
+            // Before they are remembered. Strays may hold them, until they have been stopped.
+            settings.check_ports()?;
+        }
         for part in ["config", "log", "servers", "coordinator"] {
             let part = folder.join(part);
             private_folder(&part).map_err(io_error("cannot make the folder", &part))?;
@@ -200,9 +243,11 @@ impl Cluster {
             binary,
             daemons,
             pause_max: wishes.pause_max,
-            _lock: lock,
+            lock: Arc::new(lock),
         };
-        cluster.settings.write(&cluster.folder)?;
+        if known.as_ref() != Some(&cluster.settings) {
+            cluster.settings.write(&cluster.folder)?;
+        }
         Ok(cluster)
     }
 
@@ -214,6 +259,11 @@ impl Cluster {
     /// Its name.
     pub fn name(&self) -> &'static str {
         CLUSTER_NAME
+    }
+
+    /// The lock that makes the folder ours.
+    pub fn lock(&self) -> Arc<ClusterLock> {
+        Arc::clone(&self.lock)
     }
 
     /// The program of its servers.

@@ -105,6 +105,12 @@ pub async fn keep(
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => break,
         }
+        if !state.has_folder() {
+            // Started again it would make the folder anew, and empty. The supervisor is about to
+            // notice and to stop everything.
+            stop.cancelled().await;
+            break;
+        }
     }
     state.update(name, |process| {
         process.process = None;
@@ -259,6 +265,7 @@ fn with_causes(error: &ServerError) -> String {
 mod tests {
     use super::super::process::ProcessId;
     use super::super::server::ServerKind;
+    use super::super::state::tests::keeper;
     use super::super::state::{ClusterState, ProcessState, Role};
     use super::*;
 
@@ -299,7 +306,7 @@ mod tests {
             server_version: String::new(),
             processes: vec![process],
         };
-        (service, Arc::new(StateKeeper::new(folder, state).unwrap()))
+        (service, Arc::new(keeper(folder, state)))
     }
 
     #[test]
@@ -367,5 +374,40 @@ mod tests {
         keeper.await.unwrap();
         assert!(!second.is_alive());
         assert_eq!(state.snapshot().processes[0].restarts, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_dies_after_its_folder_was_removed_stays_dead() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cluster");
+        std::fs::create_dir(&path).unwrap();
+        let (mut service, state) = service(&path, "exec sleep 60");
+        service.pause_max = Some(Duration::from_millis(1));
+        let log = folder.path().join("beside.log");
+        let Program::Daemon(launch) = &mut service.program else {
+            unreachable!()
+        };
+        launch.output = log;
+        let (sender, _progress) = watch::channel(Progress::Starting);
+        let stop = CancellationToken::new();
+        let keeper = tokio::spawn(keep(service, Arc::clone(&state), sender, stop.clone()));
+        let now = || state.snapshot().processes.remove(0);
+        while now().process.is_none() {
+            tokio::task::yield_now().await;
+        }
+        std::fs::remove_dir_all(&path).unwrap();
+        now()
+            .process
+            .unwrap()
+            .signal(nix::sys::signal::Signal::SIGKILL);
+        while now().restarts == 0 {
+            tokio::task::yield_now().await;
+        }
+        // The clock goes on when nothing else is left to do, first of all past the keeper's pause.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(now().process, None);
+        stop.cancel();
+        keeper.await.unwrap();
+        assert!(!path.exists());
     }
 }

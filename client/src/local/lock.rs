@@ -1,8 +1,10 @@
 //! The lock that makes a cluster's folder belong to one supervisor.
 //!
 //! The system gives the lock back when its holder ends, however it ends, so a held lock means a
-//! living supervisor and a free one means none. The holder writes its process into the file, and
-//! the boot of the machine, in another one of which a process number names a stranger.
+//! living supervisor and a free one means none. A supervisor writes its process into the file, and
+//! the boot of the machine, in another one of which a process number names a stranger. A command
+//! that only stops or removes a cluster writes nothing: whoever is named gets the signals that are
+//! meant for a supervisor, and a full disk must not be in the way of giving it room.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, Write};
@@ -32,12 +34,12 @@ pub(super) struct Holder {
 /// Why the lock cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another supervisor has it.
-    #[error("a cluster is already running in {folder}{}", who(*holder))]
+    /// Another supervisor has it, or a command that stops or removes the cluster.
+    #[error("{}", held(folder, *holder))]
     Held {
         /// The cluster's folder.
         folder: PathBuf,
-        /// The other supervisor, if it has said so yet.
+        /// The other supervisor; none when it has not said so yet, or when it is a command.
         holder: Option<ProcessId>,
     },
     /// The lock's file.
@@ -50,21 +52,42 @@ pub enum LockError {
     },
 }
 
-fn who(holder: Option<ProcessId>) -> String {
-    holder
-        .map(|holder| format!(" (supervisor's pid {})", holder.pid))
-        .unwrap_or_default()
+fn held(folder: &Path, holder: Option<ProcessId>) -> String {
+    let folder = folder.display();
+    match holder {
+        Some(holder) => format!(
+            "a cluster is already running in {folder} (supervisor's pid {})",
+            holder.pid
+        ),
+        None => format!("another command is at work on the cluster in {folder}"),
+    }
 }
 
 /// The lock, held until this is dropped.
 #[derive(Debug)]
 pub struct ClusterLock {
     file: Flock<File>,
+    path: PathBuf,
+    /// Whether the file names us.
+    named: bool,
 }
 
 impl ClusterLock {
-    /// Takes the lock of an existing folder, and does not wait for it.
+    /// Takes the lock of an existing folder as its supervisor, and does not wait for it. Fails when
+    /// the file cannot be written: nobody could stop a supervisor that is not named in it.
     pub fn acquire(folder: &Path) -> Result<Self, LockError> {
+        let mut lock = Self::acquire_unnamed(folder)?;
+        lock.named = true;
+        let written = write_holder(&mut lock.file);
+        written.map_err(|source| LockError::Io {
+            path: lock.path.clone(),
+            source,
+        })?;
+        Ok(lock)
+    }
+
+    /// The same for a command that is no supervisor.
+    pub fn acquire_unnamed(folder: &Path) -> Result<Self, LockError> {
         let path = folder.join(LOCK_FILE);
         let io = |source: io::Error| LockError::Io {
             path: path.clone(),
@@ -78,7 +101,7 @@ impl ClusterLock {
                 .write(true)
                 .open(&path)
                 .map_err(io)?;
-            let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => file,
                 Err((_, Errno::EWOULDBLOCK)) => {
                     return Err(LockError::Held {
@@ -88,14 +111,31 @@ impl ClusterLock {
                 }
                 Err((_, error)) => return Err(io(error.into())),
             };
-            // Whoever removes the folder removes this file too; a lock on a file that nobody else
-            // can find any more protects nothing.
-            let same = fs::metadata(&path).ok().map(|found| found.ino())
-                == file.metadata().ok().map(|own| own.ino());
-            if same {
-                write_holder(&mut file).map_err(io)?;
-                return Ok(Self { file });
+            let lock = Self {
+                file,
+                path: path.clone(),
+                named: false,
+            };
+            if lock.is_in_place() {
+                return Ok(lock);
             }
+        }
+    }
+
+    /// False once the file has been removed, or another one stands in its place: whoever removes
+    /// the folder removes it too, and a lock on a file that nobody else finds protects nothing.
+    pub fn is_in_place(&self) -> bool {
+        let id = |file: fs::Metadata| (file.dev(), file.ino());
+        match (fs::metadata(&self.path), self.file.metadata()) {
+            (Ok(found), Ok(own)) => id(found) == id(own),
+            (Err(error), _) => {
+                // What cannot be looked at for another reason may well be there.
+                !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                )
+            }
+            (Ok(_), Err(_)) => true,
         }
     }
 
@@ -120,8 +160,10 @@ impl ClusterLock {
 
 impl Drop for ClusterLock {
     fn drop(&mut self) {
-        // Whatever is left in the file names a process that has ended, which readers notice too.
-        let _ = self.file.set_len(0);
+        if self.named {
+            // Whatever is left in the file names a process that has ended, which readers notice.
+            let _ = self.file.set_len(0);
+        }
     }
 }
 
@@ -142,7 +184,7 @@ fn read_holder(path: &Path) -> Option<Holder> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::local::state::StateKeeper;
+    use crate::local::state::STATE_FILE;
 
     #[test]
     fn one_holder_at_a_time_and_it_is_named() {
@@ -157,6 +199,32 @@ mod tests {
         drop(lock);
         assert_eq!(ClusterLock::holder(folder.path()), None);
         ClusterLock::acquire(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_command_that_holds_the_lock_is_not_taken_for_a_supervisor() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = ClusterLock::acquire_unnamed(folder.path()).unwrap();
+        assert_eq!(ClusterLock::holder(folder.path()), None);
+        let second = ClusterLock::acquire(folder.path()).unwrap_err();
+        assert!(matches!(second, LockError::Held { holder: None, .. }));
+        assert!(second.to_string().contains("another command"), "{second}");
+        drop(lock);
+        ClusterLock::acquire(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_removed_or_replaced_is_out_of_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cluster");
+        fs::create_dir(&path).unwrap();
+        let lock = ClusterLock::acquire(&path).unwrap();
+        assert!(lock.is_in_place());
+        fs::remove_dir_all(&path).unwrap();
+        assert!(!lock.is_in_place());
+        fs::create_dir(&path).unwrap();
+        let other = ClusterLock::acquire(&path).unwrap();
+        assert!(!lock.is_in_place() && other.is_in_place());
     }
 
     fn write(folder: &Path, holder: &Holder) {
@@ -183,10 +251,14 @@ mod tests {
         let (process, boot_id) = (state.supervisor, None);
         write(folder.path(), &Holder { process, boot_id });
         assert_eq!(ClusterLock::holder(folder.path()), None);
-        StateKeeper::new(folder.path(), state.clone()).unwrap();
+        let write_state = |state: &ClusterState| {
+            let text = serde_json::to_string(state).unwrap();
+            fs::write(folder.path().join(STATE_FILE), text).unwrap();
+        };
+        write_state(&state);
         assert_eq!(ClusterLock::holder(folder.path()), Some(process));
         state.boot_id = "another".into();
-        StateKeeper::new(folder.path(), state).unwrap();
+        write_state(&state);
         assert_eq!(ClusterLock::holder(folder.path()), None);
     }
 }

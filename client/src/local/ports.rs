@@ -72,9 +72,8 @@ pub fn in_row(first: u16, index: u16, count: u16, flag: &'static str) -> Result<
     }
 }
 
-/// Checks that all are different and free. Another program may still take one afterwards; then
-/// the process that wanted it says so in its log.
-pub fn check(uses: &[PortUse]) -> Result<(), PortError> {
+/// Checks that all are different.
+pub fn distinct(uses: &[PortUse]) -> Result<(), PortError> {
     let mut seen: BTreeMap<u16, &PortUse> = BTreeMap::new();
     for wanted in uses {
         if let Some(first) = seen.insert(wanted.port, wanted) {
@@ -86,6 +85,13 @@ pub fn check(uses: &[PortUse]) -> Result<(), PortError> {
             });
         }
     }
+    Ok(())
+}
+
+/// Checks that all are different and free. Another program may still take one afterwards; then
+/// the process that wanted it says so in its log.
+pub fn check(uses: &[PortUse]) -> Result<(), PortError> {
+    distinct(uses)?;
     for PortUse { port, user, flag } in uses {
         match TcpListener::bind(("127.0.0.1", *port)) {
             Ok(_) => {}

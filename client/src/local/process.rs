@@ -9,6 +9,7 @@
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -231,6 +232,11 @@ impl ProcessId {
             .map(|word| String::from_utf8_lossy(word).into_owned())
             .collect()
     }
+}
+
+/// The user that this process acts for.
+pub(super) fn own_user() -> io::Result<u32> {
+    fs::metadata("/proc/self").map(|own| own.uid())
 }
 
 /// The last part of a log file, for an error message.

@@ -4,13 +4,14 @@
 //! Process numbers in it come with start times, so that nobody ever signals a stranger. It is
 //! a report, not a source of truth: losing it loses nothing.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::lock::ClusterLock;
 use super::process::ProcessId;
 use super::server::ServerKind;
 
@@ -156,23 +157,34 @@ impl ClusterState {
 pub struct StateKeeper {
     file: PathBuf,
     state: Mutex<ClusterState>,
+    lock: Arc<ClusterLock>,
 }
 
 impl StateKeeper {
-    /// Takes over a folder's state file.
-    pub fn new(folder: &Path, state: ClusterState) -> io::Result<Self> {
+    /// Takes over the state file of a folder that is locked by us.
+    pub fn new(folder: &Path, lock: Arc<ClusterLock>, state: ClusterState) -> io::Result<Self> {
         let keeper = Self {
             file: folder.join(STATE_FILE),
             state: Mutex::new(state),
+            lock,
         };
         keeper.change(|_| {})?;
         Ok(keeper)
+    }
+
+    /// False once the folder has been removed, perhaps for another cluster: then nothing of ours is
+    /// to be started or written in it.
+    pub fn has_folder(&self) -> bool {
+        self.lock.is_in_place()
     }
 
     /// Changes the state and writes it. Nobody reads a state between two changes.
     pub fn change(&self, change: impl FnOnce(&mut ClusterState)) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state);
+        if !self.has_folder() {
+            return Ok(());
+        }
         let mut text = serde_json::to_string_pretty(&*state)?;
         text.push('\n');
         replace(&self.file, &text)
@@ -206,10 +218,26 @@ impl StateKeeper {
 
 /// Writes a file beside its goal and renames it.
 pub(super) fn replace(file: &Path, text: &str) -> io::Result<()> {
-    let mut beside = file.to_owned().into_os_string();
-    beside.push(".new");
+    let beside = beside(file);
     fs::write(&beside, text)?;
     fs::rename(&beside, file)
+}
+
+/// The same for a file that must be whole after a sudden end of the machine too.
+pub(super) fn replace_durably(file: &Path, text: &str) -> io::Result<()> {
+    let beside = beside(file);
+    let mut new = File::create(&beside)?;
+    new.write_all(text.as_bytes())?;
+    new.sync_all()?;
+    fs::rename(&beside, file)?;
+    // The name is the folder's to remember.
+    File::open(file.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+fn beside(file: &Path) -> PathBuf {
+    let mut beside = file.to_owned().into_os_string();
+    beside.push(".new");
+    beside.into()
 }
 
 /// Which boot of the machine this is.
@@ -253,11 +281,29 @@ pub(super) mod tests {
         }
     }
 
+    pub(in crate::local) fn keeper(folder: &Path, state: ClusterState) -> StateKeeper {
+        let lock = Arc::new(ClusterLock::acquire(folder).unwrap());
+        StateKeeper::new(folder, lock, state).unwrap()
+    }
+
+    #[test]
+    fn nothing_is_written_into_a_folder_that_is_anothers_by_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cluster");
+        fs::create_dir(&path).unwrap();
+        let keeper = keeper(&path, state());
+        fs::remove_dir_all(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        keeper.change(|state| state.ready = true).unwrap();
+        assert!(keeper.snapshot().ready && !keeper.has_folder());
+        assert!(ClusterState::read(&path).unwrap().is_none());
+    }
+
     #[test]
     fn a_change_is_in_the_file_at_once() {
         let folder = tempfile::tempdir().unwrap();
         assert!(ClusterState::read(folder.path()).unwrap().is_none());
-        let keeper = StateKeeper::new(folder.path(), state()).unwrap();
+        let keeper = keeper(folder.path(), state());
         keeper.update("p1", |process| process.readiness = Readiness::Ready);
         keeper.update("nobody", |process| process.restarts = 9);
         let read = ClusterState::read(folder.path()).unwrap().unwrap();

@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use super::process::ProcessId;
+use super::process::{ProcessId, own_user};
 use super::state::{ClusterState, Role};
 
 /// A stray has this long to stop by itself. A clean stop of a server writes its buffer pool.
@@ -22,7 +22,7 @@ pub fn find(folder: &Path) -> io::Result<Vec<(Role, ProcessId)>> {
     // A broken state file must not keep us from the processes that can be found without it.
     let known = ClusterState::read(folder).ok().flatten();
     let mut strays = known.map(|state| state.alive()).unwrap_or_default();
-    let own_user = fs::metadata("/proc/self")?.uid();
+    let own_user = own_user()?;
     for entry in fs::read_dir("/proc")?.flatten() {
         let name = entry.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {

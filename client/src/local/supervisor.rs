@@ -4,13 +4,15 @@
 //! coordinator then start together, since neither needs the other to begin with. Stopping goes
 //! the other way round and keeps all data.
 
+use std::collections::HashMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, ClusterError, Program, Service};
@@ -25,6 +27,10 @@ use super::strays;
 /// All processes are ready within this time of the start; making data folders is the longest part.
 const START_TIMEOUT_S: u64 = 300;
 
+/// Between two looks whether the cluster's folder is still there. Processes that die meanwhile are
+/// not started again without a look of their own.
+const FOLDER_LOOK_MS: u64 = 1_000;
+
 /// Why a cluster does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
@@ -38,6 +44,12 @@ pub enum SupervisorError {
         what: &'static str,
         /// Why not.
         source: io::Error,
+    },
+    /// The cluster's folder was removed, or replaced by another one, under the running cluster.
+    #[error("{folder} is gone, or another cluster's by now; all processes were stopped")]
+    NoFolder {
+        /// The folder.
+        folder: PathBuf,
     },
     /// A process does not work.
     #[error("{0}")]
@@ -61,8 +73,9 @@ pub enum Ended {
     BeforeReady,
 }
 
-/// Runs the cluster until SIGINT, SIGTERM or SIGHUP; a second signal kills instead of waiting.
-/// `ready` is called once, when everything is ready for the first time.
+/// Runs the cluster until SIGINT, SIGTERM or SIGHUP, or until its folder is removed; a second
+/// SIGINT kills instead of waiting. `ready` is called once, when everything is ready for the first
+/// time.
 pub async fn run(
     mut cluster: Cluster,
     with_seed: bool,
@@ -79,25 +92,18 @@ pub async fn run(
     cluster.check_ports()?;
     let services = cluster.services()?;
     let state = initial_state(&cluster, &services).map_err(io("cannot describe the cluster"))?;
-    let state = StateKeeper::new(cluster.folder(), state).map_err(io("cannot write the state"))?;
-    let state = Arc::new(state);
+    let state = StateKeeper::new(cluster.folder(), cluster.lock(), state);
+    let state = Arc::new(state.map_err(io("cannot write the state"))?);
     let mut tiers = Tiers::new(services, Arc::clone(&state));
 
-    let started = tokio::select! {
-        started = start(&mut tiers, &mut cluster, with_seed) => started.map(|()| true),
-        () = signals.next() => Ok(false),
-    };
-    let ended = match started {
-        Ok(true) => {
-            state
-                .change(|state| state.ready = true)
-                .map_err(io("cannot write the state"))?;
-            ready(&state.snapshot());
-            signals.next().await;
-            Ok(Ended::AfterReady)
+    let folder = cluster.folder().to_owned();
+    let ended = tokio::select! {
+        ended = work(&mut tiers, &mut cluster, with_seed, ready, &mut signals) => ended,
+        () = removed(&state) => {
+            let path = folder.display();
+            tracing::error!("{path} was removed; no command finds this cluster any more");
+            Err(SupervisorError::NoFolder { folder })
         }
-        Ok(false) => Ok(Ended::BeforeReady),
-        Err(error) => Err(error),
     };
     tracing::info!("stopping; a second Ctrl-C kills instead");
     let failure = ended.as_ref().err().map(ToString::to_string);
@@ -110,11 +116,41 @@ pub async fn run(
     }
     tokio::select! {
         () = tiers.stop() => {}
-        () = signals.next() => tracing::warn!("killing all processes"),
+        () = signals.second_interrupt() => tracing::warn!("killing all processes"),
     }
     // Whatever still runs is killed when its keeper is dropped.
     tiers.tasks.shutdown().await;
     ended
+}
+
+/// Starts everything, and returns when it is told to stop.
+async fn work(
+    tiers: &mut Tiers,
+    cluster: &mut Cluster,
+    with_seed: bool,
+    ready: impl FnOnce(&ClusterState),
+    signals: &mut Signals,
+) -> Result<Ended, SupervisorError> {
+    tokio::select! {
+        started = start(tiers, cluster, with_seed) => started?,
+        () = signals.next() => return Ok(Ended::BeforeReady),
+    }
+    let written = tiers.state.change(|state| state.ready = true);
+    written.map_err(|source| SupervisorError::Io {
+        what: "cannot write the state",
+        source,
+    })?;
+    ready(&tiers.state.snapshot());
+    signals.next().await;
+    Ok(Ended::AfterReady)
+}
+
+/// Returns when the cluster's folder has been removed. No command would find the cluster again, and
+/// what is started anew would make the folder again.
+async fn removed(state: &StateKeeper) {
+    while state.has_folder() {
+        tokio::time::sleep(Duration::from_millis(FOLDER_LOOK_MS)).await;
+    }
 }
 
 async fn start(
@@ -157,7 +193,9 @@ struct Tiers {
     kept: Vec<(String, watch::Receiver<Progress>)>,
     stops: [(Role, CancellationToken); 3],
     state: Arc<StateKeeper>,
-    tasks: JoinSet<Role>,
+    tasks: JoinSet<()>,
+    /// The keepers that have not ended, by their tasks: one that panicked cannot say its role.
+    running: HashMap<task::Id, Role>,
 }
 
 impl Tiers {
@@ -169,6 +207,7 @@ impl Tiers {
             stops: stops.map(|role| (role, CancellationToken::new())),
             state,
             tasks: JoinSet::new(),
+            running: HashMap::new(),
         }
     }
 
@@ -185,11 +224,13 @@ impl Tiers {
             self.kept.push((service.name.clone(), receiver));
             let stop = self.stop_of(role);
             let keeper = keeper::keep(service, Arc::clone(&self.state), sender, stop);
-            self.tasks.spawn(async move {
-                keeper.await;
-                role
-            });
+            self.spawn(role, keeper);
         }
+    }
+
+    fn spawn(&mut self, role: Role, keeper: impl Future<Output = ()> + Send + 'static) {
+        let task = self.tasks.spawn(keeper);
+        self.running.insert(task.id(), role);
     }
 
     /// Waits until every begun process has been ready once; fails as soon as one is failing.
@@ -223,21 +264,16 @@ impl Tiers {
 
     /// Stops coordinator, participants and servers, one after the other.
     async fn stop(&mut self) {
-        let mut left: Vec<Role> = Vec::new();
         for role in self.stops.each_ref().map(|(role, _)| *role) {
             self.stop_of(role).cancel();
-            let expected = self.state.snapshot().of_role(role).count();
-            let waiting = self
-                .waiting
-                .iter()
-                .filter(|service| service.role == role)
-                .count();
-            while left.iter().filter(|ended| **ended == role).count() < expected - waiting {
-                match self.tasks.join_next().await {
-                    Some(Ok(ended)) => left.push(ended),
-                    Some(Err(_)) => {}
-                    None => break,
-                }
+            while self.running.values().any(|running| *running == role) {
+                let ended = match self.tasks.join_next_with_id().await {
+                    Some(Ok((task, ()))) => task,
+                    // It panicked, and took its process with it.
+                    Some(Err(error)) => error.id(),
+                    None => return,
+                };
+                self.running.remove(&ended);
             }
         }
     }
@@ -285,28 +321,94 @@ fn process_state(service: &Service) -> ProcessState {
 
 /// The signals that mean "stop".
 struct Signals {
-    kinds: Vec<tokio::signal::unix::Signal>,
+    interrupt: Signal,
+    /// Sent by programs: `concord down`, a service manager, a terminal that is closed, which sends
+    /// two. However often they come, they ask for an orderly stop.
+    others: [Signal; 2],
+    interrupts: u32,
 }
 
 impl Signals {
     fn new() -> Result<Self, SupervisorError> {
-        let kinds = [
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-        ];
-        let kinds = kinds
-            .into_iter()
-            .map(signal)
-            .collect::<io::Result<Vec<_>>>();
-        let what = "cannot listen to signals";
+        let listen = |kind| {
+            let what = "cannot listen to signals";
+            signal(kind).map_err(|source| SupervisorError::Io { what, source })
+        };
         Ok(Self {
-            kinds: kinds.map_err(|source| SupervisorError::Io { what, source })?,
+            interrupt: listen(SignalKind::interrupt())?,
+            others: [
+                listen(SignalKind::terminate())?,
+                listen(SignalKind::hangup())?,
+            ],
+            interrupts: 0,
         })
     }
 
+    /// Waits for the next of them.
     async fn next(&mut self) {
-        let any = self.kinds.iter_mut().map(|kind| Box::pin(kind.recv()));
-        futures::future::select_all(any).await;
+        let [terminate, hangup] = &mut self.others;
+        tokio::select! {
+            _ = self.interrupt.recv() => self.interrupts += 1,
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+
+    /// Waits until a person at the terminal has pressed Ctrl-C twice since the start.
+    async fn second_interrupt(&mut self) {
+        while self.interrupts < 2 {
+            let before = self.interrupts;
+            self.next().await;
+            if before == 0 && self.interrupts == 1 {
+                tracing::info!("already stopping; another Ctrl-C kills instead");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::Signal::{SIGHUP, SIGINT, SIGTERM};
+
+    use super::super::state::tests::{keeper, state};
+    use super::*;
+
+    #[tokio::test]
+    async fn a_keeper_that_panicked_is_in_nobodys_way_when_all_is_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let keeper = keeper(folder.path(), state());
+        let mut tiers = Tiers::new(Vec::new(), Arc::new(keeper));
+        tiers.spawn(Role::Participant, async { panic!("a keeper of the test") });
+        let (sender, mut ended) = watch::channel(0);
+        for role in [Role::Coordinator, Role::Server] {
+            let (stop, sender) = (tiers.stop_of(role), sender.clone());
+            tiers.spawn(role, async move {
+                stop.cancelled().await;
+                sender.send_modify(|ended| *ended += 1);
+            });
+        }
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, tiers.stop()).await.unwrap();
+        assert_eq!(*ended.borrow_and_update(), 2);
+    }
+
+    #[tokio::test]
+    async fn only_a_second_ctrl_c_kills() {
+        let mut signals = Signals::new().unwrap();
+        let own = ProcessId::own().unwrap();
+        for kind in [SIGTERM, SIGTERM, SIGHUP, SIGHUP, SIGINT] {
+            own.signal(kind);
+            signals.next().await;
+        }
+        let mut second = Box::pin(signals.second_interrupt());
+        for kind in [SIGTERM, SIGHUP] {
+            own.signal(kind);
+        }
+        let mut listener = signal(SignalKind::hangup()).unwrap();
+        own.signal(SIGHUP);
+        listener.recv().await;
+        assert!(futures::poll!(&mut second).is_pending());
+        own.signal(SIGINT);
+        second.await;
     }
 }

@@ -245,6 +245,7 @@ mod armed {
     /// at once do not both die of it.
     #[cfg(debug_assertions)]
     fn die_if_armed(point: CrashPoint) {
+        use std::io::Write;
         use std::path::PathBuf;
         use std::sync::OnceLock;
 
@@ -252,7 +253,8 @@ mod armed {
         let directory = ARMED.get_or_init(|| std::env::var_os(super::DIRECTORY).map(PathBuf::from));
         let Some(directory) = directory else { return };
         if std::fs::remove_file(directory.join(point.name())).is_ok() {
-            eprintln!("crash point {}: SIGKILL", point.name());
+            // A log that cannot be written to must not turn the death into a panic.
+            let _ = writeln!(std::io::stderr(), "crash point {}: SIGKILL", point.name());
             // As a power loss would: no destructor, no answer, no last byte.
             let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
         }

@@ -25,6 +25,8 @@ pub fn start(format: LogFormat) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // Told on the same stderr, a line that cannot be written (a full disk) would be a panic.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     // A logger that is there already is good enough: a test may have set one.
     let _ = match format {

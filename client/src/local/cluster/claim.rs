@@ -19,9 +19,14 @@ use crate::local::state::STATE_FILE;
 /// The settings while they are being written.
 const NEW_SETTINGS_FILE: &str = "cluster.json.new";
 
+/// The settings while the cluster is being removed: still a mark, but of nothing that can be
+/// started. They are renamed, which a full disk does not prevent.
+const WIPED_FILE: &str = "cluster.json.wiped";
+
 /// Everything that a cluster has in its folder. What another name has is somebody else's.
-const OURS: [&str; 12] = [
+pub(super) const OURS: [&str; 13] = [
     SETTINGS_FILE,
+    WIPED_FILE,
     NEW_SETTINGS_FILE,
     LOCK_FILE,
     STATE_FILE,
@@ -37,7 +42,12 @@ const OURS: [&str; 12] = [
 
 /// True when the folder is a cluster's.
 pub fn is_cluster(folder: &Path) -> bool {
-    folder.join(SETTINGS_FILE).is_file()
+    folder.join(SETTINGS_FILE).is_file() || is_half_removed(folder)
+}
+
+/// True when the removal of a cluster has begun and not ended.
+pub(super) fn is_half_removed(folder: &Path) -> bool {
+    folder.join(WIPED_FILE).is_file()
 }
 
 /// The first thing in a folder that a new cluster must not take as its own; none when it may have
@@ -122,7 +132,7 @@ fn is_blank_or<T: DeserializeOwned>(path: &Path) -> io::Result<bool> {
     Ok(bytes.is_empty() || serde_json::from_slice::<T>(&bytes).is_ok())
 }
 
-fn name(path: &Path) -> &str {
+pub(super) fn name(path: &Path) -> &str {
     let name = path.file_name().and_then(|name| name.to_str());
     // What is not UTF-8 is no name of ours, and neither is the empty one.
     name.unwrap_or_default()
@@ -131,30 +141,37 @@ fn name(path: &Path) -> &str {
 /// Removes a cluster with all data, and its folder when nothing else is in it. Tells what is left
 /// because it is not the cluster's. The caller holds the cluster's lock.
 pub fn wipe(folder: &Path, lock: ClusterLock) -> Result<Vec<PathBuf>, ClusterError> {
-    if Settings::read(folder)?.is_none() {
+    if !is_cluster(folder) {
         return Err(ClusterError::NoCluster {
             folder: folder.to_owned(),
         });
     }
+    let (settings, mark) = (folder.join(SETTINGS_FILE), folder.join(WIPED_FILE));
+    if settings.exists() {
+        fs::rename(&settings, &mark).map_err(io_error("cannot rename", &settings))?;
+    }
     let servers = folder.join("servers");
     for server in fs::read_dir(&servers).into_iter().flatten().flatten() {
-        // Opening makes what is missing, which is not to happen where a link leads to.
-        if server.file_type().is_ok_and(|kind| kind.is_dir()) {
-            ServerFolder::open(&server.path())?.forget_socket()?;
+        // Opening makes what is missing, which is not to happen where a link leads to. What cannot
+        // be opened has no socket elsewhere that is ours.
+        if server.file_type().is_ok_and(|kind| kind.is_dir())
+            && let Ok(server) = ServerFolder::open(&server.path())
+        {
+            server.forget_socket()?;
         }
     }
     let mut left = Vec::new();
     for entry in fs::read_dir(folder).map_err(io_error("cannot read", folder))? {
         let path = entry.map_err(io_error("cannot read", folder))?.path();
         match name(&path) {
-            SETTINGS_FILE | LOCK_FILE => {}
+            WIPED_FILE | LOCK_FILE => {}
             ours if OURS.contains(&ours) => remove(&path)?,
             _ => left.push(path),
         }
     }
     // The mark goes last, so that an interrupted removal can be taken up again; and the lock after
     // it, so that nobody starts what is being removed.
-    remove(&folder.join(SETTINGS_FILE))?;
+    remove(&mark)?;
     remove(&folder.join(LOCK_FILE))?;
     if left.is_empty() {
         fs::remove_dir(folder).map_err(io_error("cannot remove", folder))?;
@@ -295,5 +312,35 @@ mod tests {
         let lock = ClusterLock::acquire(&path).unwrap();
         assert!(wipe(&path, lock).unwrap().is_empty());
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn an_interrupted_removal_is_marked_and_can_be_taken_up_again() {
+        // A socket that is a folder cannot be removed as a socket.
+        let folder = folder(&["servers/s1/run/server.sock/file", "log/p1.log"]);
+        let path = folder.path().to_owned();
+        settings().write(&path).unwrap();
+        let lock = ClusterLock::acquire_unnamed(&path).unwrap();
+        wipe(&path, lock).unwrap_err();
+        assert!(is_half_removed(&path) && is_cluster(&path));
+        assert!(Settings::read(&path).unwrap().is_none());
+        fs::remove_dir_all(path.join("servers/s1")).unwrap();
+        let lock = ClusterLock::acquire_unnamed(&path).unwrap();
+        assert!(wipe(&path, lock).unwrap().is_empty());
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_cluster_with_broken_settings_can_be_removed() {
+        for broken in ["", "{"] {
+            let folder = folder(&["log/p1.log"]);
+            let path = folder.path().to_owned();
+            fs::write(path.join(SETTINGS_FILE), broken).unwrap();
+            let error = Settings::read(&path).unwrap_err();
+            assert!(matches!(error, ClusterError::BrokenSettings { .. }));
+            let lock = ClusterLock::acquire_unnamed(&path).unwrap();
+            assert!(wipe(&path, lock).unwrap().is_empty());
+            assert!(!path.exists());
+        }
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{ClusterError, io_error};
 use crate::local::binary::{ServerBinary, ServerKind};
 use crate::local::ports::{self, PortError, PortUse};
-use crate::local::state::replace;
+use crate::local::state::replace_durably;
 
 /// Servers of a new cluster when nothing else is asked for.
 const DEFAULT_SERVERS: u16 = 2;
@@ -71,9 +71,10 @@ impl Settings {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io_error("cannot read", &file)(error)),
         };
-        let settings = serde_json::from_str(&text)
-            .map_err(|error| io_error("cannot understand", &file)(error.into()))?;
-        Ok(Some(settings))
+        let settings = serde_json::from_str(&text);
+        settings
+            .map(Some)
+            .map_err(|source| ClusterError::BrokenSettings { file, source })
     }
 
     /// Writes the settings, which makes the folder a cluster's.
@@ -81,11 +82,20 @@ impl Settings {
         let file = folder.join(SETTINGS_FILE);
         let text = serde_json::to_string_pretty(self)
             .map_err(|error| io_error("cannot write", &file)(error.into()))?;
-        replace(&file, &(text + "\n")).map_err(io_error("cannot write", &file))
+        replace_durably(&file, &(text + "\n")).map_err(io_error("cannot write", &file))
     }
 
     /// Checks that every port can be had.
     pub fn check_ports(&self) -> Result<(), PortError> {
+        ports::check(&self.ports()?)
+    }
+
+    /// Checks that the ports are possible and different, whoever holds them now.
+    pub fn check_plan(&self) -> Result<(), PortError> {
+        ports::distinct(&self.ports()?)
+    }
+
+    fn ports(&self) -> Result<Vec<PortUse>, PortError> {
         let mut uses = vec![PortUse {
             port: self.gateway_port,
             user: "the coordinator's gateway".into(),
@@ -103,7 +113,7 @@ impl Settings {
                 flag: "--server-port",
             });
         }
-        ports::check(&uses)
+        Ok(uses)
     }
 
     /// The port of the participant with this index.
@@ -163,17 +173,25 @@ pub(super) fn settle(
             });
         }
     }
+    let is_new = known.is_none();
     let mut settings = known.unwrap_or(new);
     binary.path().clone_into(&mut settings.server);
     settings.servers = wishes.servers.unwrap_or(settings.servers);
     settings.gateway_port = wishes.gateway_port.unwrap_or(settings.gateway_port);
     settings.participant_port = wishes.participant_port.unwrap_or(settings.participant_port);
-    settings.server_port = wishes.server_port.unwrap_or(settings.server_port);
+    settings.server_port = wishes.server_port.unwrap_or(if is_new {
+        // Many participants, or ones that were moved, would reach into the servers' usual ports.
+        let behind = settings.participant_port.saturating_add(settings.servers);
+        settings.server_port.max(behind)
+    } else {
+        settings.server_port
+    });
     Ok((settings, binary))
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::MAX_SERVERS;
     use super::*;
 
     pub(in crate::local::cluster) fn settings() -> Settings {
@@ -200,6 +218,32 @@ pub(super) mod tests {
         };
         let (moved, _) = settle(&wishes, Some(known.clone())).unwrap();
         assert_eq!((moved.gateway_port, moved.server_port), (9, 5));
+    }
+
+    #[test]
+    fn the_ports_of_any_number_of_servers_are_different() {
+        let settled = |wishes: &Wishes| settle(wishes, None).unwrap().0;
+        for servers in 1..=MAX_SERVERS {
+            let servers = Some(servers);
+            let wishes = Wishes {
+                servers,
+                ..Wishes::default()
+            };
+            settled(&wishes).check_plan().unwrap();
+        }
+        let few = settled(&Wishes::default());
+        assert_eq!((few.participant_port, few.server_port), (7411, 7421));
+        let moved = settled(&Wishes {
+            participant_port: Some(7_421),
+            ..Wishes::default()
+        });
+        moved.check_plan().unwrap();
+        let chosen = settled(&Wishes {
+            server_port: Some(7_411),
+            ..Wishes::default()
+        });
+        assert_eq!(chosen.server_port, 7_411);
+        assert!(chosen.check_plan().is_err());
     }
 
     #[test]

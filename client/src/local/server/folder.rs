@@ -15,15 +15,16 @@
 //! This module starts nothing and never deletes data.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rand::distr::{Alphanumeric, SampleString};
 
 use super::{ServerError, read};
+use crate::local::process::own_user;
 
 /// Longest path of a unix socket on Linux in bytes: 108, with one for the final NUL.
 pub const SOCKET_PATH_MAX: usize = 107;
@@ -43,13 +44,17 @@ pub struct ServerFolder {
 }
 
 impl ServerFolder {
-    /// Makes the folder and its parts unless they are there.
+    /// Makes the folder and its parts unless they are there, and lets nobody else into them: root
+    /// has no password, and whoever reaches the socket is root.
     pub fn open(path: &Path) -> Result<Self, ServerError> {
         make(path)?;
+        close(path)?;
         // The server changes its working directory, so it gets absolute paths only.
         let path = path.canonicalize().map_err(io_error("cannot find", path))?;
         for part in PARTS {
-            make(&path.join(part))?;
+            let part = path.join(part);
+            make(&part)?;
+            close(&part)?;
         }
         let socket = socket_path(&path)?;
         Ok(Self {
@@ -169,14 +174,27 @@ fn make(path: &Path) -> Result<(), ServerError> {
         .map_err(io_error("cannot make the folder", path))
 }
 
+/// Takes an existing folder away from all others. One that belongs to somebody else is refused.
+fn close(path: &Path) -> Result<(), ServerError> {
+    let found = fs::metadata(path).map_err(io_error("cannot read", path))?;
+    let user = own_user().map_err(io_error("cannot read", path))?;
+    if found.uid() != user {
+        let path = path.to_owned();
+        return Err(ServerError::UnsafeFolder { path });
+    }
+    if found.mode() & 0o077 != 0 {
+        let alone = Permissions::from_mode(0o700);
+        fs::set_permissions(path, alone).map_err(io_error("cannot close", path))?;
+    }
+    Ok(())
+}
+
 fn socket_path(folder: &Path) -> Result<PathBuf, ServerError> {
     let inside = folder.join("run/server.sock");
     if inside.as_os_str().len() <= SOCKET_PATH_MAX {
         return Ok(inside);
     }
-    let user = fs::metadata("/proc/self")
-        .map_err(io_error("cannot read", folder))?
-        .uid();
+    let user = own_user().map_err(io_error("cannot read", folder))?;
     let shared = PathBuf::from(format!("/tmp/concord-{user}"));
     make(&shared)?;
     // Anyone may make files in /tmp, so a folder that was there already is not trusted blindly:
@@ -199,7 +217,7 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 }
 
 fn running_as_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+    own_user().is_ok_and(|own| own == 0)
 }
 
 fn setting(name: &str, path: &Path) -> OsString {
@@ -218,9 +236,45 @@ pub(super) fn io_error(
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::chown;
 
     use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    /// A user that is not the one of the tests.
+    const NOBODY: u32 = 65_534;
+
+    #[test]
+    fn a_folder_that_was_open_to_others_is_closed() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("s1");
+        for part in [path.clone(), path.join("run"), path.join("tmp")] {
+            fs::create_dir(&part).unwrap();
+            fs::set_permissions(&part, Permissions::from_mode(0o777)).unwrap();
+        }
+        ServerFolder::open(&path).unwrap();
+        for part in [path.clone(), path.join("run"), path.join("tmp")] {
+            assert_eq!(mode(&part), 0o700, "{}", part.display());
+        }
+    }
+
+    #[test]
+    fn a_folder_of_somebody_else_is_refused() {
+        for part in ["", "run", "tmp"] {
+            let temporary = tempfile::tempdir().unwrap();
+            let path = temporary.path().join("s1");
+            fs::create_dir_all(path.join(part)).unwrap();
+            if chown(path.join(part), Some(NOBODY), None).is_err() {
+                // Only root can give a folder away.
+                return;
+            }
+            let error = ServerFolder::open(&path).unwrap_err();
+            assert!(matches!(error, ServerError::UnsafeFolder { .. }), "{part}");
+        }
+    }
 
     #[test]
     fn the_password_is_made_once_and_is_private() {
@@ -229,7 +283,6 @@ mod tests {
         let password = folder.password().unwrap();
         assert_eq!(password.len(), PASSWORD_CHARS);
         assert_eq!(folder.password().unwrap(), password);
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(folder.password_file()), 0o600);
         assert_eq!(mode(folder.path()), 0o700);
     }

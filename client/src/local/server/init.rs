@@ -24,6 +24,13 @@ const MARIADB_SCRIPTS: [&str; 5] = [
     "_sys_schema.sql",
 ];
 
+/// Takes away what those scripts give to everyone on this machine: root without a password over
+/// TCP, from each name of the host. The server listens before its accounts can be mended otherwise.
+const ROOT_BY_SOCKET_ONLY: &str = "
+delete from mysql.global_priv where User = '' or (User = 'root' and Host <> 'localhost');
+delete from mysql.proxies_priv where Host <> 'localhost';
+";
+
 /// The name of that program's profile when AppArmor confines MySQL to its system folders.
 const APPARMOR_PROFILE: &str = "/etc/apparmor.d/usr.sbin.mysqld";
 
@@ -150,6 +157,7 @@ fn mariadb_script(binary: &ServerBinary, folder: &ServerFolder) -> Result<PathBu
         text.push_str(&String::from_utf8_lossy(&bytes));
         text.push('\n');
     }
+    text.push_str(ROOT_BY_SOCKET_ONLY);
     let script = folder.path().join("tmp/init.sql");
     fs::write(&script, text).map_err(io_error("cannot write", &script))?;
     Ok(script)

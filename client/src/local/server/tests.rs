@@ -112,6 +112,33 @@ async fn the_participant_has_what_it_needs_and_root_only_the_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn root_has_only_the_socket_from_the_first_moment_on() {
+    for binary in ServerBinary::under_test().unwrap() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = ServerSpec::new(binary, folder.path()).tcp(Tcp::Free);
+        Server::init_datadir(&spec).await.unwrap();
+        let server = Server::launch(spec).unwrap();
+        // It listens, and nobody has made or mended an account yet.
+        let limit = Duration::from_secs(READY_TIMEOUT_S);
+        let mut root = server.answering(limit).await.unwrap();
+        for others in [
+            "SELECT CAST(COUNT(*) AS CHAR) FROM mysql.user \
+             WHERE User = '' OR (User = 'root' AND Host <> 'localhost')",
+            "SELECT CAST(COUNT(*) AS CHAR) FROM mysql.proxies_priv WHERE Host <> 'localhost'",
+        ] {
+            assert_eq!(value(&mut root, others).await, "0", "{}", server.kind());
+        }
+        let by_tcp = MySqlConnectOptions::new()
+            .host("127.0.0.1")
+            .port(server.port().unwrap())
+            .username("root")
+            .ssl_mode(MySqlSslMode::Disabled);
+        let refused = by_tcp.connect().await.unwrap_err();
+        assert!(refused.as_database_error().is_some(), "{refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_cannot_start_shows_its_log() {
     for binary in ServerBinary::under_test().unwrap() {
         let folder = tempfile::tempdir().unwrap();
