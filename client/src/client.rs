@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use concord_core::limits::TIMEOUT_DEFAULT_MS;
 use concord_proto::local;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
@@ -221,8 +222,12 @@ impl Client {
     }
 
     /// How long a call waits that carries a transaction with this time-out (0: the server's
-    /// default, which is below the default wait).
+    /// default).
     pub(crate) fn wait_for(&self, timeout_ms: u32) -> Duration {
+        let timeout_ms = match timeout_ms {
+            0 => TIMEOUT_DEFAULT_MS,
+            own => own,
+        };
         let own = Duration::from_millis(u64::from(timeout_ms)) + VERDICT_GRACE;
         self.call_timeout.max(own)
     }

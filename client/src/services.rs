@@ -2,7 +2,6 @@
 //!
 //! It decides nothing: what may be repeated is in `retry.rs`, what an error means in `error.rs`.
 
-use concord_core::limits::TIMEOUT_DEFAULT_MS;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -193,7 +192,7 @@ impl Client {
 impl Client {
     /// Opens an account. The outcome's gtrid is empty.
     pub async fn open_account(&self, request: v1::OpenAccountRequest) -> Outcome<v1::Account> {
-        let within = self.wait_for(TIMEOUT_DEFAULT_MS);
+        let within = self.wait_for(0);
         self.settle(|| async {
             let mut service = self.bank();
             let call = self.once(within, service.open_account(request.clone()));
@@ -274,7 +273,7 @@ impl Client {
 impl Client {
     /// Creates a product. The outcome's gtrid is empty.
     pub async fn create_product(&self, request: v1::CreateProductRequest) -> Outcome<v1::Product> {
-        let within = self.wait_for(TIMEOUT_DEFAULT_MS);
+        let within = self.wait_for(0);
         self.settle(|| async {
             let mut service = self.inventory();
             let call = self.once(within, service.create_product(request.clone()));
@@ -314,7 +313,7 @@ impl Client {
 
     /// Adds to a product's stock.
     pub async fn restock(&self, request: v1::RestockRequest) -> Outcome<()> {
-        let within = self.wait_for(TIMEOUT_DEFAULT_MS);
+        let within = self.wait_for(0);
         self.settle(|| async {
             let mut service = self.inventory();
             let call = self.once(within, service.restock(request.clone()));
@@ -463,6 +462,7 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use concord_core::limits::TIMEOUT_DEFAULT_MS;
     use std::time::Duration;
 
     use tokio::net::UnixListener;
@@ -474,13 +474,13 @@ mod tests {
     /// A server that gives up after its default time-out says so after that time, and a client
     /// that has left by then can only call the outcome unknown.
     #[tokio::test(start_paused = true)]
-    async fn a_call_without_a_time_out_field_waits_for_the_servers_verdict() {
+    async fn a_call_without_a_time_out_waits_for_the_servers_verdict() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gateway");
         // It takes connections, and never answers.
         let _gateway = UnixListener::bind(&path).unwrap();
         // Each has a connection of its own: one that is silent for longer is given up.
-        for call in ["open_account", "create_product", "restock"] {
+        for call in ["open_account", "create_product", "restock", "transfer"] {
             let client = Client::builder(format!("unix:{}", path.display()))
                 .call_timeout(Duration::from_secs(1))
                 .retry(RetryPolicy::none())
@@ -496,7 +496,8 @@ mod tests {
                     let request = v1::CreateProductRequest::default();
                     client.create_product(request).await.map(drop)
                 }
-                _ => client.restock(v1::RestockRequest::default()).await,
+                "restock" => client.restock(v1::RestockRequest::default()).await,
+                _ => client.transfer(v1::TransferRequest::default()).await,
             };
             assert!(
                 matches!(outcome, Outcome::Unknown { .. }),

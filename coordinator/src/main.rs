@@ -1,5 +1,6 @@
 //! `concord-coordinator`: telemetry, configuration, build (bind and recover all), run, drain.
 
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -47,7 +48,8 @@ fn main() -> ExitCode {
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("concord-coordinator: {error:#}");
+            // `eprintln!` would panic when the log cannot be written to, e.g. on a full disk.
+            let _ = writeln!(io::stderr(), "concord-coordinator: {error:#}");
             ExitCode::FAILURE
         }
     }
