@@ -11,6 +11,7 @@ mod demo;
 pub mod down;
 mod exit;
 mod indoubt;
+mod interruption;
 mod money;
 mod order;
 mod output;

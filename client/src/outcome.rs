@@ -37,6 +37,9 @@ pub enum Outcome<R = Vec<v1::StatementResult>> {
         gtrid: Option<String>,
         /// The request id that the call carried.
         request_id: Option<String>,
+        /// Why it is open, where the service says so: `OUTCOME_UNKNOWN`, or that somebody else
+        /// finished a branch (`HEURISTIC_…`), and then servers may disagree.
+        reason: Option<Reason>,
         /// What happened, for people.
         message: String,
     },
@@ -51,6 +54,7 @@ impl<R> Outcome<R> {
                 _ => None,
             };
             return Self::Unknown {
+                reason: error.reason().cloned(),
                 gtrid: told.or_else(|| begun.map(str::to_owned)),
                 request_id: (!request_id.is_empty()).then(|| request_id.to_owned()),
                 message: error.to_string(),
@@ -118,10 +122,12 @@ impl<R> Outcome<R> {
             Self::Unknown {
                 gtrid,
                 request_id,
+                reason,
                 message,
             } => Outcome::Unknown {
                 gtrid,
                 request_id,
+                reason,
                 message,
             },
         }
@@ -135,9 +141,10 @@ impl Outcome<()> {
     pub fn of(transaction: &v1::Transaction) -> Self {
         let gtrid = transaction.gtrid.clone();
         let request_id = transaction.request_id.clone();
-        let open = |message| Self::Unknown {
+        let open = |reason, message| Self::Unknown {
             gtrid: Some(transaction.gtrid.clone()),
             request_id: (!request_id.is_empty()).then(|| request_id.clone()),
+            reason,
             message,
         };
         let ended = transaction.reason.as_ref().map(reason);
@@ -146,7 +153,8 @@ impl Outcome<()> {
             .filter(Reason::leaves_outcome_open)
             .or_else(|| damage(transaction));
         if let Some(damage) = damage {
-            return open(damage.to_string());
+            let message = damage.to_string();
+            return open(Some(damage), message);
         }
         let several = transaction.branches.len() > 1;
         match transaction.state() {
@@ -169,7 +177,7 @@ impl Outcome<()> {
                     gtrid: Some(gtrid),
                 }
             }
-            state => open(format!("the transaction is {}", state.as_str_name())),
+            state => open(None, format!("the transaction is {}", state.as_str_name())),
         }
     }
 }

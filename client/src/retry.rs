@@ -145,6 +145,7 @@ mod tests {
         Outcome::Unknown {
             gtrid: None,
             request_id: request_id.map(str::to_owned),
+            reason: None,
             message: String::new(),
         }
     }

@@ -151,6 +151,7 @@ impl Client {
             Err(error) => Outcome::Unknown {
                 gtrid: Some(gtrid.to_owned()),
                 request_id: None,
+                reason: error.reason().cloned(),
                 message: error.to_string(),
             },
         }

@@ -72,7 +72,7 @@ fn as_run_here(command: &str) -> Option<String> {
     // A user ends it with Ctrl-C.
     if command.starts_with("concord tx watch") {
         return Some(format!(
-            "timeout --signal=INT --preserve-status 1 {command}"
+            "timeout --signal=INT --preserve-status 2 {command}"
         ));
     }
     // Right after a kill the list is not complete, and says so.
@@ -90,6 +90,11 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
     let Some(server) = server_of(kind)? else {
         return Ok(());
     };
+    for tool in ["jq", "mariadb"] {
+        if !in_path(tool)? {
+            return Ok(());
+        }
+    }
     let cluster = Cluster::start(&server, 2)?;
     let folder = cluster.beside("clone");
     std::fs::create_dir_all(folder.join("target"))?;
@@ -130,6 +135,18 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether there is a tool that the tour uses; said aloud when there is not, and a failure in CI.
+fn in_path(tool: &str) -> anyhow::Result<bool> {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()));
+    let ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
+    ensure!(found || !ci, "there is no {tool}: run ./tests/run");
+    if !found {
+        eprintln!("SKIPPED: there is no {tool}, which the README's tour uses");
+    }
+    Ok(found)
+}
+
 /// Runs commands in one shell, which stops at the first that fails.
 fn in_one_shell(cluster: &Cluster, folder: &Path, commands: &[String]) -> anyhow::Result<()> {
     let mut script = "set -euo pipefail\nexec 2>&1\n".to_owned();
@@ -138,7 +155,7 @@ fn in_one_shell(cluster: &Cluster, folder: &Path, commands: &[String]) -> anyhow
         script.push_str(&format!("printf '\\n$ %s\\n' '{shown}'\n{command}\n"));
     }
     let output = Command::new("timeout")
-        .args(["120", "bash", "-c", &script])
+        .args(["300", "bash", "-c", &script])
         .current_dir(folder)
         .env("CONCORD_ENDPOINT", cluster.endpoint())
         .stdin(Stdio::null())

@@ -3,13 +3,16 @@
 //! It refuses to end without a word on whether the change was made and how to ask for it again:
 //! not when somebody presses Ctrl-C, and not when its result cannot be written.
 
-use std::io;
+use std::fmt;
+use std::thread;
 
+use concord_core::reason::{Reason, code};
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::cli::exit::{Exit, Failure, advice};
-use crate::cli::output::Ctx;
+use crate::cli::interruption::Interruption;
+use crate::cli::output::{self, Ctx};
 use crate::cli::view;
 use crate::outcome::Outcome;
 
@@ -49,6 +52,16 @@ impl Id {
     }
 }
 
+/// What there is to tell of an end: for programs, for people, and what is said on stderr.
+struct End {
+    value: Value,
+    text: String,
+    verdict: Result<Done, Failure>,
+}
+
+/// That it was done, in words for when its result cannot be written.
+struct Done(String);
+
 impl Ctx {
     /// Makes a call that changes something and tells its outcome: `committed` words one that was
     /// committed, from its results and its gtrid. Every other one is a failure.
@@ -58,11 +71,16 @@ impl Ctx {
         call: impl Future<Output = Outcome<R>>,
         committed: impl FnOnce(&R, &str, &mut Value) -> String,
     ) -> Result<(), Failure> {
+        let mut interruption = Interruption::listen();
         let outcome = tokio::select! {
+            biased;
             outcome = call => outcome,
-            name = interruption() => return self.interrupted(deed, name),
+            signal = interruption.came() => {
+                let end = interrupted(deed, signal);
+                return self.tell(deed, end, &mut interruption).await;
+            }
         };
-        match outcome {
+        let end = match outcome {
             Outcome::Committed {
                 gtrid,
                 results,
@@ -75,85 +93,74 @@ impl Ctx {
                 });
                 let mut text = committed(&results, &gtrid, &mut value);
                 text.push_str(footnote(replayed, results_lost));
-                self.tell_done(deed, &gtrid, &value, text)
+                done(deed, &gtrid, value, text)
             }
-            Outcome::Aborted { reason, gtrid } => {
-                let value = json!({
-                    "outcome": "aborted", "gtrid": gtrid, "reason": view::reason(&reason),
-                });
-                let what = format!("{} was not {}", deed.what, deed.done);
-                let failure = Failure::new(Exit::of(&reason), what)
-                    .why(&reason)
-                    .why("nothing was changed on any server");
-                let failure = match advice(&reason.code) {
-                    Some(next) => failure.next(next),
-                    None => failure,
-                };
-                Err(self.tell_too(&value, failure))
-            }
-            Outcome::Unknown { gtrid, message, .. } => {
+            Outcome::Aborted { reason, gtrid } => aborted(deed, &reason, gtrid.as_deref()),
+            Outcome::Unknown {
+                gtrid,
+                reason,
+                message,
+                ..
+            } => {
                 let known = tokio::select! {
                     known = self.ask_again(gtrid.as_deref(), deed.id) => known,
-                    _ = interruption() => None,
+                    _ = interruption.came() => None,
                 };
-                if let Some(gtrid) = known {
-                    let value = json!({
-                        "outcome": "committed", "gtrid": gtrid, "replayed": false,
-                        "results_lost": true,
-                        "note": "the answer was lost; the coordinator says that it is committed",
-                    });
-                    let Deed { what, done, .. } = deed;
-                    let text = format!("{what} was {done} in {gtrid} (the answer was lost)");
-                    return self.tell_done(deed, &gtrid, &value, text);
+                match known {
+                    Some(gtrid) => found_done(deed, &gtrid),
+                    None => unknown(deed, gtrid.as_deref(), reason.as_ref(), &message),
                 }
-                Err(self.tell_too(
-                    &not_known(deed, gtrid.as_deref(), &message),
-                    unknown(deed, Exit::Unknown, &message),
-                ))
             }
-        }
+        };
+        self.tell(deed, end, &mut interruption).await
     }
 
-    /// Nobody waits for the answer any more. The transaction goes on.
-    fn interrupted(&self, deed: Deed<'_>, signal: &str) -> Result<(), Failure> {
-        let message = format!("{signal} came before the answer");
-        Err(self.tell_too(
-            &not_known(deed, None, &message),
-            unknown(deed, Exit::Interrupted, &message),
-        ))
-    }
-
-    /// Prints what was done. When that cannot be printed, it is told all the same.
-    fn tell_done(
+    /// Prints an end. What it is outweighs that it could not be printed.
+    async fn tell(
         &self,
-        Deed { what, done, id }: Deed<'_>,
-        gtrid: &str,
-        value: &Value,
-        text: String,
+        deed: Deed<'_>,
+        end: End,
+        interruption: &mut Interruption,
     ) -> Result<(), Failure> {
-        let Err(unwritten) = self.print(value, || text) else {
-            return Ok(());
+        let (
+            json,
+            End {
+                value,
+                text,
+                verdict,
+            },
+        ) = (self.json, end);
+        let (tell, written) = oneshot::channel();
+        // A thread that nobody waits for: whoever is to read it may not.
+        let printing = thread::Builder::new().spawn(move || {
+            // Nobody is there to hear it when a signal came first.
+            let _ = tell.send(output::print(json, &value, || text));
+        });
+        let cannot = |why: &dyn fmt::Display| {
+            Failure::new(Exit::Other, "its result could not be written").why(why)
         };
-        let gtrid = match gtrid {
-            "" => String::new(),
-            gtrid => format!(" in {gtrid}"),
+        let unwritten = match printing {
+            Err(error) => Err(cannot(&error)),
+            Ok(_) => tokio::select! {
+                biased;
+                written = written => written.unwrap_or_else(|error| Err(cannot(&error))),
+                signal = interruption.came() => Err(Failure::new(
+                    Exit::Interrupted,
+                    format!("{signal} came before its result was written"),
+                )),
+            },
         };
-        let text = format!("{what} WAS {done}{gtrid}; only its result could not be written");
-        Err(Failure::new(Exit::Other, text)
-            .why(words(&unwritten))
-            .next(format!(
-                "do not do it again as new; with --request-id {} the same command tells its \
-                 outcome once more",
-                id.as_str()
-            )))
-    }
-
-    /// Prints a failure for programs too, and gives it back: how it ended outweighs what could not
-    /// be written.
-    fn tell_too(&self, value: &Value, failure: Failure) -> Failure {
-        match self.print(value, String::new) {
-            Ok(()) => failure,
-            Err(unwritten) => failure.why(words(&unwritten)),
+        match (verdict, unwritten) {
+            (Ok(_), Ok(())) => Ok(()),
+            (Err(failure), Ok(())) => Err(failure),
+            (Err(failure), Err(unwritten)) => Err(failure.why(words(&unwritten))),
+            (Ok(Done(text)), Err(unwritten)) => Err(Failure::new(unwritten.code(), text)
+                .why(words(&unwritten))
+                .next(format!(
+                    "do not do it again as new; with --request-id {} the same command tells its \
+                     outcome once more",
+                    deed.id.as_str()
+                ))),
         }
     }
 
@@ -173,18 +180,68 @@ impl Ctx {
     }
 }
 
-/// Resolves when somebody wants this process to end, with the signal's name.
-async fn interruption() -> &'static str {
-    let wait = async |kind| -> io::Result<()> {
-        // A signal that cannot be listened to ends the process, as it does without us.
-        signal(kind)?.recv().await;
-        Ok(())
+fn done(Deed { what, done, .. }: Deed<'_>, gtrid: &str, value: Value, text: String) -> End {
+    let gtrid = match gtrid {
+        "" => String::new(),
+        gtrid => format!(" in {gtrid}"),
     };
-    tokio::select! {
-        Ok(()) = wait(SignalKind::interrupt()) => "SIGINT",
-        Ok(()) = wait(SignalKind::terminate()) => "SIGTERM",
-        Ok(()) = wait(SignalKind::hangup()) => "SIGHUP",
-        else => std::future::pending().await,
+    let words = format!("{what} WAS {done}{gtrid}; only its result could not be written");
+    End {
+        value,
+        text,
+        verdict: Ok(Done(words)),
+    }
+}
+
+fn found_done(deed: Deed<'_>, gtrid: &str) -> End {
+    let value = json!({
+        "outcome": "committed", "gtrid": gtrid, "replayed": false, "results_lost": true,
+        "note": "the answer was lost; the coordinator says that it is committed",
+    });
+    let Deed {
+        what, done: was, ..
+    } = deed;
+    let text = format!("{what} was {was} in {gtrid} (the answer was lost)");
+    done(deed, gtrid, value, text)
+}
+
+fn aborted(Deed { what, done, .. }: Deed<'_>, reason: &Reason, gtrid: Option<&str>) -> End {
+    let failure = Failure::new(Exit::of(reason), format!("{what} was not {done}"))
+        .why(reason)
+        .why("nothing was changed on any server");
+    failed(
+        json!({ "outcome": "aborted", "gtrid": gtrid, "reason": view::reason(reason) }),
+        match advice(&reason.code) {
+            Some(next) => failure.next(next),
+            None => failure,
+        },
+    )
+}
+
+/// Nobody waits for the answer any more. The transaction goes on.
+fn interrupted(deed: Deed<'_>, signal: &str) -> End {
+    let message = format!("{signal} came before the answer");
+    failed(
+        not_known(deed, None, &message),
+        open(deed, Exit::Interrupted, &message),
+    )
+}
+
+fn unknown(deed: Deed<'_>, gtrid: Option<&str>, reason: Option<&Reason>, message: &str) -> End {
+    let value = not_known(deed, gtrid, message);
+    let damage = reason.filter(|reason| &*reason.code != code::OUTCOME_UNKNOWN);
+    let failure = match (damage, gtrid) {
+        (Some(_), Some(gtrid)) => damaged(deed, gtrid, message),
+        _ => open(deed, Exit::Unknown, message),
+    };
+    failed(value, failure)
+}
+
+fn failed(value: Value, failure: Failure) -> End {
+    End {
+        value,
+        text: String::new(),
+        verdict: Err(failure),
     }
 }
 
@@ -212,7 +269,7 @@ fn not_known(deed: Deed<'_>, gtrid: Option<&str>, message: &str) -> Value {
     })
 }
 
-fn unknown(Deed { what, done, id }: Deed<'_>, exit: Exit, message: &str) -> Failure {
+fn open(Deed { what, done, id }: Deed<'_>, exit: Exit, message: &str) -> Failure {
     let id = id.as_str();
     Failure::new(exit, format!("it is not known whether {what} was {done}"))
         .why(message)
@@ -220,6 +277,16 @@ fn unknown(Deed { what, done, id }: Deed<'_>, exit: Exit, message: &str) -> Fail
         .next(format!(
             "repeat the same command with --request-id {id}: it takes effect at most once; or ask \
              `concord tx get --request-id {id}`"
+        ))
+}
+
+fn damaged(Deed { what, .. }: Deed<'_>, gtrid: &str, message: &str) -> Failure {
+    Failure::new(Exit::Unknown, format!("{what} was damaged"))
+        .why(message)
+        .why("somebody else finished a part of it, so that servers may disagree")
+        .next(format!(
+            "`concord tx get {gtrid}` shows what became of each part; mend the data by hand, and \
+             do not repeat the command before"
         ))
 }
 
@@ -235,11 +302,44 @@ mod tests {
             done: "made",
             id: &id,
         };
-        for exit in [Exit::Unknown, Exit::Interrupted] {
-            let failure = unknown(deed, exit, "lost");
+        let reason = Reason::new(code::OUTCOME_UNKNOWN, "not yet");
+        for (end, exit) in [
+            (
+                unknown(deed, Some("g"), Some(&reason), "not yet"),
+                Exit::Unknown,
+            ),
+            (unknown(deed, None, None, "lost"), Exit::Unknown),
+            (interrupted(deed, "SIGINT"), Exit::Interrupted),
+        ] {
+            let failure = end.verdict.err().unwrap();
             assert_eq!(failure.code(), exit);
             assert!(failure.advice().unwrap().contains("--request-id r-1"));
         }
+    }
+
+    #[test]
+    fn damage_is_not_called_all_or_nothing() {
+        let id = Id::of(None);
+        let deed = Deed {
+            what: "the transfer",
+            done: "made",
+            id: &id,
+        };
+        let reason = Reason::new(code::HEURISTIC_ROLLBACK, "by hand");
+        let end = unknown(
+            deed,
+            Some("g"),
+            Some(&reason),
+            "HEURISTIC_ROLLBACK: by hand",
+        );
+        let failure = end.verdict.err().unwrap();
+        assert_eq!(failure.code(), Exit::Unknown);
+        let told = format!("{failure} {:?} {:?}", failure.reasons(), failure.advice());
+        assert!(
+            told.contains("servers may disagree") && !told.contains("half"),
+            "{told}"
+        );
+        assert!(!told.contains("repeat the same command"), "{told}");
     }
 
     #[test]

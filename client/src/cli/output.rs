@@ -44,15 +44,24 @@ impl Ctx {
         value: &Value,
         text: impl FnOnce() -> String,
     ) -> Result<(), Failure> {
-        if self.json {
-            print_bytes(format!("{value:#}\n").as_bytes())
-        } else {
-            let mut text = text();
-            if !text.is_empty() && !text.ends_with('\n') {
-                text.push('\n');
-            }
-            print_bytes(text.as_bytes())
+        print(self.json, value, text)
+    }
+}
+
+/// Prints a result: `value` for programs, or `text` for people.
+pub(crate) fn print(
+    json: bool,
+    value: &Value,
+    text: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    if json {
+        print_bytes(format!("{value:#}\n").as_bytes())
+    } else {
+        let mut text = text();
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
         }
+        print_bytes(text.as_bytes())
     }
 }
 

@@ -335,14 +335,28 @@ fn has_ended(state: v1::TransactionState) -> bool {
 
 async fn watch(ctx: &Ctx, gtrid: Option<String>) -> Result<(), Failure> {
     let failed = |error| Failure::of_call("transactions cannot be watched", &error);
-    let changes = ctx
-        .client
-        .watch_transactions(gtrid.as_deref())
-        .await
-        .map_err(failed)?;
-    if let Some(gtrid) = &gtrid {
+    let stop = async {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => Stop::Interrupted,
+            () = output::reader_gone() => Stop::Unread,
+        }
+    };
+    let mut stop = pin!(stop);
+    let opened = async {
+        let changes = ctx.client.watch_transactions(gtrid.as_deref()).await?;
         // Asked after the stream is open, so that no change falls between the two.
-        let now = ctx.client.transaction(gtrid).await.map_err(failed)?;
+        let now = match &gtrid {
+            Some(gtrid) => Some(ctx.client.transaction(gtrid).await?),
+            None => None,
+        };
+        Ok((changes, now))
+    };
+    let (changes, now) = tokio::select! {
+        biased;
+        why = &mut stop => return stopped(gtrid.as_deref(), why),
+        opened = opened => opened.map_err(failed)?,
+    };
+    if let (Some(gtrid), Some(now)) = (&gtrid, now) {
         let value = view::transaction(&now);
         let reader = line(ctx, &value, || {
             let reason = now.reason.as_ref().map_or_else(String::new, |reason| {
@@ -360,12 +374,6 @@ async fn watch(ctx: &Ctx, gtrid: Option<String>) -> Result<(), Failure> {
             ctx.client.endpoint(),
         ))
     });
-    let stop = async {
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => Stop::Interrupted,
-            () = output::reader_gone() => Stop::Unread,
-        }
-    };
     let show = |change: &_| line(ctx, &change_json(change), || change_text(change));
     follow(gtrid.as_deref(), changes, stop, show).await
 }
@@ -390,11 +398,7 @@ async fn follow(
     loop {
         let change = tokio::select! {
             change = changes.next() => change,
-            why = &mut stop => return match (why, gtrid) {
-                (Stop::Interrupted, Some(gtrid)) => Err(end_not_seen(gtrid)),
-                // Whoever watches everything has no other way to end it.
-                (Stop::Interrupted, None) | (Stop::Unread, _) => Ok(()),
-            },
+            why = &mut stop => return stopped(gtrid, why),
         };
         let Some(change) = change.transpose()? else {
             return Err(
@@ -407,6 +411,14 @@ async fn follow(
         if over || reader == Reader::Gone {
             return Ok(());
         }
+    }
+}
+
+fn stopped(gtrid: Option<&str>, why: Stop) -> Result<(), Failure> {
+    match (why, gtrid) {
+        (Stop::Interrupted, Some(gtrid)) => Err(end_not_seen(gtrid)),
+        // Whoever watches everything has no other way to end it.
+        (Stop::Interrupted, None) | (Stop::Unread, _) => Ok(()),
     }
 }
 

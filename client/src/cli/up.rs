@@ -53,7 +53,7 @@ pub struct UpArgs {
     /// [default: the one that is installed].
     #[arg(long, value_name = "SERVER")]
     server: Option<String>,
-    /// The cluster's folder.
+    /// The cluster's folder. It must belong to the user that runs this, and is closed to others.
     #[arg(long, default_value = ".concord", value_name = "FOLDER")]
     dir: PathBuf,
     /// Return when all is ready, and leave the cluster running.

@@ -199,21 +199,21 @@ impl Cluster {
         let daemons = daemon_folder()?;
         let folder = &wishes.folder;
         let user = own_user().map_err(io_error("cannot tell the owner of", folder))?;
-        if folder.exists() {
-            // Nothing of it is believed before it is known whose it is.
-            guard::close(folder, user)?;
-        }
         if claim::is_half_removed(folder) {
             let folder = folder.clone();
             return Err(ClusterError::HalfRemoved { folder });
         }
-        let known = Settings::read(folder)?;
-        if known.is_none()
+        if !is_cluster(folder)
             && let Some(found) = claim::obstacle(folder)?
         {
             let folder = folder.clone();
             return Err(ClusterError::ForeignFolder { folder, found });
         }
+        if folder.exists() {
+            // Nothing in it is believed before it is known whose it is.
+            guard::check(folder, user)?;
+        }
+        let known = Settings::read(folder)?;
         let (settings, binary) = settings::settle(wishes, known.clone())?;
         settings.check_plan()?;
         if known.is_none() {
@@ -224,7 +224,7 @@ impl Cluster {
         let folder = folder
             .canonicalize()
             .map_err(io_error("cannot find", folder))?;
-        // Somebody else may have made it a moment ago.
+        // From here on it is a cluster's. Somebody else may have made it a moment ago.
         guard::close(&folder, user)?;
         let lock = ClusterLock::acquire(&folder)?;
         let strays =

@@ -38,6 +38,9 @@ const DAEMON_STOP_TIMEOUT_S: u64 = 30;
 /// Between two questions to a daemon that is starting. It answers nobody before it can.
 const HEALTH_POLL_MS: u64 = 50;
 
+/// Between two looks at whether a removed folder is there again.
+const FOLDER_LOOK: Duration = Duration::from_millis(500);
+
 /// Lines of a log that a report shows.
 const LOG_TAIL_LINES: usize = 12;
 
@@ -105,10 +108,15 @@ pub async fn keep(
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => break,
         }
-        if !state.has_folder() {
-            // Started again it would make the folder anew, and empty. The supervisor is about to
-            // notice and to stop everything.
-            stop.cancelled().await;
+        // Started again it would make the folder anew, and empty. The supervisor is about to
+        // notice and to stop everything, unless the folder is there again.
+        while !state.has_folder() && !stop.is_cancelled() {
+            tokio::select! {
+                () = tokio::time::sleep(FOLDER_LOOK) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+        if stop.is_cancelled() {
             break;
         }
     }

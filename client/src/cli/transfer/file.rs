@@ -150,9 +150,8 @@ impl Run {
             self.progress
                 .set_message(format!("{done} done, {failed} failed"));
         }
-        for (number, payment) in turns.left() {
-            let why = "Ctrl-C came a second time before its answer";
-            self.add(number, &payment, &Verdict::Unknown(why.to_owned()));
+        for (number, payment, verdict) in turns.left() {
+            self.add(number, &payment, &verdict);
             self.summary.interrupted = true;
         }
         self.progress.finish_and_clear();
@@ -312,34 +311,58 @@ fn feed(
 /// is told apart as a repetition of the first.
 #[derive(Debug, Default)]
 struct Turns {
-    taken: Mutex<BTreeMap<String, (u64, Payment)>>,
+    payments: Mutex<Payments>,
     given_back: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Payments {
+    in_flight: BTreeMap<String, (u64, Payment)>,
+    /// Those whose turn has not come, by number.
+    waiting: BTreeMap<u64, Payment>,
 }
 
 impl Turns {
     async fn take(&self, number: u64, payment: &Payment) {
         loop {
             let given_back = self.given_back.notified();
-            if let Entry::Vacant(turn) = self.lock().entry(payment.request_id.clone()) {
-                turn.insert((number, payment.clone()));
-                return;
+            {
+                let mut payments = self.lock();
+                let id = payment.request_id.clone();
+                if let Entry::Vacant(turn) = payments.in_flight.entry(id) {
+                    turn.insert((number, payment.clone()));
+                    payments.waiting.remove(&number);
+                    return;
+                }
+                payments.waiting.insert(number, payment.clone());
             }
             given_back.await;
         }
     }
 
     fn give_back(&self, request_id: &str) {
-        self.lock().remove(request_id);
+        self.lock().in_flight.remove(request_id);
         self.given_back.notify_waiters();
     }
 
-    /// The payments that are still in flight, with the numbers of their lines.
-    fn left(&self) -> Vec<(u64, Payment)> {
-        self.lock().values().cloned().collect()
+    /// The payments that are still in flight, and those that wait for their turn, with the numbers
+    /// of their lines and what a second Ctrl-C makes of them.
+    fn left(&self) -> Vec<(u64, Payment, Verdict)> {
+        let payments = self.lock();
+        let why = "Ctrl-C came a second time before its answer";
+        let unknown = |(number, payment): &(u64, Payment)| {
+            (*number, payment.clone(), Verdict::Unknown(why.to_owned()))
+        };
+        let not_tried =
+            |(number, payment): (&u64, &Payment)| (*number, payment.clone(), Verdict::NotTried);
+        let in_flight = payments.in_flight.values().map(unknown);
+        in_flight
+            .chain(payments.waiting.iter().map(not_tried))
+            .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (u64, Payment)>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Payments> {
+        self.payments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -395,7 +418,8 @@ mod tests {
         assert!(futures::poll!(again.as_mut()).is_pending());
         turns.give_back("a");
         assert!(futures::poll!(again.as_mut()).is_ready());
-        assert_eq!(turns.left(), [(4, payment("a"))]);
+        let left: Vec<u64> = turns.left().iter().map(|(number, ..)| *number).collect();
+        assert_eq!(left, [4]);
     }
 
     fn run_on(endpoint: &str, failed: PathBuf) -> Run {
@@ -468,7 +492,8 @@ mod tests {
         let gateway = tokio::net::UnixListener::bind(&path).unwrap();
         let mut run = run_on(&format!("unix:{}", path.display()), failed.clone());
         let stops = run.stops.clone();
-        let text = &b"request_id,from,to,amount\nr1,a,b,5\n"[..];
+        // The second waits for the turn of its id.
+        let text = &b"request_id,from,to,amount\nr1,a,b,5\nr1,a,b,5\n"[..];
         let (end, _connection) = tokio::join!(run.pay_all(lines(text)), async {
             let connection = gateway.accept().await.unwrap();
             stops.first.cancel();
@@ -477,7 +502,11 @@ mod tests {
         });
         end.unwrap();
         assert_eq!(run.summary.exit(), Exit::Interrupted);
-        assert_eq!(run.summary.failed(), 1);
+        let told = run.summary.json(Duration::ZERO, None);
+        assert_eq!(
+            (run.summary.failed(), &told["not_tried"]),
+            (1, &Value::from(1))
+        );
         assert_eq!(run.failed.finish().unwrap(), Some(failed.clone()));
         let text = std::fs::read_to_string(&failed).unwrap();
         assert!(

@@ -22,17 +22,29 @@ const OPEN: u32 = 0o022;
 
 const ROOT: u32 = 0;
 
-/// Closes an existing folder to all but `user`; refuses what belongs to somebody else.
+/// Refuses an existing folder in which anything of the cluster's belongs to somebody else than
+/// `user`, and changes nothing.
+pub(super) fn check(folder: &Path, user: u32) -> Result<(), ClusterError> {
+    walk(folder, user, &|_, _| Ok(()))
+}
+
+/// The same, and closes a cluster's folder to all but `user`.
 pub(super) fn close(folder: &Path, user: u32) -> Result<(), ClusterError> {
+    walk(folder, user, &shut)
+}
+
+type Visit<'a> = &'a dyn Fn(&Path, &Metadata) -> Result<(), ClusterError>;
+
+fn walk(folder: &Path, user: u32, visit: Visit<'_>) -> Result<(), ClusterError> {
     let found = fs::metadata(folder).map_err(io_error("cannot read", folder))?;
     if found.uid() != user {
         return Err(foreign(folder, &found));
     }
-    shut(folder, &found)?;
-    below(folder, 1, user)
+    visit(folder, &found)?;
+    below(folder, 1, user, visit)
 }
 
-fn below(folder: &Path, depth: usize, user: u32) -> Result<(), ClusterError> {
+fn below(folder: &Path, depth: usize, user: u32, visit: Visit<'_>) -> Result<(), ClusterError> {
     for entry in fs::read_dir(folder).map_err(io_error("cannot read", folder))? {
         let path = entry.map_err(io_error("cannot read", folder))?.path();
         if depth == 1 && !OURS.contains(&name(&path)) {
@@ -48,9 +60,9 @@ fn below(folder: &Path, depth: usize, user: u32) -> Result<(), ClusterError> {
             return Err(foreign(&path, &found));
         }
         if found.is_dir() {
-            shut(&path, &found)?;
+            visit(&path, &found)?;
             if depth < DEPTH {
-                below(&path, depth + 1, user)?;
+                below(&path, depth + 1, user, visit)?;
             }
         }
     }
@@ -99,6 +111,10 @@ mod tests {
             open(&folder.join(part));
         }
         let user = own_user().unwrap();
+        check(&folder, user).unwrap();
+        for part in parts {
+            assert_eq!(mode(&folder.join(part)), 0o777, "{part}");
+        }
         close(&folder, user).unwrap();
         for part in parts {
             assert_eq!(mode(&folder.join(part)), 0o755, "{part}");
