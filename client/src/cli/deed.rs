@@ -107,8 +107,14 @@ impl Ctx {
                     _ = interruption.came() => None,
                 };
                 match known {
-                    Some(gtrid) => found_done(deed, &gtrid),
-                    None => unknown(deed, gtrid.as_deref(), reason.as_ref(), &message),
+                    Some(Outcome::Committed { gtrid, .. }) => found_done(deed, &gtrid),
+                    Some(Outcome::Unknown {
+                        gtrid,
+                        reason: Some(reason),
+                        message,
+                        ..
+                    }) => unknown(deed, gtrid.as_deref(), Some(&reason), &message),
+                    _ => unknown(deed, gtrid.as_deref(), reason.as_ref(), &message),
                 }
             }
         };
@@ -164,19 +170,16 @@ impl Ctx {
         }
     }
 
-    /// Asks the coordinator about an outcome that a call left open. Only a commit is believed: an
-    /// abort on record may be that of an earlier attempt than the one that is still on its way.
-    /// Under an id that a user chose, what was committed may be something else.
-    async fn ask_again(&self, gtrid: Option<&str>, id: &Id) -> Option<String> {
+    /// Asks the coordinator about an outcome that a call left open. An abort is not to be believed:
+    /// it may be that of an earlier attempt than the one that is still on its way. Under an id that
+    /// a user chose, what is on record may be something else.
+    async fn ask_again(&self, gtrid: Option<&str>, id: &Id) -> Option<Outcome<()>> {
         let transaction = match (gtrid, id) {
             (Some(gtrid), _) => self.client.transaction(gtrid).await.ok()?,
             (None, Id::New(id)) => self.client.transaction_of_request(id).await.ok()?,
             (None, Id::Given(_)) => return None,
         };
-        match Outcome::of(&transaction) {
-            Outcome::Committed { gtrid, .. } => Some(gtrid),
-            _ => None,
-        }
+        Some(Outcome::of(&transaction))
     }
 }
 

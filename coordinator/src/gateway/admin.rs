@@ -9,7 +9,7 @@ use std::time::Duration;
 use concord_core::coordinator::{Resolve, Seen};
 use concord_core::id::{BranchId, Epoch, Gtrid, ParticipantName};
 use concord_core::message::Finish;
-use concord_core::reason::{Reason, code};
+use concord_core::reason::{Reason, ReasonKind, code};
 use concord_proto::convert::admin::{self as door, ResolveBranch};
 use concord_proto::convert::participant::Resolution;
 use concord_proto::convert::time::timestamp;
@@ -287,6 +287,8 @@ impl AdminService for AdminGateway {
             .await
             .map_err(|reason| status(&reason))?;
         let refuse = |reason: Reason| status_of(&reason, Some(gtrid), Some(&participant));
+        // Nothing is put on record for somebody who does not exist.
+        self.handle.peers().get(&participant).map_err(refuse)?;
         let resolve = Resolve {
             branch,
             participant: participant.clone(),
@@ -306,16 +308,12 @@ impl AdminService for AdminGateway {
             .order(branch, &participant, order.resolution, order.reason)
             .await
             .map_err(|reason| {
-                // It stays on record: the participant acts on it when it asks.
-                let recorded = || {
-                    let text = format!("the order is on record as a heuristic outcome: {reason}");
-                    Reason::new(code::OUTCOME_UNKNOWN, text)
-                };
-                refuse(if heuristic {
-                    recorded()
-                } else {
-                    reason.clone()
-                })
+                if !heuristic || reason.kind() == ReasonKind::NotFound {
+                    return refuse(reason);
+                }
+                // It stays on record: a participant that has the branch acts on it when it asks.
+                let text = format!("the order is on record as a heuristic outcome: {reason}");
+                refuse(Reason::new(code::OUTCOME_UNKNOWN, text))
             })?;
         let (finish, _) = link::finish_parts(finish);
         Ok(Response::new(v1::ResolveBranchResponse {
