@@ -12,6 +12,7 @@ pub mod down;
 mod exit;
 mod indoubt;
 mod interruption;
+mod list;
 mod money;
 mod order;
 mod output;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use concord_core::reason::{Reason, ReasonKind, code};
+use concord_proto::status::{connect_failure, with_causes};
 use tonic::{Code, Status};
 
 /// A client could not be built.
@@ -107,7 +108,7 @@ impl CallError {
             let gtrid = concord_proto::status::gtrid_of(status).map(|gtrid| gtrid.to_string());
             return Self::Refused { reason, gtrid };
         }
-        if let Some(message) = concord_proto::status::connect_failure(status) {
+        if let Some(message) = connect_failure(status) {
             return Self::NotSent { endpoint, message };
         }
         let message = with_sources(status);
@@ -182,15 +183,7 @@ pub(crate) fn is_transient(reason: &Reason) -> bool {
 }
 
 fn with_sources(status: &Status) -> String {
-    let mut message = status.message().to_owned();
-    let mut source = status.source();
-    while let Some(error) = source {
-        let text = error.to_string();
-        if !message.contains(&text) {
-            message = format!("{message}: {text}");
-        }
-        source = error.source();
-    }
+    let message = with_causes(status.message().to_owned(), status.source());
     if message.is_empty() {
         format!("status {:?}", status.code())
     } else {

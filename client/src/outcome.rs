@@ -278,6 +278,44 @@ mod tests {
         }
     }
 
+    /// Also where only the branch tells it; what agrees with the outcome is no damage.
+    #[test]
+    fn what_somebody_did_to_a_branch_counts_against_the_outcome() {
+        let by_hand = |state: v1::TransactionState, code: &str| {
+            let branch = v1::Branch {
+                state: v1::BranchState::Heuristic.into(),
+                reason: Some(v1::Reason {
+                    code: code.into(),
+                    message: "by hand".into(),
+                }),
+                ..Default::default()
+            };
+            Outcome::of(&v1::Transaction {
+                gtrid: "g".into(),
+                state: state.into(),
+                branches: vec![branch, v1::Branch::default()],
+                ..Default::default()
+            })
+        };
+        for (state, against, agrees) in [
+            (
+                v1::TransactionState::Committing,
+                code::HEURISTIC_ROLLBACK,
+                code::HEURISTIC_COMMIT,
+            ),
+            (
+                v1::TransactionState::Aborting,
+                code::HEURISTIC_COMMIT,
+                code::HEURISTIC_ROLLBACK,
+            ),
+        ] {
+            let told = by_hand(state, against);
+            assert!(matches!(told, Outcome::Unknown { .. }), "{told:?}");
+            let told = by_hand(state, agrees);
+            assert!(!matches!(told, Outcome::Unknown { .. }), "{told:?}");
+        }
+    }
+
     #[test]
     fn a_single_branch_that_is_being_told_is_still_open() {
         let branch = v1::Branch {

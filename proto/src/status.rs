@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::error::Error as _;
+use std::error::Error;
 
 use concord_core::id::{Gtrid, ParticipantName};
 use concord_core::reason::{Reason, ReasonKind, code};
@@ -84,20 +84,23 @@ pub fn connect_failure(status: &Status) -> Option<String> {
     let mut source = status.source();
     while let Some(error) = source {
         if error.downcast_ref::<tonic::ConnectError>().is_some() {
-            let mut message = error.to_string();
-            let mut inner = error.source();
-            while let Some(cause) = inner {
-                let text = cause.to_string();
-                if !message.contains(&text) {
-                    message = format!("{message}: {text}");
-                }
-                inner = cause.source();
-            }
-            return Some(message);
+            return Some(with_causes(error.to_string(), error.source()));
         }
         source = error.source();
     }
     None
+}
+
+/// A message with the causes behind it, each once.
+pub fn with_causes(mut message: String, mut cause: Option<&(dyn Error + 'static)>) -> String {
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        cause = error.source();
+    }
+    message
 }
 
 /// The status of a transaction whose outcome is not known now: `UNKNOWN` / `OUTCOME_UNKNOWN`.

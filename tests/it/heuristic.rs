@@ -7,7 +7,7 @@ use concord_coordinator::mint::Mint;
 use concord_coordinator::surroundings::{Machine, Surroundings};
 use concord_core::id::{Bqual, BranchId, Gtrid};
 use concord_core::record::Record;
-use concord_daemon::crash::{self, CrashPoint};
+use concord_daemon::crash::CrashPoint;
 use concord_participant::resource::mysql::ledger;
 use concord_participant::resource::mysql::xa::{FORMAT_ID, Xids};
 use concord_tests::cluster::eventually;
@@ -189,8 +189,7 @@ async fn rolled_back_by_hand(rig: &mut Rig) -> anyhow::Result<()> {
 #[test]
 fn whoever_asks_before_all_branches_have_ended_is_told_of_damage() -> anyhow::Result<()> {
     on_every_server(2, async |rig| {
-        let armed = tempfile::tempdir()?;
-        rig.set_env(crash::DIRECTORY, &armed.path().display().to_string());
+        let armed = rig.crash_folder()?;
         rig.kill9("p2")?;
         rig.up().await?;
         let (gtrid, running, lock) = half_prepared(rig, 1, REQUEST).await?;
@@ -389,8 +388,7 @@ async fn forgotten_branches(rig: &mut Rig) -> anyhow::Result<()> {
     for daemon in [COORDINATOR, "p1", "p2"] {
         rig.kill9(daemon)?;
     }
-    let armed = tempfile::tempdir()?;
-    rig.set_env(crash::DIRECTORY, &armed.path().display().to_string());
+    let armed = rig.crash_folder()?;
     let horizon = Gtrid::lowest_at(Machine.unix_ms());
     EmbeddedLog::open(&rig.data_dir(), CLUSTER)?.append(&[Record::Horizon(horizon)])?;
     let old = |n: u8| {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use concord_client::{Outcome, v1};
-use concord_daemon::crash::{self, CrashPoint};
+use concord_daemon::crash::CrashPoint;
 use concord_tests::cluster::{binaries, eventually};
 use concord_tests::rig::{PATIENCE, Rig, START, on_every_server, unlock};
 use nix::sys::signal::Signal;
@@ -37,8 +37,7 @@ fn results(outcome: Outcome) -> anyhow::Result<Option<Vec<v1::StatementResult>>>
 #[test]
 fn what_a_commit_in_one_phase_returned_is_told_or_said_to_be_lost() -> anyhow::Result<()> {
     on_every_server(1, async |rig| {
-        let armed = tempfile::tempdir()?;
-        rig.set_env(crash::DIRECTORY, &armed.path().display().to_string());
+        let armed = rig.crash_folder()?;
         rig.kill9("p1")?;
         rig.up().await?;
         with_the_participant(rig, armed.path())

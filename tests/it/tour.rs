@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use concord_client::local::binary::ServerKind;
-use concord_tests::cases::server_of;
+use concord_tests::cases::{in_path, server_of};
 use concord_tests::cluster::{Cluster, binaries};
 use sqlx::Row;
 
@@ -133,18 +133,6 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
     in_one_shell(&cluster, &folder, &again)?;
     ensure!(balances(&cluster).await? == after, "paid twice");
     Ok(())
-}
-
-/// Whether there is a tool that the tour uses; said aloud when there is not, and a failure in CI.
-fn in_path(tool: &str) -> anyhow::Result<bool> {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()));
-    let ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
-    ensure!(found || !ci, "there is no {tool}: run ./tests/run");
-    if !found {
-        eprintln!("SKIPPED: there is no {tool}, which the README's tour uses");
-    }
-    Ok(found)
 }
 
 /// Runs commands in one shell, which stops at the first that fails.

@@ -37,15 +37,28 @@ pub fn tool(variable: &str, in_cache: &str, file: &str) -> anyhow::Result<Option
         .filter(|path| path.is_file())
         .collect();
     found.sort();
-    let ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
-    ensure!(
-        !found.is_empty() || !ci,
-        "{variable} is not set: run ./tests/run"
-    );
     if found.is_empty() {
-        eprintln!("SKIPPED: {variable} is not set, and the cache has none: run ./tests/run");
+        skip(&format!("{variable} is not set, and the cache has none"))?;
     }
     Ok(found.pop())
+}
+
+/// Whether a program can be found by its name; said aloud when it cannot, and a failure in CI.
+pub fn in_path(program: &str) -> anyhow::Result<bool> {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    if !found {
+        skip(&format!("there is no {program}"))?;
+    }
+    Ok(found)
+}
+
+/// Says aloud why something is left out; a failure in CI.
+fn skip(why: &str) -> anyhow::Result<()> {
+    let ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
+    ensure!(!ci, "{why}: run ./tests/run");
+    eprintln!("SKIPPED: {why}: run ./tests/run");
+    Ok(())
 }
 
 /// A Python with grpcio and grpcio-reflection.

@@ -29,6 +29,8 @@ use v1::participant_client::ParticipantClient;
 
 use crate::cluster::{binaries, eventually, free_ports};
 
+mod crash;
+
 /// The rig's cluster.
 pub const CLUSTER: &str = "rig";
 /// The coordinator's name among the processes.

@@ -3,8 +3,9 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use crate::cli::deed::{Deed, Id};
+use crate::cli::deed::Deed;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::list::{ListArgs, cut, one_more, tell_cut};
 use crate::cli::money::{self, Amount};
 use crate::cli::output::{self, Ctx};
 use crate::cli::view;
@@ -55,43 +56,6 @@ pub(crate) struct GetArgs {
     journal: usize,
 }
 
-/// How much of a list is shown.
-#[derive(Debug, Args)]
-pub(crate) struct ListArgs {
-    /// Show at most this many; every page that this needs is read.
-    #[arg(long, default_value_t = 100, value_parser = limit)]
-    pub limit: usize,
-}
-
-/// Reads a limit of at least 1.
-pub(crate) fn limit(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("at least 1".to_owned()),
-        Ok(limit) => Ok(limit),
-        Err(_) => Err("a whole number, at least 1".to_owned()),
-    }
-}
-
-/// How many entries to ask for: one more than are shown tells whether there are more.
-pub(crate) fn one_more(limit: usize) -> usize {
-    limit.saturating_add(1)
-}
-
-/// Keeps what is shown of a list that was asked for with [`one_more`]; true if there is more.
-pub(crate) fn cut<T>(list: &mut Vec<T>, limit: usize) -> bool {
-    let more = list.len() > limit;
-    list.truncate(limit);
-    more
-}
-
-/// Says that a list was cut. It does so on stderr: a program that reads the list from stdout must
-/// not take a part for the whole either, or not without a word to who started it.
-pub(crate) fn tell_cut(shown: usize, more: bool) {
-    if more {
-        output::note(&format!("({shown} shown; there are more: raise --limit)"));
-    }
-}
-
 pub(crate) async fn run(ctx: &Ctx, command: AccountCommand) -> Result<(), Failure> {
     match command {
         AccountCommand::Open(args) => open(ctx, args).await,
@@ -103,20 +67,15 @@ pub(crate) async fn run(ctx: &Ctx, command: AccountCommand) -> Result<(), Failur
 async fn open(ctx: &Ctx, args: OpenArgs) -> Result<(), Failure> {
     let currency = money::agree(args.currency.as_deref(), args.balance.as_ref())
         .map_err(|why| Failure::new(Exit::Usage, "the account cannot be opened").why(why))?;
-    let id = Id::of(args.request_id);
+    let deed = Deed::new("the account", "opened", args.request_id);
     let request = v1::OpenAccountRequest {
         account_id: args.account_id,
         currency,
         initial_balance: args.balance.map_or(0, |balance| balance.minor),
-        request_id: id.as_str().to_owned(),
-    };
-    let deed = Deed {
-        what: "the account",
-        done: "opened",
-        id: &id,
+        request_id: deed.request_id().to_owned(),
     };
     ctx.carry_out(
-        deed,
+        &deed,
         ctx.client.open_account(request),
         |account, _, value| {
             value["account"] = view::account(account);
@@ -201,21 +160,4 @@ async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {
     })?;
     tell_cut(accounts.len(), more);
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_list_is_cut_only_when_there_is_more() {
-        for (there, limit, expected) in [(2, 3, (2, false)), (3, 3, (3, false)), (4, 3, (3, true))]
-        {
-            let asked_for = there.min(one_more(limit));
-            let mut list = vec![(); asked_for];
-            let more = cut(&mut list, limit);
-            assert_eq!((list.len(), more), expected);
-        }
-        assert_eq!(one_more(usize::MAX), usize::MAX);
-    }
 }

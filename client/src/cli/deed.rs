@@ -17,39 +17,39 @@ use crate::cli::view;
 use crate::outcome::Outcome;
 
 /// What a command is to do.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Deed<'a> {
-    /// "the transfer"
-    pub what: &'a str,
-    /// "made"
-    pub done: &'a str,
-    /// Its request id.
-    pub id: &'a Id,
+#[derive(Debug)]
+pub(crate) struct Deed {
+    what: &'static str,
+    done: &'static str,
+    id: Id,
+}
+
+impl Deed {
+    /// E.g. "the transfer" and "made", under the user's request id; without one, under a new one,
+    /// so that the command's own retries are safe.
+    pub(crate) fn new(what: &'static str, done: &'static str, given: Option<String>) -> Self {
+        let id = given.map_or_else(
+            || Id::New(format!("cli-{}", uuid::Uuid::now_v7())),
+            Id::Given,
+        );
+        Self { what, done, id }
+    }
+
+    /// The request id of the command's call.
+    pub(crate) fn request_id(&self) -> &str {
+        match &self.id {
+            Id::Given(id) | Id::New(id) => id,
+        }
+    }
 }
 
 /// A request id, by which a command takes effect at most once.
-#[derive(Clone, Debug)]
-pub(crate) enum Id {
+#[derive(Debug)]
+enum Id {
     /// The user's. Something else may have been asked for under it before.
     Given(String),
     /// Made up for this command.
     New(String),
-}
-
-impl Id {
-    /// The user's, or a new one, so that the command's own retries are safe.
-    pub(crate) fn of(given: Option<String>) -> Self {
-        given.map_or_else(
-            || Self::New(format!("cli-{}", uuid::Uuid::now_v7())),
-            Self::Given,
-        )
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        match self {
-            Self::Given(id) | Self::New(id) => id,
-        }
-    }
 }
 
 /// What there is to tell of an end: for programs, for people, and what is said on stderr.
@@ -67,7 +67,7 @@ impl Ctx {
     /// committed, from its results and its gtrid. Every other one is a failure.
     pub(crate) async fn carry_out<R>(
         &self,
-        deed: Deed<'_>,
+        deed: &Deed,
         call: impl Future<Output = Outcome<R>>,
         committed: impl FnOnce(&R, &str, &mut Value) -> String,
     ) -> Result<(), Failure> {
@@ -103,7 +103,7 @@ impl Ctx {
                 ..
             } => {
                 let known = tokio::select! {
-                    known = self.ask_again(gtrid.as_deref(), deed.id) => known,
+                    known = self.ask_again(gtrid.as_deref(), &deed.id) => known,
                     _ = interruption.came() => None,
                 };
                 match known {
@@ -124,18 +124,16 @@ impl Ctx {
     /// Prints an end. What it is outweighs that it could not be printed.
     async fn tell(
         &self,
-        deed: Deed<'_>,
+        deed: &Deed,
         end: End,
         interruption: &mut Interruption,
     ) -> Result<(), Failure> {
-        let (
-            json,
-            End {
-                value,
-                text,
-                verdict,
-            },
-        ) = (self.json, end);
+        let json = self.json;
+        let End {
+            value,
+            text,
+            verdict,
+        } = end;
         let (tell, written) = oneshot::channel();
         // A thread that nobody waits for: whoever is to read it may not.
         let printing = thread::Builder::new().spawn(move || {
@@ -165,7 +163,7 @@ impl Ctx {
                 .next(format!(
                     "do not do it again as new; with --request-id {} the same command tells its \
                      outcome once more",
-                    deed.id.as_str()
+                    deed.request_id()
                 ))),
         }
     }
@@ -183,7 +181,7 @@ impl Ctx {
     }
 }
 
-fn done(Deed { what, done, .. }: Deed<'_>, gtrid: &str, value: Value, text: String) -> End {
+fn done(Deed { what, done, .. }: &Deed, gtrid: &str, value: Value, text: String) -> End {
     let gtrid = match gtrid {
         "" => String::new(),
         gtrid => format!(" in {gtrid}"),
@@ -196,7 +194,7 @@ fn done(Deed { what, done, .. }: Deed<'_>, gtrid: &str, value: Value, text: Stri
     }
 }
 
-fn found_done(deed: Deed<'_>, gtrid: &str) -> End {
+fn found_done(deed: &Deed, gtrid: &str) -> End {
     let value = json!({
         "outcome": "committed", "gtrid": gtrid, "replayed": false, "results_lost": true,
         "note": "the answer was lost; the coordinator says that it is committed",
@@ -208,7 +206,7 @@ fn found_done(deed: Deed<'_>, gtrid: &str) -> End {
     done(deed, gtrid, value, text)
 }
 
-fn aborted(Deed { what, done, .. }: Deed<'_>, reason: &Reason, gtrid: Option<&str>) -> End {
+fn aborted(Deed { what, done, .. }: &Deed, reason: &Reason, gtrid: Option<&str>) -> End {
     let failure = Failure::new(Exit::of(reason), format!("{what} was not {done}"))
         .why(reason)
         .why("nothing was changed on any server");
@@ -222,7 +220,7 @@ fn aborted(Deed { what, done, .. }: Deed<'_>, reason: &Reason, gtrid: Option<&st
 }
 
 /// Nobody waits for the answer any more. The transaction goes on.
-fn interrupted(deed: Deed<'_>, signal: &str) -> End {
+fn interrupted(deed: &Deed, signal: &str) -> End {
     let message = format!("{signal} came before the answer");
     failed(
         not_known(deed, None, &message),
@@ -230,7 +228,7 @@ fn interrupted(deed: Deed<'_>, signal: &str) -> End {
     )
 }
 
-fn unknown(deed: Deed<'_>, gtrid: Option<&str>, reason: Option<&Reason>, message: &str) -> End {
+fn unknown(deed: &Deed, gtrid: Option<&str>, reason: Option<&Reason>, message: &str) -> End {
     let value = not_known(deed, gtrid, message);
     let damage = reason.filter(|reason| &*reason.code != code::OUTCOME_UNKNOWN);
     let failure = match (damage, gtrid) {
@@ -266,14 +264,14 @@ fn words(unwritten: &Failure) -> String {
     words.join(": ")
 }
 
-fn not_known(deed: Deed<'_>, gtrid: Option<&str>, message: &str) -> Value {
+fn not_known(deed: &Deed, gtrid: Option<&str>, message: &str) -> Value {
     json!({
-        "outcome": "unknown", "gtrid": gtrid, "request_id": deed.id.as_str(), "message": message,
+        "outcome": "unknown", "gtrid": gtrid, "request_id": deed.request_id(), "message": message,
     })
 }
 
-fn open(Deed { what, done, id }: Deed<'_>, exit: Exit, message: &str) -> Failure {
-    let id = id.as_str();
+fn open(deed: &Deed, exit: Exit, message: &str) -> Failure {
+    let (Deed { what, done, .. }, id) = (deed, deed.request_id());
     Failure::new(exit, format!("it is not known whether {what} was {done}"))
         .why(message)
         .why("it takes effect on all servers, or on none; nothing is half done")
@@ -283,7 +281,7 @@ fn open(Deed { what, done, id }: Deed<'_>, exit: Exit, message: &str) -> Failure
         ))
 }
 
-fn damaged(Deed { what, .. }: Deed<'_>, gtrid: &str, message: &str) -> Failure {
+fn damaged(Deed { what, .. }: &Deed, gtrid: &str, message: &str) -> Failure {
     Failure::new(Exit::Unknown, format!("{what} was damaged"))
         .why(message)
         .why("somebody else finished a part of it, so that servers may disagree")
@@ -299,12 +297,7 @@ mod tests {
 
     #[test]
     fn an_unknown_outcome_says_how_to_ask_again() {
-        let id = Id::of(Some("r-1".to_owned()));
-        let deed = Deed {
-            what: "the transfer",
-            done: "made",
-            id: &id,
-        };
+        let deed = &Deed::new("the transfer", "made", Some("r-1".to_owned()));
         let reason = Reason::new(code::OUTCOME_UNKNOWN, "not yet");
         for (end, exit) in [
             (
@@ -322,12 +315,7 @@ mod tests {
 
     #[test]
     fn damage_is_not_called_all_or_nothing() {
-        let id = Id::of(None);
-        let deed = Deed {
-            what: "the transfer",
-            done: "made",
-            id: &id,
-        };
+        let deed = &Deed::new("the transfer", "made", None);
         let reason = Reason::new(code::HEURISTIC_ROLLBACK, "by hand");
         let end = unknown(
             deed,
@@ -347,7 +335,7 @@ mod tests {
 
     #[test]
     fn every_command_has_an_id_of_its_own() {
-        let (one, other) = (Id::of(None), Id::of(None));
-        assert_ne!(one.as_str(), other.as_str());
+        let of = || Deed::new("the transfer", "made", None);
+        assert_ne!(of().request_id(), of().request_id());
     }
 }

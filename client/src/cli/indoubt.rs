@@ -3,8 +3,8 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::cli::account::{ListArgs, cut, one_more, tell_cut};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::list::{ListArgs, cut, one_more, tell_cut};
 use crate::cli::output::{self, Ctx};
 use crate::cli::view;
 use crate::v1;

@@ -5,9 +5,9 @@ use std::str::FromStr;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::cli::account::{ListArgs, cut, one_more, tell_cut};
-use crate::cli::deed::{Deed, Id};
+use crate::cli::deed::Deed;
 use crate::cli::exit::Failure;
+use crate::cli::list::{ListArgs, cut, one_more, tell_cut};
 use crate::cli::output::{self, Ctx};
 use crate::cli::{money, view};
 use crate::v1;
@@ -89,7 +89,7 @@ async fn place(ctx: &Ctx, args: PlaceArgs) -> Result<(), Failure> {
         quantity: line.quantity,
         price: 0,
     });
-    let id = Id::of(args.request_id);
+    let deed = Deed::new("the order", "placed", args.request_id);
     let request = v1::PlaceOrderRequest {
         lines: lines.collect(),
         order_id: args.order_id.unwrap_or_default(),
@@ -100,15 +100,10 @@ async fn place(ctx: &Ctx, args: PlaceArgs) -> Result<(), Failure> {
                 from_account_id,
                 to_account_id,
             }),
-        request_id: id.as_str().to_owned(),
+        request_id: deed.request_id().to_owned(),
         timeout_ms: crate::oneshot::millis(ctx.timeout),
     };
-    let deed = Deed {
-        what: "the order",
-        done: "placed",
-        id: &id,
-    };
-    ctx.carry_out(deed, ctx.client.place_order(request), |order, _, value| {
+    ctx.carry_out(&deed, ctx.client.place_order(request), |order, _, value| {
         value["order"] = view::order(order);
         format!("placed\n{}", show(order))
     })

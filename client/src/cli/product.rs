@@ -3,9 +3,9 @@
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::cli::account::{ListArgs, cut, one_more, tell_cut};
-use crate::cli::deed::{Deed, Id};
+use crate::cli::deed::Deed;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::list::{ListArgs, cut, one_more, tell_cut};
 use crate::cli::money::{self, Amount};
 use crate::cli::output::{self, Ctx};
 use crate::cli::view;
@@ -72,22 +72,17 @@ pub(crate) async fn run(ctx: &Ctx, command: ProductCommand) -> Result<(), Failur
 async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
     let currency = money::agree(args.currency.as_deref(), Some(&args.price))
         .map_err(|why| Failure::new(Exit::Usage, "the product cannot be created").why(why))?;
-    let id = Id::of(args.request_id);
+    let deed = Deed::new("the product", "created", args.request_id);
     let request = v1::CreateProductRequest {
         product_id: args.product_id,
         name: args.name.unwrap_or_default(),
         price: args.price.minor,
         currency,
         initial_stock: args.stock,
-        request_id: id.as_str().to_owned(),
-    };
-    let deed = Deed {
-        what: "the product",
-        done: "created",
-        id: &id,
+        request_id: deed.request_id().to_owned(),
     };
     ctx.carry_out(
-        deed,
+        &deed,
         ctx.client.create_product(request),
         |product, _, value| {
             value["product"] = view::product(product);
@@ -104,18 +99,13 @@ async fn create(ctx: &Ctx, args: CreateArgs) -> Result<(), Failure> {
 }
 
 pub(crate) async fn restock(ctx: &Ctx, args: RestockArgs) -> Result<(), Failure> {
-    let id = Id::of(args.request_id);
+    let deed = Deed::new("the stock", "added", args.request_id);
     let request = v1::RestockRequest {
         product_id: args.product_id.clone(),
         quantity: args.quantity,
-        request_id: id.as_str().to_owned(),
+        request_id: deed.request_id().to_owned(),
     };
-    let deed = Deed {
-        what: "the stock",
-        done: "added",
-        id: &id,
-    };
-    ctx.carry_out(deed, ctx.client.restock(request), |(), _, _| {
+    ctx.carry_out(&deed, ctx.client.restock(request), |(), _, _| {
         format!("added {} to {}", args.quantity, args.product_id)
     })
     .await

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use self::lines::Lines;
-use crate::cli::deed::{Deed, Id};
+use crate::cli::deed::Deed;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::money::{self, Amount};
 use crate::cli::output::Ctx;
@@ -114,22 +114,17 @@ pub(crate) async fn run(ctx: &Ctx, args: TransferArgs) -> Result<(), Failure> {
         _ => money::agree(args.currency.as_deref(), Some(&amount))
             .map_err(|why| Failure::new(Exit::Usage, "the transfer was not made").why(why))?,
     };
-    let id = Id::of(args.request_id);
+    let deed = Deed::new("the transfer", "made", args.request_id);
     let request = v1::TransferRequest {
         from_account_id: from.clone(),
         to_account_id: to.clone(),
         amount: amount.minor,
         currency: currency.clone(),
         memo: args.memo.unwrap_or_default(),
-        request_id: id.as_str().to_owned(),
+        request_id: deed.request_id().to_owned(),
         timeout_ms: crate::oneshot::millis(ctx.timeout),
     };
-    let deed = Deed {
-        what: "the transfer",
-        done: "made",
-        id: &id,
-    };
-    ctx.carry_out(deed, ctx.client.transfer(request), |(), gtrid, _| {
+    ctx.carry_out(&deed, ctx.client.transfer(request), |(), gtrid, _| {
         let amount = match currency.as_str() {
             "" => format!("{} minor units", amount.minor),
             currency => money::show(amount.minor, currency),

@@ -7,9 +7,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use serde_json::{Value, json};
 
-use crate::cli::account::{cut, limit, one_more, tell_cut};
-use crate::cli::deed::{Deed, Id};
+use crate::cli::deed::Deed;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::list::{cut, limit, one_more, tell_cut};
 use crate::cli::output::{self, Ctx, Reader};
 use crate::cli::sql::{self, StatementArgs, Targeted};
 use crate::cli::view;
@@ -151,11 +151,11 @@ fn statements(args: &ExecArgs) -> Result<Vec<Targeted>, Failure> {
 
 async fn exec(ctx: &Ctx, args: ExecArgs) -> Result<(), Failure> {
     let statements = statements(&args)?;
-    let id = Id::of(args.request_id);
+    let deed = Deed::new("the transaction", "committed", args.request_id);
     let mut work = ctx
         .client
         .one_shot()
-        .request_id(id.as_str())
+        .request_id(deed.request_id())
         .timeout(ctx.timeout);
     if let Some(level) = args.isolation {
         work = work.isolation(match level {
@@ -170,12 +170,7 @@ async fn exec(ctx: &Ctx, args: ExecArgs) -> Result<(), Failure> {
     for targeted in &statements {
         work = work.on(&targeted.participant, targeted.statement.clone());
     }
-    let deed = Deed {
-        what: "the transaction",
-        done: "committed",
-        id: &id,
-    };
-    ctx.carry_out(deed, work.send(), |results, gtrid, value| {
+    ctx.carry_out(&deed, work.send(), |results, gtrid, value| {
         value["results"] = Value::Array(results.iter().map(view::statement_result).collect());
         let mut shown: Vec<String> = statements.iter().zip(results).map(show_result).collect();
         shown.push(format!("committed in {gtrid}"));

@@ -13,7 +13,7 @@ use concord_coordinator::mint::Mint;
 use concord_coordinator::surroundings::{Machine, Surroundings};
 use concord_core::id::{Bqual, BranchId, Epoch, Gtrid, ParticipantName};
 use concord_core::record::Record;
-use concord_daemon::crash::{self, CrashPoint};
+use concord_daemon::crash::CrashPoint;
 use concord_participant::resource::mysql::ledger;
 use concord_tests::cluster::eventually;
 use concord_tests::rig::{CLUSTER, COORDINATOR, PATIENCE, Rig, START, branch_of, run, unlock, xid};
@@ -92,11 +92,8 @@ enum Left {
 impl World {
     /// Servers and settings; no daemon runs.
     pub async fn start(binary: &ServerBinary) -> anyhow::Result<Self> {
-        let armed = tempfile::Builder::new()
-            .prefix("concord-crash-")
-            .tempdir()?;
         let mut rig = Rig::servers_only(binary, 2).await?;
-        rig.set_env(crash::DIRECTORY, &armed.path().display().to_string());
+        let armed = rig.crash_folder()?;
         for n in 1..=2 {
             rig.sql(n, "CREATE TABLE shop.seen (k VARCHAR(32) PRIMARY KEY)")
                 .await?;
