@@ -22,6 +22,7 @@ use concord_proto::v1::inventory_service_client::InventoryServiceClient;
 use concord_proto::v1::outcome_service_client::OutcomeServiceClient;
 use concord_proto::v1::participant_client::ParticipantClient;
 use concord_proto::v1::transaction_service_client::TransactionServiceClient;
+use concord_tests::by_hand::open_transactions;
 use concord_tests::cases;
 use concord_tests::cases::server_of;
 use concord_tests::cluster::{Cluster, eventually};
@@ -176,9 +177,8 @@ impl World {
             "{} branches are prepared",
             prepared.len()
         );
-        let open = "SELECT COUNT(*) FROM information_schema.innodb_trx";
-        let open: i64 = sqlx::query_scalar(open).fetch_one(&mut root).await?;
-        ensure!(open == 0, "{open} transactions of InnoDB are open");
+        let open = open_transactions(&mut root).await?;
+        ensure!(open.is_empty(), "transactions of InnoDB are open: {open:?}");
         let canary = "SELECT id, n, v FROM bad.canary";
         let rows = sqlx::query(canary).fetch_all(&mut root).await?;
         let canaries: Result<Vec<(i64, i64, String)>, sqlx::Error> = rows

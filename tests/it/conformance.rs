@@ -10,6 +10,7 @@ use concord_core::id::BranchId;
 use concord_participant::resource::conformance::{Harness, TABLE, run};
 use concord_participant::resource::mysql::xa::Xids;
 use concord_participant::resource::mysql::{Address, MySql, Options, Secret};
+use concord_tests::by_hand;
 use sqlx::mysql::MySqlConnection;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use tokio::sync::Mutex;
@@ -158,14 +159,10 @@ impl Harness for Real {
         if self.keeps_attached() {
             self.kill_connections().await;
         }
-        let rollback = format!("XA ROLLBACK {}", Xids::new(CLUSTER).text(branch));
-        let mut root = self.root().await;
-        let end = tokio::time::Instant::now() + Duration::from_secs(20);
-        // The killed connection lets go of the branch a little later.
-        while let Err(error) = text(&mut root, &rollback).await {
-            assert!(tokio::time::Instant::now() < end, "{error}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let xid = Xids::new(CLUSTER).text(branch);
+        by_hand::end(&mut self.root().await, "XA ROLLBACK", &xid)
+            .await
+            .expect("it is rolled back");
     }
 
     async fn prepare_foreign(&self, key: &str) {

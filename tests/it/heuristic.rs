@@ -10,6 +10,7 @@ use concord_core::record::Record;
 use concord_daemon::crash::CrashPoint;
 use concord_participant::resource::mysql::ledger;
 use concord_participant::resource::mysql::xa::{FORMAT_ID, Xids};
+use concord_tests::by_hand;
 use concord_tests::cluster::eventually;
 use concord_tests::rig::{
     CLUSTER, COORDINATOR, Listed, PATIENCE, Rig, START, branch_of, leave_foreign_branch,
@@ -40,16 +41,9 @@ async fn half_prepared(
     Ok((gtrid, running, lock))
 }
 
-/// A DBA finishes the branch of the first server by hand. On MariaDB that works only once the
-/// server has seen that the participant's connection is gone.
+/// A DBA finishes the branch of the first server by hand.
 async fn by_hand(rig: &Rig, verb: &str, branch: BranchId) -> anyhow::Result<()> {
-    eventually(verb, PATIENCE, async || {
-        let mut root = rig.root(1).await?;
-        Ok(run(&mut root, &format!("{verb} {}", xid(branch)))
-            .await
-            .ok())
-    })
-    .await
+    by_hand::end(&mut rig.root(1).await?, verb, &xid(branch)).await
 }
 
 /// The client is told neither COMMITTED nor ABORTED, because neither is true everywhere.

@@ -436,7 +436,7 @@ fn a_rollback_by_hand_is_damage_until_an_operator_has_read_it() {
 }
 
 async fn roll_back_by_hand(world: &World) {
-    use sqlx::{AssertSqlSafe, Executor as _, Row as _};
+    use sqlx::{Executor as _, Row as _};
     let mut root = world.server.root().await.expect("root");
     until("the branch to be listed", || async {
         let mut root = world.server.root().await.expect("root");
@@ -457,11 +457,10 @@ async fn roll_back_by_hand(world: &World) {
                 .collect::<String>()
         };
         let (gtrid, bqual) = (hex(&data[..length]), hex(&data[length..]));
-        let sql = format!("XA ROLLBACK x'{gtrid}',x'{bqual}',{format}");
-        // MariaDB keeps it attached to the dead daemon's connection for a moment.
-        root.execute(sqlx::raw_sql(AssertSqlSafe(sql)))
-            .await
-            .is_ok()
+        let xid = format!("x'{gtrid}',x'{bqual}',{format}");
+        let ended = concord_tests::by_hand::end(&mut root, "XA ROLLBACK", &xid).await;
+        ended.expect("it is rolled back");
+        true
     })
     .await;
     let left = root

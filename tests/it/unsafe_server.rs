@@ -49,6 +49,16 @@ fn traps(kind: ServerKind) -> Vec<Trap> {
             blocks_commit: false,
         });
         traps.push(Trap {
+            set: "SET GLOBAL xa_detach_on_prepare = OFF",
+            mend: "SET GLOBAL xa_detach_on_prepare = ON",
+            code: "UNSAFE_SERVER",
+            words: [
+                "xa_detach_on_prepare is ",
+                "SET GLOBAL xa_detach_on_prepare = ON",
+            ],
+            blocks_commit: false,
+        });
+        traps.push(Trap {
             set: "SET GLOBAL super_read_only = ON",
             mend: "SET GLOBAL super_read_only = OFF; SET GLOBAL read_only = OFF",
             code: "READ_ONLY_SERVER",

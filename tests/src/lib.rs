@@ -3,6 +3,7 @@
 
 pub mod backlog;
 pub mod books;
+pub mod by_hand;
 pub mod cases;
 pub mod cluster;
 pub mod fuzz;

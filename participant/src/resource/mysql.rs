@@ -17,6 +17,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant as Deadline;
 
 use self::branches::Branches;
+use self::detached::Detached;
 use self::pool::{CONTROL_CONNECTIONS, Class, Pool};
 use self::preflight::Facts;
 use self::sql::Judge;
@@ -32,6 +33,7 @@ use crate::migrate::Plan;
 pub mod answers;
 mod branches;
 mod check;
+mod detached;
 pub mod error;
 pub(crate) mod expressions;
 mod finish;
@@ -72,6 +74,7 @@ pub struct MySql {
     tables: Tables,
     xids: Xids,
     branches: Arc<Branches>,
+    detached: Detached,
     facts: Mutex<Option<Arc<Facts>>>,
     /// Held while the server is looked at.
     checking: tokio::sync::Mutex<()>,
@@ -94,6 +97,7 @@ impl MySql {
             judge: Judge::default(),
             tables: Tables::default(),
             branches: Arc::default(),
+            detached: Detached::default(),
             facts: Mutex::default(),
             checking: tokio::sync::Mutex::default(),
             health: watch::Sender::new(Health::default()),

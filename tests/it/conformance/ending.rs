@@ -6,9 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use concord_client::local::server::ServerKind;
+use concord_core::id::BranchId;
 use concord_participant::resource::conformance::Harness as _;
-use concord_participant::resource::mysql::{Address, MySql};
+use concord_participant::resource::mysql::xa::Xids;
+use concord_participant::resource::mysql::{Address, MySql, ledger};
 use concord_participant::resource::{Finished, Prepared, ResourceManager as _};
+use sqlx::Connection as _;
+use sqlx::mysql::MySqlConnection;
 use tokio::io::AsyncWriteExt;
 use tokio::io::copy_bidirectional;
 use tokio::net::{UnixListener, UnixStream};
@@ -17,7 +21,14 @@ use tokio::task::JoinSet;
 
 use super::types::{branch, statement, work};
 use super::verdicts::until;
-use super::{Real, text, under_test};
+use super::{CLUSTER, Real, text, under_test};
+
+/// Branches that are ended while their connection is, for each verb.
+const LEFT: usize = 25;
+/// What a server has to give back between letting go of a branch and telling `InnoDB` so.
+const LOCKS: &str = "WITH RECURSIVE n (i) AS \
+                     (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000) \
+                     SELECT COUNT(GET_LOCK(CONCAT(CONNECTION_ID(), '-', i), 0)) FROM n";
 
 /// The statements of our own account that begin so, as the server has logged them.
 async fn said(real: &Real, verb: &str) -> usize {
@@ -141,6 +152,93 @@ async fn pass(listener: UnixListener, far: PathBuf, forget: Arc<Notify>) {
     }
 }
 
+/// Ends branches whose connections are just being killed. A server that keeps branches attached
+/// answers OK to a verb that comes a moment too early, and does nothing.
+async fn a_verb_that_was_answered_has_had_its_effect(real: &Real) {
+    if real.kind == ServerKind::Mysql {
+        real.sql("SET GLOBAL xa_detach_on_prepare = OFF").await;
+    }
+    let rm = MySql::start(real.options());
+    until("it has looked", async || rm.health().borrow().reachable).await;
+    let mut root = real.root().await;
+    for round in 0..2 * LEFT {
+        let (id, commits) = (branch(), round < LEFT);
+        let (_owner, number) = leave_prepared(real, id, round).await;
+        let kill = format!("KILL {number}");
+        let ended = async {
+            loop {
+                let finished = if commits {
+                    rm.commit(id).await
+                } else {
+                    rm.rollback(id).await
+                };
+                match finished {
+                    Finished::Done => break,
+                    Finished::NoSuchBranch => tokio::task::yield_now().await,
+                    other => panic!("round {round}: {other:?}"),
+                }
+            }
+        };
+        let (killed, ()) = tokio::join!(text(&mut root, &kill), ended);
+        killed.expect("it is killed");
+        let level = if commits { "COMMITTED" } else { "UNCOMMITTED" };
+        let seen = format!(
+            "SET TRANSACTION ISOLATION LEVEL READ {level}; \
+             SELECT v FROM conformance.t WHERE k = 'left {round}'"
+        );
+        let seen = text(&mut root, &seen).await.expect("a look");
+        assert_eq!(!seen.is_empty(), commits, "round {round}: {seen:?}");
+    }
+    rm.stop().await;
+    if real.kind == ServerKind::Mysql {
+        real.sql("SET GLOBAL xa_detach_on_prepare = ON").await;
+    }
+}
+
+/// Whatever a server answers, a commit whose ledger row does not show has not happened.
+async fn an_answer_without_its_effect_is_not_believed(real: &Real) {
+    if real.kind == ServerKind::Mysql {
+        return;
+    }
+    let rm = MySql::start(real.options());
+    until("it votes", async || rm.health().borrow().can_vote()).await;
+    let (id, mut owner) = (branch(), real.root().await);
+    let xid = Xids::new(CLUSTER).text(id);
+    let insert = "INSERT INTO conformance.t VALUES ('by hand', 1)";
+    let prepare = format!("XA START {xid}; {insert}; XA END {xid}; XA PREPARE {xid}");
+    text(&mut owner, &prepare).await.expect("it is prepared");
+    drop(owner.close().await);
+    until("it is free", async || match rm.commit(id).await {
+        Finished::NoSuchBranch => false,
+        Finished::Unknown(reason) => {
+            assert!(reason.message.contains("done nothing"), "{reason}");
+            true
+        }
+        other => panic!("{other:?}"),
+    })
+    .await;
+    rm.stop().await;
+}
+
+/// Prepares a branch that writes `left {round}`; its connection, which has much to give back when
+/// it ends, and the id of that.
+async fn leave_prepared(real: &Real, id: BranchId, round: usize) -> (MySqlConnection, u64) {
+    let xid = Xids::new(CLUSTER).text(id);
+    let mut owner = real.root().await;
+    text(&mut owner, LOCKS).await.expect("they are free");
+    let rows = text(&mut owner, "SELECT CONNECTION_ID()").await;
+    let number = rows.expect("an id")[0][0].clone().expect("an id");
+    let number = number.parse().expect("a number");
+    let mut row = String::new();
+    ledger::push_branch_row(&mut row, id, number, None);
+    let prepare = format!(
+        "XA START {xid}; {row}; INSERT INTO conformance.t VALUES ('left {round}', 1); \
+         XA END {xid}; XA PREPARE {xid}"
+    );
+    text(&mut owner, &prepare).await.expect("it is prepared");
+    (owner, number)
+}
+
 async fn on(kind: ServerKind) {
     let Some(binary) = under_test(kind) else {
         return;
@@ -150,6 +248,8 @@ async fn on(kind: ServerKind) {
         .await;
     a_wait_is_interrupted(&real).await;
     a_thread_that_hears_nothing_is_killed(&real).await;
+    a_verb_that_was_answered_has_had_its_effect(&real).await;
+    an_answer_without_its_effect_is_not_believed(&real).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

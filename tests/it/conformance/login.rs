@@ -1,4 +1,7 @@
-//! A server that wants more than a challenge at a login is not down for that.
+//! An account that logs in: a server that wants more than a challenge is not down for that, and a
+//! right that is missing is named.
+
+use std::time::Duration;
 
 use concord_client::local::server::ServerKind;
 use concord_participant::resource::ResourceManager as _;
@@ -21,6 +24,44 @@ async fn logs_in_when_the_server_has_forgotten_the_password(kind: ServerKind) {
         assert!(seen.can_vote(), "{seen:?}");
         rm.stop().await;
     }
+}
+
+/// A right that only the end of branches needs is missed before there is any.
+async fn a_missing_right_is_named(kind: ServerKind) {
+    let Some(binary) = under_test(kind) else {
+        return;
+    };
+    let right = match kind {
+        ServerKind::Mysql => "XA_RECOVER_ADMIN",
+        ServerKind::Mariadb => "PROCESS",
+    };
+    let real = Real::start(binary).await;
+    let account = "concord@localhost";
+    real.sql(&format!("REVOKE {right} ON *.* FROM {account}"))
+        .await;
+    let rm = MySql::start(real.options());
+    let mut health = rm.health();
+    let grant = format!("GRANT {right} ON *.* TO");
+    let seen = health.wait_for(|health| !health.problems.is_empty());
+    let seen = seen.await.expect("it looks").clone();
+    assert!(seen.problems[0].message.contains(&grant), "{seen:?}");
+    real.sql(&format!("{grant} {account}")).await;
+    let seen = health.wait_for(concord_participant::resource::Health::can_vote);
+    tokio::time::timeout(Duration::from_secs(30), seen)
+        .await
+        .expect("it is mended")
+        .expect("it looks");
+    rm.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_right_is_named_on_mariadb() {
+    a_missing_right_is_named(ServerKind::Mariadb).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_right_is_named_on_mysql() {
+    a_missing_right_is_named(ServerKind::Mysql).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

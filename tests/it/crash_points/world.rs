@@ -15,6 +15,7 @@ use concord_core::id::{Bqual, BranchId, Epoch, Gtrid, ParticipantName};
 use concord_core::record::Record;
 use concord_daemon::crash::CrashPoint;
 use concord_participant::resource::mysql::ledger;
+use concord_tests::by_hand;
 use concord_tests::cluster::eventually;
 use concord_tests::rig::{CLUSTER, COORDINATOR, PATIENCE, Rig, START, branch_of, run, unlock, xid};
 use sqlx::mysql::MySqlConnection;
@@ -248,14 +249,7 @@ impl World {
         unlock(lock).await?;
         self.rig.reaches(&gtrid, State::Committing).await?;
         let branch = branch_of(&gtrid, 1)?;
-        // On MariaDB that works once the server has seen that the participant is gone.
-        eventually(verb, PATIENCE, async || {
-            let mut root = self.rig.root(1).await?;
-            Ok(run(&mut root, &format!("{verb} {}", xid(branch)))
-                .await
-                .ok())
-        })
-        .await?;
+        by_hand::end(&mut self.rig.root(1).await?, verb, &xid(branch)).await?;
         self.arm(point)?;
         self.rig.spawn("p1")?;
         Ok(match verb {

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use concord_client::local::server::ServerKind;
-use concord_proto::v1::{Finish, Vote};
+use concord_proto::v1::{self, Finish, Vote};
 
-use super::harness::{branch, on_every_server};
+use super::harness::{branch, on_every_server, until};
 use super::{PLUS, PLUS_2};
 
 /// A session that began before the change keeps a prepared branch attached, and nothing else can
@@ -18,15 +18,15 @@ fn a_session_that_keeps_its_branch_is_not_used_where_branches_leave() {
             return;
         }
         world.sql("SET GLOBAL xa_detach_on_prepare = OFF").await;
-        let daemon = world.start().await;
-        let open = [(); 8].map(|()| branch(1));
-        for branch in &open {
-            daemon.begin(branch, 10_000).await;
-        }
-        for branch in &open {
-            assert_eq!(daemon.abort(branch).await.finish(), Finish::Aborted);
-        }
+        let daemon = world.launch_on(world.options(), |_| ()).await;
+        until("a look at the server", || async {
+            let status = daemon.status().await;
+            let named = |problem: &v1::Reason| problem.message.contains("xa_detach_on_prepare");
+            status.connections > 0 && status.problems.iter().any(named)
+        })
+        .await;
         world.sql("SET GLOBAL xa_detach_on_prepare = ON").await;
+        daemon.serving(true).await;
         let end = Instant::now() + Duration::from_secs(2);
         while Instant::now() < end {
             let (first, second) = (branch(1), branch(1));

@@ -8,9 +8,9 @@ use tokio::time::Instant as Deadline;
 
 use super::error::Failure;
 use super::pool::{ANSWER_TIMEOUT, Class, Conn, Pool, Sessions, other_data};
-use super::preflight::{self, Facts, Flavor};
+use super::preflight::{self, Facts, Flavor, Right};
 use super::xa::hex;
-use super::{MySql, ledger};
+use super::{MySql, detached, ledger};
 use crate::resource::Health;
 
 /// Longest time for the migrations of one look at the server.
@@ -68,7 +68,7 @@ impl MySql {
         }
     }
 
-    fn known_facts(&self) -> Option<Arc<Facts>> {
+    pub(super) fn known_facts(&self) -> Option<Arc<Facts>> {
         self.facts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -142,7 +142,7 @@ impl MySql {
         let mut conn = self.pool.acquire_by(Class::Control, deadline).await?;
         let mut facts = preflight::examine(&mut conn).await.map_err(refused)?;
         if thorough {
-            facts.problems.extend(self.try_recover().await?);
+            facts.problems.extend(self.try_out(&facts).await?);
         }
         let identity = match self.prepare_ledger(&mut conn, &mut facts).await {
             Ok(identity) => identity,
@@ -172,22 +172,26 @@ impl MySql {
         Ok((Arc::new(facts), incarnation))
     }
 
-    /// Whether the account may list prepared branches. On a connection of its own: a refusal
-    /// closes it.
-    async fn try_recover(&self) -> Result<Option<Reason>, Reason> {
+    /// Whether the account may list prepared branches, and find out whether they are free. On a
+    /// connection of its own: a refusal closes it.
+    async fn try_out(&self, facts: &Facts) -> Result<Option<Reason>, Reason> {
         let deadline = self.answer_by();
         let mut conn = self.pool.acquire_by(Class::Control, deadline).await?;
-        match conn.rows("XA RECOVER", deadline, "XA RECOVER").await {
-            Ok(_) => {
-                conn.release();
-                Ok(None)
-            }
-            Err(Failure::Broken(reason)) => Err(reason),
-            Err(failure) => Ok(Some(preflight::recover_refused(
-                &failure,
-                &self.pool.options().user,
-            ))),
+        let mut tries = vec![("XA RECOVER", Right::ListPrepared)];
+        if !facts.detaches {
+            tries.push((detached::PROBE, Right::ListTransactions));
         }
+        for (text, right) in tries {
+            match conn.rows(text, deadline, text).await {
+                Ok(_) => {}
+                Err(Failure::Broken(reason)) => return Err(reason),
+                Err(failure) => {
+                    return Ok(Some(right.missing(&failure, &self.pool.options().user)));
+                }
+            }
+        }
+        conn.release();
+        Ok(None)
     }
 
     fn no_ledger(&self, failure: &Failure) -> Reason {

@@ -22,7 +22,7 @@ pub(super) enum Finish {
 }
 
 impl Finish {
-    fn text(self) -> &'static str {
+    pub(super) fn text(self) -> &'static str {
         match self {
             Self::Commit => "XA COMMIT",
             Self::Rollback => "XA ROLLBACK",
@@ -170,8 +170,13 @@ impl MySql {
         }
     }
 
-    async fn finish_once(&self, verb: Finish, branch: BranchId) -> Finished {
+    pub(super) async fn finish_once(&self, verb: Finish, branch: BranchId) -> Finished {
         let deadline = self.finish_deadline();
+        match self.is_detached(branch, deadline).await {
+            Ok(true) => {}
+            Ok(false) => return Finished::NoSuchBranch,
+            Err(reason) => return Finished::NotDone(reason),
+        }
         let mut conn = match self.pool.acquire_by(Class::Finish, deadline).await {
             Ok(conn) => conn,
             Err(reason) => return Finished::NotDone(reason),
@@ -179,7 +184,7 @@ impl MySql {
         match self.send_verb(verb, branch, &mut conn, deadline).await {
             Ok(()) => {
                 conn.release();
-                Finished::Done
+                self.believe(verb, branch).await
             }
             Err(failure) => match verb_failure(&failure) {
                 VerbFailure::NoSuchBranch => Finished::NoSuchBranch,
@@ -203,23 +208,6 @@ impl MySql {
         let sent = conn.execute(text, deadline, verb.text()).await;
         reach(after);
         sent.map(|_| ())
-    }
-
-    /// One verb on any connection.
-    pub(super) async fn verb_elsewhere(
-        &self,
-        verb: Finish,
-        branch: BranchId,
-        deadline: Deadline,
-    ) -> Result<(), Failure> {
-        let mut conn = self
-            .pool
-            .acquire_by(Class::Finish, deadline)
-            .await
-            .map_err(Failure::Broken)?;
-        self.send_verb(verb, branch, &mut conn, deadline).await?;
-        conn.release();
-        Ok(())
     }
 
     /// A housekeeping text on any connection.
@@ -385,7 +373,9 @@ impl MySql {
             .rows(text, "XA RECOVER")
             .await
             .map_err(|failure| failure.reason().clone())?;
-        Ok(answers::recovered(&self.xids, &rows))
+        let recovered = answers::recovered(&self.xids, &rows);
+        self.detached.listed(&recovered.ours);
+        Ok(recovered)
     }
 
     pub(super) async fn detach_branch(&self, branch: BranchId) -> Result<(), Reason> {

@@ -175,6 +175,12 @@ pub fn select_connection(branch: BranchId) -> Text {
     at("READ UNCOMMITTED", &sql)
 }
 
+/// What a branch's row says, committed or not.
+pub fn select_uncommitted(branch: BranchId) -> Text {
+    let sql = format!("SELECT state FROM concord.ledger WHERE {}", key(branch));
+    at("READ UNCOMMITTED", &sql)
+}
+
 /// Leaves a tombstone, waiting only a little for whoever holds the row; then restores the wait.
 pub fn insert_tombstone(branch: BranchId, connection: u64, lock_wait_s: u64) -> Text {
     let insert = format!(

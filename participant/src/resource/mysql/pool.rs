@@ -135,6 +135,11 @@ impl Pool {
         &self.leases
     }
 
+    /// Whether one of its connections has this id now, in somebody's hands or idle.
+    pub fn has(&self, id: u64) -> bool {
+        self.leases.is_held(id) || lock(&self.idle).iter().any(|idle| idle.id == id)
+    }
+
     /// Its options.
     pub fn options(&self) -> &Options {
         &self.options

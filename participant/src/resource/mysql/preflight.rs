@@ -43,7 +43,8 @@ pub struct Facts {
     pub version: String,
     /// The server's own id; empty when it has none.
     pub server_id: String,
-    /// Whether a prepared branch leaves its connection (MySQL), or keeps it (MariaDB).
+    /// Whether a prepared branch leaves its connection (MySQL as it should be), or keeps it
+    /// (`MariaDB`, and MySQL where it is unsafe).
     pub detaches: bool,
     /// The isolation level of a branch that names none.
     pub isolation: Option<Isolation>,
@@ -258,6 +259,16 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
             mend: "run SET GLOBAL sync_binlog = 1 and set it in the option file",
         });
     }
+    if flavor == Flavor::MySql && variables.contains_key("xa_detach_on_prepare") {
+        checks.push(Check {
+            variable: "xa_detach_on_prepare",
+            legal: texts(&["1", "ON"]),
+            code: code::UNSAFE_SERVER,
+            why: "the server answers OK to a commit that comes while a branch's connection is \
+                  ending, and does nothing",
+            mend: "run SET GLOBAL xa_detach_on_prepare = ON and set it in the option file",
+        });
+    }
     for (variable, mend) in [
         (
             "read_only",
@@ -354,13 +365,36 @@ fn column(row: &[Option<Vec<u8>>], at: usize) -> Option<String> {
         .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
 }
 
-/// The problem when `XA RECOVER` is refused.
-pub fn recover_refused(failure: &Failure, user: &str) -> Reason {
-    unsafe_server(format!(
-        "XA RECOVER is refused, so branches could not be found again after a crash; run GRANT \
-         XA_RECOVER_ADMIN ON *.* TO the account of {user} ({})",
-        failure.reason().message
-    ))
+/// What an account must be allowed to do for branches to be ended after a crash.
+#[derive(Clone, Copy, Debug)]
+pub enum Right {
+    /// `XA RECOVER`.
+    ListPrepared,
+    /// `information_schema.innodb_trx`.
+    ListTransactions,
+}
+
+impl Right {
+    /// The problem when it is refused.
+    pub fn missing(self, failure: &Failure, user: &str) -> Reason {
+        let (what, so, privilege) = match self {
+            Self::ListPrepared => (
+                "XA RECOVER",
+                "branches could not be found again after a crash",
+                "XA_RECOVER_ADMIN",
+            ),
+            Self::ListTransactions => (
+                "information_schema.innodb_trx",
+                "branches whose connection has ended could not be ended safely",
+                "PROCESS",
+            ),
+        };
+        unsafe_server(format!(
+            "{what} is refused, so {so}; run GRANT {privilege} ON *.* TO the account of {user} \
+             ({})",
+            failure.reason().message
+        ))
+    }
 }
 
 #[cfg(test)]
@@ -421,6 +455,12 @@ mod tests {
             ("wsrep_on", "ON", code::UNSAFE_SERVER, "--wsrep-on"),
             ("innodb_read_only", "ON", code::READ_ONLY_SERVER, "restart"),
             ("xa_detach_on_prepare", "", code::UNSAFE_SERVER, "8.0.30"),
+            (
+                "xa_detach_on_prepare",
+                "OFF",
+                code::UNSAFE_SERVER,
+                "SET GLOBAL",
+            ),
         ] {
             let problems = facts(&[(name, value)]).problems;
             assert_eq!(problems.len(), 1, "{name}={value}: {problems:?}");

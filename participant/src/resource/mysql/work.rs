@@ -20,7 +20,7 @@ use super::script::{End, Outcome, Script, Step, judge_all};
 use super::sql::{Judged, StatementKind, check_flavor};
 use super::unfinished::Unfinished;
 use super::{MySql, ledger};
-use crate::resource::{LedgerEntry, OnePhase, Prepared};
+use crate::resource::{Finished, LedgerEntry, OnePhase, Prepared};
 
 /// Time to undo a branch after something went wrong in it. Not part of the work's own time: the
 /// undoing begins when that has run out.
@@ -434,13 +434,10 @@ impl MySql {
     /// Makes sure, from another connection, that a branch is rolled back and stays so.
     async fn make_sure(&self, branch: BranchId, deadline: Deadline) -> bool {
         while Deadline::now() < deadline {
-            match self
-                .verb_elsewhere(Finish::Rollback, branch, deadline)
-                .await
-            {
-                Ok(()) => return true,
-                Err(failure) if failure.number() == Some(error::XAER_NOTA) => {}
-                Err(_) => return false,
+            match self.finish_once(Finish::Rollback, branch).await {
+                Finished::Done => return true,
+                Finished::NoSuchBranch => {}
+                Finished::NotDone(_) | Finished::Unknown(_) => return false,
             }
             match self.write_tombstone(branch).await {
                 Ok(LedgerEntry::Tombstone) => return true,
