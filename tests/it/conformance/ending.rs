@@ -12,7 +12,7 @@ use concord_participant::resource::mysql::xa::Xids;
 use concord_participant::resource::mysql::{Address, MySql, ledger};
 use concord_participant::resource::{Finished, Prepared, ResourceManager as _};
 use sqlx::Connection as _;
-use sqlx::mysql::MySqlConnection;
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
 use tokio::io::AsyncWriteExt;
 use tokio::io::copy_bidirectional;
 use tokio::net::{UnixListener, UnixStream};
@@ -195,6 +195,47 @@ async fn a_verb_that_was_answered_has_had_its_effect(real: &Real) {
     }
 }
 
+/// A connection of the participants' account, as one of a former life has.
+async fn log_in(real: &Real) -> MySqlConnection {
+    let options = real.options();
+    let Address::Socket(socket) = options.address else {
+        panic!("it listens on a socket")
+    };
+    let options = MySqlConnectOptions::new()
+        .socket(socket)
+        .username(&options.user)
+        .password(&options.password.0);
+    MySqlConnection::connect_with(&options)
+        .await
+        .expect("it logs in")
+}
+
+/// A verb is sent when `InnoDB` has let go of the branch, and not before.
+async fn no_verb_is_sent_while_a_branch_is_attached(real: &Real) {
+    if real.kind == ServerKind::Mysql {
+        return;
+    }
+    let rm = MySql::start(real.options());
+    until("it votes", async || rm.health().borrow().can_vote()).await;
+    let id = branch();
+    let (owner, _) = leave_prepared(real, id, 2 * LEFT).await;
+    let sent = "SELECT COUNT(*) FROM mysql.general_log WHERE user_host LIKE 'concord%' \
+                AND CONVERT(argument USING utf8mb4) REGEXP '^XA (COMMIT|ROLLBACK)'";
+    let before = real.sql(sent).await;
+    for _ in 0..3 {
+        assert_eq!(rm.commit(id).await, Finished::NoSuchBranch);
+        assert_eq!(rm.rollback(id).await, Finished::NoSuchBranch);
+    }
+    assert_eq!(real.sql(sent).await, before);
+    drop(owner.close().await);
+    until("it is committed", async || {
+        rm.commit(id).await == Finished::Done
+    })
+    .await;
+    assert_ne!(real.sql(sent).await, before);
+    rm.stop().await;
+}
+
 /// Whatever a server answers, a commit whose ledger row does not show has not happened.
 async fn an_answer_without_its_effect_is_not_believed(real: &Real) {
     if real.kind == ServerKind::Mysql {
@@ -211,7 +252,7 @@ async fn an_answer_without_its_effect_is_not_believed(real: &Real) {
     until("it is free", async || match rm.commit(id).await {
         Finished::NoSuchBranch => false,
         Finished::Unknown(reason) => {
-            assert!(reason.message.contains("done nothing"), "{reason}");
+            assert!(reason.message.contains("does not show it"), "{reason}");
             true
         }
         other => panic!("{other:?}"),
@@ -224,7 +265,7 @@ async fn an_answer_without_its_effect_is_not_believed(real: &Real) {
 /// it ends, and the id of that.
 async fn leave_prepared(real: &Real, id: BranchId, round: usize) -> (MySqlConnection, u64) {
     let xid = Xids::new(CLUSTER).text(id);
-    let mut owner = real.root().await;
+    let mut owner = log_in(real).await;
     text(&mut owner, LOCKS).await.expect("they are free");
     let rows = text(&mut owner, "SELECT CONNECTION_ID()").await;
     let number = rows.expect("an id")[0][0].clone().expect("an id");
@@ -249,6 +290,7 @@ async fn on(kind: ServerKind) {
     a_wait_is_interrupted(&real).await;
     a_thread_that_hears_nothing_is_killed(&real).await;
     a_verb_that_was_answered_has_had_its_effect(&real).await;
+    no_verb_is_sent_while_a_branch_is_attached(&real).await;
     an_answer_without_its_effect_is_not_believed(&real).await;
 }
 

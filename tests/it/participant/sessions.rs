@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use concord_client::local::server::ServerKind;
 use concord_proto::v1::{self, Finish, Vote};
 
-use super::harness::{branch, on_every_server, until};
+use super::harness::{branch, code, on_every_server, until};
 use super::{PLUS, PLUS_2};
 
 /// A session that began before the change keeps a prepared branch attached, and nothing else can
@@ -39,6 +39,40 @@ fn a_session_that_keeps_its_branch_is_not_used_where_branches_leave() {
                 assert_eq!(done.finish(), Finish::Committed, "{done:?}");
             }
         }
+        assert_eq!(daemon.status().await.in_doubt, 0);
+    });
+}
+
+/// A setting that was unsafe for a moment, between two looks at the server, lives on in sessions
+/// that began meanwhile: what is prepared in one of them is attached to it.
+#[test]
+fn a_session_that_keeps_its_branch_has_no_vote() {
+    on_every_server(|world| async move {
+        if world.server.kind() == ServerKind::Mariadb {
+            eprintln!("a branch never leaves its session here");
+            return;
+        }
+        let mut options = world.options();
+        options.check_interval = Duration::from_secs(600);
+        let daemon = world.start_on(options, |_| ()).await;
+        world.sql("SET GLOBAL xa_detach_on_prepare = OFF").await;
+        let open = [(); 8].map(|()| branch(1));
+        for branch in &open {
+            daemon.begin(branch, 60_000).await;
+        }
+        world.sql("SET GLOBAL xa_detach_on_prepare = ON").await;
+        let mut refused = 0;
+        for branch in &open {
+            let vote = daemon.prepare(branch, &[]).await;
+            if vote.vote() == Vote::Commit {
+                let done = daemon.commit(branch).await;
+                assert_eq!(done.finish(), Finish::Committed, "{done:?}");
+            } else {
+                assert_eq!(code(vote.reason.as_ref()), "UNSAFE_SERVER", "{vote:?}");
+                refused += 1;
+            }
+        }
+        assert!(refused > 0, "no session began while it was OFF");
         assert_eq!(daemon.status().await.in_doubt, 0);
     });
 }

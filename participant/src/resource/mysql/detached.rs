@@ -34,6 +34,8 @@ use crate::resource::Finished;
 /// `InnoDB` shows a copy of its transactions until nobody has read it for 100 ms
 /// (`CACHE_MIN_IDLE_TIME_NS` in trx/trx0i_s.cc).
 const COPY_KEPT: Duration = Duration::from_millis(105);
+/// Longest wait for a look that is no older copy: several copies are let pass.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Needs the same right as a look, `PROCESS`, and keeps no look waiting for a newer copy.
 pub(super) const PROBE: &str = "SHOW ENGINE INNODB MUTEX";
 
@@ -41,7 +43,7 @@ pub(super) const PROBE: &str = "SHOW ENGINE INNODB MUTEX";
 #[derive(Debug, Default)]
 pub struct Detached {
     listed: Mutex<Option<Listed>>,
-    look: tokio::sync::Mutex<Option<Look>>,
+    look: tokio::sync::Mutex<Last>,
     looks: AtomicU64,
 }
 
@@ -50,6 +52,13 @@ pub struct Detached {
 struct Listed {
     by: Instant,
     branches: HashSet<BranchId>,
+}
+
+/// The last look, and when the last one ended that failed.
+#[derive(Debug, Default)]
+struct Last {
+    look: Option<Look>,
+    failed: Option<(Instant, Reason)>,
 }
 
 /// Connections that had a transaction at some moment after.
@@ -78,8 +87,8 @@ impl Detached {
 }
 
 impl MySql {
-    /// Whether a verb finds a branch on any connection, wherever it was prepared. While it does not
-    /// the server has, or should have, no such branch.
+    /// Whether a verb finds a branch on any connection, wherever it was prepared. Else the server
+    /// has no such branch for others, and what it would answer in a moment is worth nothing.
     pub(super) async fn is_detached(
         &self,
         branch: BranchId,
@@ -129,16 +138,42 @@ impl MySql {
             return Ok(true);
         }
         let (asked, tells_from) = (Instant::now(), self.detached.tells_from(branch));
+        let deadline = deadline.min(Deadline::now() + LOOK_TIMEOUT);
         let turn = timeout_at(deadline, self.detached.look.lock()).await;
-        let mut look = turn.map_err(|_| late())?;
-        if let Some(look) = &*look {
+        let mut last = turn.map_err(|_| late("another look was under way for all of the time"))?;
+        if let Some(look) = &last.look {
             let gone = !look.connections.contains(&connection);
             if look.from >= asked || (gone && look.from >= tells_from) {
                 return Ok(gone);
             }
         }
-        let look = look.insert(self.look_at_innodb(deadline).await?);
+        // Whoever waited for it fails with it: they hold up what can be ended.
+        if let Some((_, reason)) = last.failed.as_ref().filter(|(ended, _)| *ended >= asked) {
+            return Err(reason.clone());
+        }
+        let look = match self.look_at_innodb(deadline).await {
+            Ok(look) => last.look.insert(look),
+            Err(reason) => {
+                last.failed = Some((Instant::now(), reason.clone()));
+                return Err(reason);
+            }
+        };
         Ok(!look.connections.contains(&connection))
+    }
+
+    /// Whether a row that is locked is that of a branch which the server has lost track of.
+    pub(super) async fn is_forgotten(&self, branch: BranchId) -> bool {
+        let deadline = self.finish_deadline();
+        let forgotten = async {
+            Ok::<_, Reason>(
+                !self.branches_leave().await?
+                    && match self.connection_of(branch).await? {
+                        Some(connection) => self.has_let_go(branch, connection, deadline).await?,
+                        None => false,
+                    },
+            )
+        };
+        forgotten.await.unwrap_or(false)
     }
 
     /// Connections of our account that `InnoDB` has a transaction for, and those that have one and
@@ -157,7 +192,10 @@ impl MySql {
                 return Ok(Look { from, connections });
             }
             if Deadline::now() + COPY_KEPT > deadline {
-                return Err(late());
+                return Err(late(
+                    "InnoDB showed an older copy of its transactions, as it does while anybody \
+                     reads information_schema.innodb_trx more often than every 100 ms",
+                ));
             }
             sleep(COPY_KEPT).await;
         }
@@ -174,8 +212,9 @@ impl MySql {
             Ok(true) => Finished::Done,
             Ok(false) => {
                 let text = format!(
-                    "the server has answered OK to {} and done nothing; restart it: until then the \
-                     branch keeps its locks and cannot be ended",
+                    "the server has answered OK to {}, and the branch's ledger row does not show \
+                     it; if the branch stays in doubt, restart the server, which then finds it \
+                     again",
                     verb.text()
                 );
                 tracing::error!(%branch, "{text}");
@@ -212,7 +251,7 @@ fn transactions(connection: u64, number: u64) -> Text {
              t.trx_mysql_thread_id={connection} AND INSTR(t.trx_query,'{look} ')>0 \
              FROM information_schema.innodb_trx t \
              LEFT JOIN information_schema.processlist p ON p.id=t.trx_mysql_thread_id \
-             WHERE p.id IS NULL OR p.user=SUBSTRING_INDEX(CURRENT_USER(),'@',1)"
+             WHERE p.id IS NULL OR p.user=SUBSTRING_INDEX(USER(),'@',1)"
         ),
         "COMMIT",
     ])
@@ -226,12 +265,10 @@ fn with_itself(rows: &Rows) -> Option<HashSet<u64>> {
         .then(|| rows.iter().filter_map(|row| cell(row, 0)).collect())
 }
 
-fn late() -> Reason {
+fn late(why: &str) -> Reason {
     Reason::new(
         code::DEADLINE_EXCEEDED,
-        "InnoDB did not say in time whether it has let go of the branch's former connection, which \
-         it does not while anybody reads information_schema.innodb_trx more often than every \
-         100 ms; it is tried again",
+        format!("whether the branch's connection has ended could not be found out: {why}"),
     )
 }
 

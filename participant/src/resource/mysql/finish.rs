@@ -13,6 +13,9 @@ use super::{MySql, ledger};
 use crate::resource::{Finished, LedgerEntry, Recovered, known_request};
 
 const ALIVE: &str = "the branch is alive and holds its ledger row";
+const FORGOTTEN: &str = "no connection has the branch and the server does not list it, but its \
+                         ledger row is locked: it is being rolled back after a crash; if this \
+                         stays, restart the server, which has lost track of it";
 
 /// What ends a branch.
 #[derive(Clone, Copy, Debug)]
@@ -158,20 +161,24 @@ impl MySql {
     }
 
     async fn finish_elsewhere(&self, verb: Finish, branch: BranchId) -> Finished {
-        let first = self.finish_once(verb, branch).await;
+        let first = self.finish_once(verb, branch, self.finish_deadline()).await;
         let Finished::Unknown(reason) = first else {
             return first;
         };
         // Most often a connection that had died idle, and the verb never arrived. Again: no
         // branch there now proves nothing, because the first verb may have arrived.
-        match self.finish_once(verb, branch).await {
+        match self.finish_once(verb, branch, self.finish_deadline()).await {
             Finished::Done => Finished::Done,
             _ => Finished::Unknown(reason),
         }
     }
 
-    pub(super) async fn finish_once(&self, verb: Finish, branch: BranchId) -> Finished {
-        let deadline = self.finish_deadline();
+    pub(super) async fn finish_once(
+        &self,
+        verb: Finish,
+        branch: BranchId,
+        deadline: Deadline,
+    ) -> Finished {
         match self.is_detached(branch, deadline).await {
             Ok(true) => {}
             Ok(false) => return Finished::NoSuchBranch,
@@ -268,7 +275,11 @@ impl MySql {
                 if self.list_prepared().await?.ours.contains(&branch) {
                     return Ok(LedgerEntry::Absent);
                 }
-                let text = "the branch is being worked on by another connection";
+                let text = if self.is_forgotten(branch).await {
+                    FORGOTTEN
+                } else {
+                    "the branch is being worked on by another connection"
+                };
                 Err(self.why_locked(branch, &failure, text).await)
             }
             Err(failure) => Err(failure.reason().clone()),

@@ -3,7 +3,7 @@
 //! Settings can be changed while the server runs and a primary can be demoted, so the same checks
 //! run twice: here, on a connection of their own at each (re)connect and every few seconds; and as
 //! the *guard*, one statement inside every branch, right before it is prepared. An unsafe server
-//! still commits and rolls back what is prepared: only votes stop.
+//! still commits and rolls back what is prepared, as far as it lets us: only votes stop.
 
 use std::collections::BTreeMap;
 
@@ -61,6 +61,8 @@ pub struct Facts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Check {
     variable: &'static str,
+    /// Whether each session keeps a value of its own, which must be legal as well.
+    per_session: bool,
     legal: Vec<String>,
     code: &'static str,
     why: &'static str,
@@ -213,14 +215,25 @@ fn session(level: Option<&str>) -> String {
 /// `CONCAT` makes a text of every value, so that no number equals a word; hexadecimal literals need
 /// no quoting.
 fn guard_text(checks: &[Check]) -> String {
-    let conditions = checks.iter().map(|check| {
+    let scopes: &[_] = &["GLOBAL", "SESSION"];
+    let scopes = |check: &Check| {
+        if check.per_session {
+            scopes
+        } else {
+            &scopes[..1]
+        }
+    };
+    let pairs = checks
+        .iter()
+        .flat_map(|check| scopes(check).iter().map(move |scope| (check, scope)));
+    let conditions = pairs.map(|(check, scope)| {
         let legal: Vec<_> = check
             .legal
             .iter()
             .map(|value| format!("x'{}'", hex(value.as_bytes())))
             .collect();
         format!(
-            "CONCAT(@@GLOBAL.{}) IN ({})",
+            "CONCAT(@@{scope}.{}) IN ({})",
             check.variable,
             legal.join(",")
         )
@@ -236,6 +249,7 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
     let texts = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect();
     let mut checks = vec![Check {
         variable: "innodb_flush_log_at_trx_commit",
+        per_session: false,
         // MariaDB's 3 flushes at prepare and at commit as well.
         legal: texts(if flavor == Flavor::MariaDb {
             &["1", "3"]
@@ -252,6 +266,7 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
     if variables.get("log_bin").is_some_and(|value| is_on(value)) {
         checks.push(Check {
             variable: "sync_binlog",
+            per_session: false,
             legal: texts(&["1"]),
             code: code::UNSAFE_SERVER,
             why: "a crash of the host would lose transactions of the binary log that were \
@@ -260,14 +275,7 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
         });
     }
     if flavor == Flavor::MySql && variables.contains_key("xa_detach_on_prepare") {
-        checks.push(Check {
-            variable: "xa_detach_on_prepare",
-            legal: texts(&["1", "ON"]),
-            code: code::UNSAFE_SERVER,
-            why: "the server answers OK to a commit that comes while a branch's connection is \
-                  ending, and does nothing",
-            mend: "run SET GLOBAL xa_detach_on_prepare = ON and set it in the option file",
-        });
+        checks.push(branches_leave());
     }
     for (variable, mend) in [
         (
@@ -282,6 +290,7 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
         if variables.contains_key(variable) {
             checks.push(Check {
                 variable,
+                per_session: false,
                 legal: texts(&["0", "OFF"]),
                 code: code::READ_ONLY_SERVER,
                 why: "the server is a replica, or was demoted to one",
@@ -293,6 +302,7 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
         if let Some(value) = variables.get(variable) {
             checks.push(Check {
                 variable,
+                per_session: false,
                 legal: vec![value.clone()],
                 code: code::INCARNATION_CHANGED,
                 why: "another server answers at this address",
@@ -301,6 +311,19 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
         }
     }
     checks
+}
+
+/// Where branches stay with their connections, see `super::detached`.
+fn branches_leave() -> Check {
+    Check {
+        variable: "xa_detach_on_prepare",
+        per_session: true,
+        legal: vec!["1".to_owned(), "ON".to_owned()],
+        code: code::UNSAFE_SERVER,
+        why: "the server answers OK to a commit that comes while a branch's connection is \
+              ending, and does nothing",
+        mend: "run SET GLOBAL xa_detach_on_prepare = ON and set it in the option file",
+    }
 }
 
 fn version_problem(flavor: Flavor, number: &str) -> Option<Reason> {
@@ -504,6 +527,8 @@ mod tests {
         let facts = facts(&[]);
         let start = "SET @concord_guard=IF(CONCAT(@@GLOBAL.innodb_flush_log_at_trx_commit) IN \
                      (x'31') AND CONCAT(@@GLOBAL.sync_binlog) IN (x'31') AND \
+                     CONCAT(@@GLOBAL.xa_detach_on_prepare) IN (x'31',x'4f4e') AND \
+                     CONCAT(@@SESSION.xa_detach_on_prepare) IN (x'31',x'4f4e') AND \
                      CONCAT(@@GLOBAL.read_only) IN (x'30',x'4f4646') AND ";
         assert!(facts.guard().starts_with(start), "{}", facts.guard());
         assert!(facts.guard().ends_with(",0,EXP(710))"), "{}", facts.guard());

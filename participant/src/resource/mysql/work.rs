@@ -434,7 +434,7 @@ impl MySql {
     /// Makes sure, from another connection, that a branch is rolled back and stays so.
     async fn make_sure(&self, branch: BranchId, deadline: Deadline) -> bool {
         while Deadline::now() < deadline {
-            match self.finish_once(Finish::Rollback, branch).await {
+            match self.finish_once(Finish::Rollback, branch, deadline).await {
                 Finished::Done => return true,
                 Finished::NoSuchBranch => {}
                 Finished::NotDone(_) | Finished::Unknown(_) => return false,

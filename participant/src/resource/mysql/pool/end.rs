@@ -134,7 +134,7 @@ impl Pool {
         self.forget_idle(id);
         let mine = format!(
             "SELECT command FROM information_schema.processlist WHERE id = {id} \
-             AND user = SUBSTRING_INDEX(CURRENT_USER(), '@', 1)"
+             AND user = SUBSTRING_INDEX(USER(), '@', 1)"
         );
         let rows = conn.ask(mine, "the process list").await.map_err(refused)?;
         let Some(row) = rows.first() else {
