@@ -439,7 +439,7 @@ mod tests {
         Lines::open(reader).unwrap().unwrap()
     }
 
-    /// A terminal at which nobody types on after the header.
+    /// A terminal at which nobody types on.
     struct Silent {
         text: &'static [u8],
         asked: Option<oneshot::Sender<()>>,
@@ -492,10 +492,17 @@ mod tests {
         let gateway = tokio::net::UnixListener::bind(&path).unwrap();
         let mut run = run_on(&format!("unix:{}", path.display()), failed.clone());
         let stops = run.stops.clone();
+        let (asked, read) = oneshot::channel();
+        let (_release, over) = std::sync::mpsc::channel();
         // The second waits for the turn of its id.
-        let text = &b"request_id,from,to,amount\nr1,a,b,5\nr1,a,b,5\n"[..];
-        let (end, _connection) = tokio::join!(run.pay_all(lines(text)), async {
+        let silent = Silent {
+            text: b"request_id,from,to,amount\nr1,a,b,5\nr1,a,b,5\n",
+            asked: Some(asked),
+            over,
+        };
+        let (end, _connection) = tokio::join!(run.pay_all(lines(silent)), async {
             let connection = gateway.accept().await.unwrap();
+            read.await.unwrap();
             stops.first.cancel();
             stops.second.cancel();
             connection
