@@ -10,10 +10,8 @@ use anyhow::{Context, ensure};
 use sqlx::Row as _;
 use sqlx::mysql::MySqlConnection;
 
-use crate::rig::run;
+use crate::rig::{PATIENCE, run};
 
-/// Longest wait for a server to see that a client has gone.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(25);
 

@@ -458,17 +458,19 @@ mod tests {
         }
     }
 
+    /// One with a text, what tells that it was asked for more, and what it sits there for.
+    fn silent(text: &'static [u8]) -> (Silent, oneshot::Receiver<()>, std::sync::mpsc::Sender<()>) {
+        let (asked, read) = oneshot::channel();
+        let (release, over) = std::sync::mpsc::channel();
+        let asked = Some(asked);
+        (Silent { text, asked, over }, read, release)
+    }
+
     #[tokio::test]
     async fn a_stopped_run_does_not_wait_for_a_reader_that_blocks() {
         let folder = tempfile::tempdir().unwrap();
         let mut run = run_on("http://127.0.0.1:1", folder.path().join("f.csv"));
-        let (asked, blocked) = oneshot::channel();
-        let (release, over) = std::sync::mpsc::channel();
-        let silent = Silent {
-            text: b"request_id,from,to,amount\n",
-            asked: Some(asked),
-            over,
-        };
+        let (silent, blocked, release) = silent(b"request_id,from,to,amount\n");
         let stop = run.stops.first.clone();
         let ended = tokio::time::timeout(Duration::from_secs(20), async {
             let (end, ()) = tokio::join!(run.pay_all(lines(silent)), async {
@@ -492,14 +494,8 @@ mod tests {
         let gateway = tokio::net::UnixListener::bind(&path).unwrap();
         let mut run = run_on(&format!("unix:{}", path.display()), failed.clone());
         let stops = run.stops.clone();
-        let (asked, read) = oneshot::channel();
-        let (_release, over) = std::sync::mpsc::channel();
         // The second waits for the turn of its id.
-        let silent = Silent {
-            text: b"request_id,from,to,amount\nr1,a,b,5\nr1,a,b,5\n",
-            asked: Some(asked),
-            over,
-        };
+        let (silent, read, _release) = silent(b"request_id,from,to,amount\nr1,a,b,5\nr1,a,b,5\n");
         let (end, _connection) = tokio::join!(run.pay_all(lines(silent)), async {
             let connection = gateway.accept().await.unwrap();
             read.await.unwrap();

@@ -97,17 +97,18 @@ impl MySql {
         if self.branches_leave().await? {
             return Ok(true);
         }
-        let Some(connection) = self.connection_of(branch).await? else {
+        let mut connection = self.connection_of(branch).await?;
+        if connection.is_none() {
             if !self.list_prepared().await?.ours.contains(&branch) {
                 return Ok(false);
             }
-            // Its row came meanwhile; or it was prepared by hand, without one.
-            return match self.connection_of(branch).await? {
-                Some(connection) => self.has_let_go(branch, connection, deadline).await,
-                None => Ok(true),
-            };
-        };
-        self.has_let_go(branch, connection, deadline).await
+            connection = self.connection_of(branch).await?;
+        }
+        match connection {
+            Some(connection) => self.has_let_go(branch, connection, deadline).await,
+            // It was prepared by hand, without a row.
+            None => Ok(true),
+        }
     }
 
     /// Whether branches are attached to nothing once they are prepared.
@@ -119,7 +120,7 @@ impl MySql {
     }
 
     /// The connection that a branch was worked on, by its ledger row.
-    async fn connection_of(&self, branch: BranchId) -> Result<Option<u64>, Reason> {
+    pub(super) async fn connection_of(&self, branch: BranchId) -> Result<Option<u64>, Reason> {
         let rows = self
             .rows(ledger::select_connection(branch), "the ledger")
             .await
@@ -127,6 +128,7 @@ impl MySql {
         Ok(rows.first().and_then(|row| number(row.first()?)))
     }
 
+    /// Whether `InnoDB` has no transaction of a connection that a branch was prepared on.
     async fn has_let_go(
         &self,
         branch: BranchId,
@@ -162,18 +164,17 @@ impl MySql {
     }
 
     /// Whether a row that is locked is that of a branch which the server has lost track of.
-    pub(super) async fn is_forgotten(&self, branch: BranchId) -> bool {
-        let deadline = self.finish_deadline();
-        let forgotten = async {
-            Ok::<_, Reason>(
-                !self.branches_leave().await?
-                    && match self.connection_of(branch).await? {
-                        Some(connection) => self.has_let_go(branch, connection, deadline).await?,
-                        None => false,
-                    },
-            )
-        };
-        forgotten.await.unwrap_or(false)
+    pub(super) async fn is_forgotten(&self, branch: BranchId) -> Result<bool, Reason> {
+        if self.branches_leave().await? {
+            return Ok(false);
+        }
+        match self.connection_of(branch).await? {
+            Some(connection) => {
+                self.has_let_go(branch, connection, self.finish_deadline())
+                    .await
+            }
+            None => Ok(false),
+        }
     }
 
     /// Connections of our account that `InnoDB` has a transaction for, and those that have one and

@@ -275,7 +275,7 @@ impl MySql {
                 if self.list_prepared().await?.ours.contains(&branch) {
                     return Ok(LedgerEntry::Absent);
                 }
-                let text = if self.is_forgotten(branch).await {
+                let text = if self.is_forgotten(branch).await.unwrap_or(false) {
                     FORGOTTEN
                 } else {
                     "the branch is being worked on by another connection"
@@ -379,13 +379,15 @@ impl MySql {
     }
 
     pub(super) async fn list_prepared(&self) -> Result<Recovered, Reason> {
-        let text = self.facts().await?.flavor.recover();
+        let facts = self.facts().await?;
         let rows = self
-            .rows(text, "XA RECOVER")
+            .rows(facts.flavor.recover(), "XA RECOVER")
             .await
             .map_err(|failure| failure.reason().clone())?;
         let recovered = answers::recovered(&self.xids, &rows);
-        self.detached.listed(&recovered.ours);
+        if !facts.detaches {
+            self.detached.listed(&recovered.ours);
+        }
         Ok(recovered)
     }
 
@@ -405,15 +407,7 @@ impl MySql {
                 State::Empty => {}
             }
         }
-        let refused = |failure: Failure| failure.reason().clone();
-        let rows = self
-            .rows(ledger::select_connection(branch), "the ledger")
-            .await;
-        let Some(id) = rows
-            .map_err(refused)?
-            .first()
-            .and_then(|row| number(row.first()?))
-        else {
+        let Some(id) = self.connection_of(branch).await? else {
             return Ok(());
         };
         self.pool.end(Class::Finish, id, deadline).await

@@ -57,12 +57,15 @@ pub struct Facts {
     pub problems: Vec<Reason>,
 }
 
+/// No session has a value of its own.
+const GLOBAL: &[&str] = &["GLOBAL"];
+
 /// One setting and its legal values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Check {
     variable: &'static str,
-    /// Whether each session keeps a value of its own, which must be legal as well.
-    per_session: bool,
+    /// Where it has a value that must be legal: a session may keep one of its own.
+    scopes: &'static [&'static str],
     legal: Vec<String>,
     code: &'static str,
     why: &'static str,
@@ -215,17 +218,9 @@ fn session(level: Option<&str>) -> String {
 /// `CONCAT` makes a text of every value, so that no number equals a word; hexadecimal literals need
 /// no quoting.
 fn guard_text(checks: &[Check]) -> String {
-    let scopes: &[_] = &["GLOBAL", "SESSION"];
-    let scopes = |check: &Check| {
-        if check.per_session {
-            scopes
-        } else {
-            &scopes[..1]
-        }
-    };
     let pairs = checks
         .iter()
-        .flat_map(|check| scopes(check).iter().map(move |scope| (check, scope)));
+        .flat_map(|check| check.scopes.iter().map(move |scope| (check, scope)));
     let conditions = pairs.map(|(check, scope)| {
         let legal: Vec<_> = check
             .legal
@@ -249,7 +244,7 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
     let texts = |values: &[&str]| values.iter().map(|value| (*value).to_owned()).collect();
     let mut checks = vec![Check {
         variable: "innodb_flush_log_at_trx_commit",
-        per_session: false,
+        scopes: GLOBAL,
         // MariaDB's 3 flushes at prepare and at commit as well.
         legal: texts(if flavor == Flavor::MariaDb {
             &["1", "3"]
@@ -266,7 +261,7 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
     if variables.get("log_bin").is_some_and(|value| is_on(value)) {
         checks.push(Check {
             variable: "sync_binlog",
-            per_session: false,
+            scopes: GLOBAL,
             legal: texts(&["1"]),
             code: code::UNSAFE_SERVER,
             why: "a crash of the host would lose transactions of the binary log that were \
@@ -290,7 +285,7 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
         if variables.contains_key(variable) {
             checks.push(Check {
                 variable,
-                per_session: false,
+                scopes: GLOBAL,
                 legal: texts(&["0", "OFF"]),
                 code: code::READ_ONLY_SERVER,
                 why: "the server is a replica, or was demoted to one",
@@ -302,7 +297,7 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
         if let Some(value) = variables.get(variable) {
             checks.push(Check {
                 variable,
-                per_session: false,
+                scopes: GLOBAL,
                 legal: vec![value.clone()],
                 code: code::INCARNATION_CHANGED,
                 why: "another server answers at this address",
@@ -317,7 +312,7 @@ fn checks(flavor: Flavor, variables: &BTreeMap<String, String>) -> Vec<Check> {
 fn branches_leave() -> Check {
     Check {
         variable: "xa_detach_on_prepare",
-        per_session: true,
+        scopes: &["GLOBAL", "SESSION"],
         legal: vec!["1".to_owned(), "ON".to_owned()],
         code: code::UNSAFE_SERVER,
         why: "the server answers OK to a commit that comes while a branch's connection is \
