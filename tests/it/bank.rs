@@ -80,6 +80,7 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
         command_line::a_write_that_returns_rows,
         command_line::each_end_has_its_exit_code,
         command_line::an_outcome_that_nobody_knows,
+        command_line::a_lost_answer_is_looked_up_only_under_an_id_of_its_own,
         command_line::an_interruption_loses_no_request_id,
         command_line::an_outcome_outweighs_a_full_disk,
         requests_survive_a_killed_coordinator,

@@ -1,5 +1,7 @@
 //! What the command line prints on a real cluster, for people and for programs, and its exit codes.
 
+mod lossy_gateway;
+
 use std::fs::File;
 use std::process::{Output, Stdio};
 
@@ -159,6 +161,37 @@ pub async fn an_outcome_that_nobody_knows(world: &World) -> anyhow::Result<()> {
         concord(world, &add)?.is(0, &[])?;
     }
     ensure!(held(world, 70)? == json!([1, 1]), "{}", held(world, 70)?);
+    Ok(())
+}
+
+/// Whoever lost an answer looks what became of the call, but not under an id that a user chose:
+/// what is on record there may be something else.
+pub async fn a_lost_answer_is_looked_up_only_under_an_id_of_its_own(
+    world: &World,
+) -> anyhow::Result<()> {
+    let gateway = lossy_gateway::loses_answers_of("/Execute", world.cluster.endpoint()).await?;
+    let losing = async |args: &[&str]| {
+        let mut command = world.cluster.concord(&["--json", "--retry-for", "0s"]);
+        command.env("CONCORD_ENDPOINT", &gateway).args(args);
+        Said::of(tokio::task::spawn_blocking(move || command.output()).await??)
+    };
+    let [first, second] = work(world, 73).await?;
+    let add = ["tx", "exec", first.as_str(), second.as_str()];
+    let told = losing(&add).await?.is(0, &[])?.json()?;
+    ensure!(
+        told["outcome"] == "committed" && told["results_lost"] == true,
+        "{told:#}"
+    );
+    ensure!(held(world, 73)? == json!([1, 1]), "{}", held(world, 73)?);
+
+    concord(world, &[&add[..], &["--request-id", "taken"]].concat())?.is(0, &[])?;
+    let other = "p1: UPDATE work.t SET n = n + 10 WHERE id = 73";
+    let other = ["tx", "exec", other, "--request-id", "taken"];
+    let words = ["it is not known whether", "--request-id taken"];
+    let told = losing(&other).await?.is(4, &words)?.json()?;
+    ensure!(told["outcome"] == "unknown", "{told:#}");
+    concord(world, &other)?.is(2, &["REQUEST_ID_REUSED"])?;
+    ensure!(held(world, 73)? == json!([2, 2]), "{}", held(world, 73)?);
     Ok(())
 }
 
