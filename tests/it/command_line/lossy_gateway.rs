@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use concord_client::v1::transaction_service_server::SERVICE_NAME;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Status;
@@ -33,7 +34,7 @@ pub async fn loses_answers_of(method: &'static str, gateway: String) -> anyhow::
 }
 
 impl NamedService for LossyGateway {
-    const NAME: &'static str = "concord.v1.TransactionService";
+    const NAME: &'static str = SERVICE_NAME;
 }
 
 impl Service<Request<Body>> for LossyGateway {

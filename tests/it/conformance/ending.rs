@@ -16,7 +16,7 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
 use tokio::io::AsyncWriteExt;
 use tokio::io::copy_bidirectional;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::types::{branch, statement, work};
@@ -97,13 +97,10 @@ async fn a_thread_that_hears_nothing_is_killed(real: &Real) {
         panic!("it listens on a socket")
     };
     let near = folder.path().join("socket");
-    let forget = Arc::new(Notify::new());
+    let listener = UnixListener::bind(&near).expect("a socket");
+    let (forget, orders) = mpsc::channel(1);
     let mut between = JoinSet::new();
-    between.spawn(pass(
-        UnixListener::bind(&near).expect("a socket"),
-        far,
-        Arc::clone(&forget),
-    ));
+    between.spawn(pass(listener, far, orders));
     options.address = Address::Socket(near);
     let rm = MySql::start(options);
     until("it votes", async || rm.health().borrow().can_vote()).await;
@@ -115,7 +112,9 @@ async fn a_thread_that_hears_nothing_is_killed(real: &Real) {
     let begun = rm.begin(id, None, Duration::from_secs(60)).await;
     begun.expect("it begins");
     rm.execute(id, &update).await.expect("it has the row");
-    forget.notify_waiters();
+    let (done, forgotten) = oneshot::channel();
+    forget.send(done).await.expect("it listens");
+    forgotten.await.expect("they are forgotten");
     rm.execute(id, &update).await.expect_err("its end is heard");
     assert_eq!(rm.rollback(id).await, Finished::Done);
     let mut root = real.root().await;
@@ -126,28 +125,38 @@ async fn a_thread_that_hears_nothing_is_killed(real: &Real) {
     rm.stop().await;
 }
 
-/// Passes each connection until it is to be forgotten: then the near side is closed, and the far
-/// side stays open.
-async fn pass(listener: UnixListener, far: PathBuf, forget: Arc<Notify>) {
-    let mut connections = JoinSet::new();
+/// Passes connections. Told to forget them, it closes their near sides, leaves their far sides
+/// open, and then answers: nothing passes on them any more.
+async fn pass(
+    listener: UnixListener,
+    far: PathBuf,
+    mut orders: mpsc::Receiver<oneshot::Sender<()>>,
+) {
+    let forget = Arc::new(Notify::new());
+    let mut passing = JoinSet::new();
     let mut forgotten = Vec::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let (mut near, _) = accepted.expect("a connection");
                 let mut far = UnixStream::connect(&far).await.expect("the server");
-                let forget = Arc::clone(&forget);
-                connections.spawn(async move {
+                // Hears of every order from here on, also of one before its task has run.
+                let told = Arc::clone(&forget).notified_owned();
+                passing.spawn(async move {
                     tokio::select! {
                         _ = copy_bidirectional(&mut near, &mut far) => None,
-                        () = forget.notified() => {
+                        () = told => {
                             drop(near.shutdown().await);
                             Some((near, far))
                         }
                     }
                 });
             }
-            Some(ended) = connections.join_next() => forgotten.extend(ended.expect("no panic")),
+            Some(done) = orders.recv() => {
+                forget.notify_waiters();
+                forgotten.extend(std::mem::take(&mut passing).join_all().await);
+                done.send(()).expect("somebody waits");
+            }
         }
     }
 }

@@ -262,8 +262,9 @@ async fn relay(listener: UnixListener, target: PathBuf, deaths: watch::Receiver<
             let mut far = UnixStream::connect(target).await.expect("the server");
             let dead = async { deaths.wait_for(|deaths| *deaths > born).await.is_ok() };
             tokio::select! {
-                _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                biased;
                 _ = dead => {}
+                _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
             }
             std::future::pending::<()>().await;
         });
