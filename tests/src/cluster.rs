@@ -31,7 +31,7 @@ pub const TO_BE_KILLED: [&str; 3] = ["--no-seed", "--restart-pause-max-ms", "200
 #[derive(Debug)]
 pub struct Cluster {
     folder: tempfile::TempDir,
-    gateway_port: u16,
+    ports: Ports,
     servers: u16,
     kept: bool,
     /// Which server it runs on.
@@ -48,16 +48,42 @@ pub fn binaries() -> anyhow::Result<PathBuf> {
     Ok(folder.to_owned())
 }
 
-/// A port such that it and the following ones were free a moment ago.
-pub fn free_ports(count: u16) -> anyhow::Result<u16> {
-    for _ in 0..200 {
-        let first = rand::random_range(20_000..30_000 - count);
-        let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
-        if (first..first + count).all(free) {
-            return Ok(first);
+/// Ports in a row that nobody else who asks so has, in this process or another, for as long as
+/// this lives: also while nobody listens on them, because who does is being started again.
+#[derive(Debug)]
+pub struct Ports {
+    /// The first.
+    pub first: u16,
+    /// On a port beside them.
+    _claim: TcpListener,
+}
+
+impl Ports {
+    /// Ports that are handed out at once, the one for the claim included.
+    const BLOCK: u16 = 16;
+    /// Below those that Linux gives to connections.
+    const FROM: u16 = 20_000;
+    const BLOCKS: u16 = 640;
+
+    /// Claims so many.
+    pub fn claim(count: u16) -> anyhow::Result<Self> {
+        ensure!(count < Self::BLOCK, "{count} ports are too many");
+        for _ in 0..200 {
+            let first = Self::FROM + Self::BLOCK * rand::random_range(0..Self::BLOCKS);
+            let Ok(claim) = TcpListener::bind(("127.0.0.1", first + Self::BLOCK - 1)) else {
+                continue;
+            };
+            // Somebody who does not ask so may have one of them.
+            let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
+            if (first..first + count).all(free) {
+                return Ok(Self {
+                    first,
+                    _claim: claim,
+                });
+            }
         }
+        bail!("found no {count} free ports in a row")
     }
-    bail!("found no {count} free ports in a row")
 }
 
 impl Cluster {
@@ -77,10 +103,10 @@ impl Cluster {
     /// before [`Cluster::up`].
     pub fn prepare(server: &ServerBinary, servers: u16) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("concord-it-").tempdir()?;
-        let gateway_port = free_ports(1 + 2 * servers)?;
+        let ports = Ports::claim(1 + 2 * servers)?;
         Ok(Self {
             folder,
-            gateway_port,
+            ports,
             servers,
             kept: false,
             server: server.clone(),
@@ -100,13 +126,13 @@ impl Cluster {
 
     /// The command that starts it and keeps it running in the foreground.
     pub fn up_command(&self, more: &[&str]) -> Command {
-        let participant_port = self.gateway_port + 1;
+        let participant_port = self.ports.first + 1;
         let server_port = participant_port + self.servers;
         let mut command = self.concord(&["up", "--servers", &self.servers.to_string()]);
         command
             .arg("--server")
             .arg(self.server.path())
-            .args(["--gateway-port", &self.gateway_port.to_string()])
+            .args(["--gateway-port", &self.ports.first.to_string()])
             .args(["--participant-port", &participant_port.to_string()])
             .args(["--server-port", &server_port.to_string()])
             .args(more);
@@ -142,17 +168,17 @@ impl Cluster {
 
     /// Where the n-th participant listens, from 1.
     pub fn participant_address(&self, n: u16) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.gateway_port + n))
+        SocketAddr::from(([127, 0, 0, 1], self.ports.first + n))
     }
 
     /// Where the gateway listens.
     pub fn gateway_address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.gateway_port))
+        SocketAddr::from(([127, 0, 0, 1], self.ports.first))
     }
 
     /// Where the gateway listens.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.gateway_port)
+        format!("http://127.0.0.1:{}", self.ports.first)
     }
 
     /// A client.
@@ -299,11 +325,16 @@ where
 {
     let start = Instant::now();
     let mut last = None;
-    while start.elapsed() < bound {
+    loop {
+        // What holds after the bound, on a machine that stood still, does hold.
+        let over = start.elapsed() >= bound;
         match look().await {
             Ok(Some(found)) => return Ok(found),
             Ok(None) => {}
             Err(error) => last = Some(error),
+        }
+        if over {
+            break;
         }
         tokio::time::sleep(LOOK).await;
     }

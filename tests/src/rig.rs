@@ -27,7 +27,7 @@ use tonic::transport::{Channel, Endpoint};
 use v1::TransactionState as State;
 use v1::participant_client::ParticipantClient;
 
-use crate::cluster::{binaries, eventually, free_ports};
+use crate::cluster::{Ports, binaries, eventually};
 
 mod crash;
 
@@ -64,7 +64,7 @@ pub struct Rig {
     pub servers: Vec<Server>,
     settings: BTreeMap<String, Table>,
     env: Vec<(String, String)>,
-    gateway_port: u16,
+    ports: Ports,
     folder: tempfile::TempDir,
 }
 
@@ -100,7 +100,7 @@ impl Rig {
     /// The same without daemons, so that their settings can be changed before [`Rig::up`].
     pub async fn servers_only(binary: &ServerBinary, servers: u16) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("concord-rig-").tempdir()?;
-        let gateway_port = free_ports(1 + servers)?;
+        let ports = Ports::claim(1 + servers)?;
         let started = (1..=servers).map(|n| {
             Server::start(ServerSpec::new(
                 binary.clone(),
@@ -113,7 +113,7 @@ impl Rig {
             servers,
             settings: BTreeMap::new(),
             env: Vec::new(),
-            gateway_port,
+            ports,
             folder,
         };
         rig.write_defaults();
@@ -138,7 +138,7 @@ impl Rig {
     fn write_defaults(&mut self) {
         let mut participants = Vec::new();
         for (n, server) in (1_u16..).zip(&self.servers) {
-            let listen = format!("127.0.0.1:{}", self.gateway_port + n);
+            let listen = format!("127.0.0.1:{}", self.ports.first + n);
             let mut behind = Table::new();
             behind.insert(
                 "socket".into(),
@@ -166,7 +166,7 @@ impl Rig {
         own.insert("cluster".into(), CLUSTER.into());
         own.insert(
             "listen".into(),
-            format!("127.0.0.1:{}", self.gateway_port).into(),
+            format!("127.0.0.1:{}", self.ports.first).into(),
         );
         own.insert(
             "data_dir".into(),
@@ -193,7 +193,7 @@ impl Rig {
 
     /// Where the gateway listens.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.gateway_port)
+        format!("http://127.0.0.1:{}", self.ports.first)
     }
 
     /// Names of the participants.
@@ -214,7 +214,7 @@ impl Rig {
     }
 
     fn participant_url(&self, n: u16) -> String {
-        format!("http://127.0.0.1:{}", self.gateway_port + n)
+        format!("http://127.0.0.1:{}", self.ports.first + n)
     }
 
     /// What the n-th participant says of itself.

@@ -11,6 +11,7 @@ use concord_client::local::server::ServerKind;
 use concord_client::v1;
 use concord_core::id::BranchId;
 use concord_participant::resource::mysql::xa::Xids;
+use futures::future::join_all;
 use sqlx::mysql::MySqlConnection;
 
 use super::stage::{FOREIGN_XID, SERVERS, Stage};
@@ -71,8 +72,13 @@ pub async fn watch(stage: &mut Stage) -> anyhow::Result<Drained> {
     loop {
         let working = stage.clients_work()?;
         let all_up = stage.cluster.is_up()?;
-        for (n, watch) in (1..).zip(&mut watches) {
-            look(stage, n, watch, healed, up, &mut drained).await?;
+        // All at once, so that a server that is slow to answer is no time in doubt on another.
+        let looks = (1..)
+            .zip(&mut watches)
+            .map(|(n, watch)| look(stage, n, &mut watch.root));
+        let seen = join_all(looks).await;
+        for ((n, watch), seen) in (1..).zip(&mut watches).zip(seen) {
+            watch.note(n, seen, (healed, up), &mut drained)?;
         }
         let now = Instant::now();
         if up.is_none() && all_up && watches.iter().all(|watch| watch.looked) {
@@ -129,49 +135,62 @@ pub async fn up(stage: &Stage) -> anyhow::Result<()> {
     .await
 }
 
+impl Watch {
+    /// Takes a look at the n-th server, if it answered.
+    fn note(
+        &mut self,
+        n: usize,
+        seen: Option<(Instant, Vec<Listed>)>,
+        (healed, up): (Instant, Option<Instant>),
+        drained: &mut Drained,
+    ) -> anyhow::Result<()> {
+        let Some((at, listed)) = seen else {
+            // It is being started; once it was up nobody kills it any more.
+            self.looked = false;
+            return Ok(());
+        };
+        let (ours, foreign) = sort(listed);
+        ensure!(
+            foreign == 1,
+            "server {n} lists {foreign} foreign branches: {FOREIGN_XID} was one"
+        );
+        // Whatever a server lists at its first answer was there before it was asked.
+        let since = if self.looked { at } else { healed };
+        self.looked = true;
+        for branch in &ours {
+            self.listed.entry(*branch).or_insert(since);
+        }
+        self.listed.retain(|branch, since| {
+            if ours.contains(branch) {
+                return true;
+            }
+            if *since <= healed {
+                drained.after_faults.push(at - healed);
+            }
+            if let Some(up) = up {
+                let took = at.saturating_duration_since(up.max(*since));
+                drained.after_up.push(took);
+                drained.slowest = drained.slowest.max(Some((took, n, *branch)));
+            }
+            false
+        });
+        Ok(())
+    }
+}
+
+/// What the n-th server lists, and when it said so; `None`, and no connection, when it does not
+/// answer.
 async fn look(
     stage: &Stage,
     n: usize,
-    watch: &mut Watch,
-    healed: Instant,
-    up: Option<Instant>,
-    drained: &mut Drained,
-) -> anyhow::Result<()> {
-    let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask(stage, n, &mut watch.root)).await;
-    let Ok(Ok(listed)) = asked else {
-        // It is being started; once it was up nobody kills it any more.
-        watch.root = None;
-        watch.looked = false;
-        return Ok(());
-    };
-    let (ours, foreign) = sort(listed);
-    ensure!(
-        foreign == 1,
-        "server {n} lists {foreign} foreign branches: {FOREIGN_XID} was one"
-    );
-    let now = Instant::now();
-    let first = !watch.looked;
-    watch.looked = true;
-    for branch in &ours {
-        // Whatever a server lists at its first answer was there before it was asked.
-        let since = if first { healed } else { now };
-        watch.listed.entry(*branch).or_insert(since);
+    root: &mut Option<MySqlConnection>,
+) -> Option<(Instant, Vec<Listed>)> {
+    let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask(stage, n, root)).await;
+    if let Ok(Ok(listed)) = asked {
+        return Some((Instant::now(), listed));
     }
-    watch.listed.retain(|branch, since| {
-        if ours.contains(branch) {
-            return true;
-        }
-        if *since <= healed {
-            drained.after_faults.push(now - healed);
-        }
-        if let Some(up) = up {
-            let took = now - up.max(*since);
-            drained.after_up.push(took);
-            drained.slowest = drained.slowest.max(Some((took, n, *branch)));
-        }
-        false
-    });
-    Ok(())
+    *root = None;
+    None
 }
 
 async fn ask(

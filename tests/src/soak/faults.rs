@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use concord_client::local::process::ProcessId;
 use nix::sys::signal::Signal;
 use rand::RngExt as _;
@@ -29,6 +30,8 @@ const LONG_ONE_IN: u32 = 8;
 const LONG: Duration = Duration::from_millis(6_500);
 /// How long nothing passes before the last blow of a round.
 const MUTED: Duration = Duration::from_millis(400);
+/// Far more than a process needs to go once it was killed.
+const KILLED_IN: Duration = Duration::from_secs(20);
 /// How many others come before a fault that met nobody is tried again.
 const LATER: usize = 4;
 /// What such a blow is counted as.
@@ -201,6 +204,7 @@ impl Drop for Armed {
 pub struct Chaos {
     rng: StdRng,
     deck: Vec<Card>,
+    decks: u64,
     lasting: JoinSet<()>,
     counts: BTreeMap<String, u64>,
     fired: BTreeMap<Cut, u64>,
@@ -216,6 +220,7 @@ impl Chaos {
         Self {
             rng,
             deck: Vec::new(),
+            decks: 0,
             lasting: JoinSet::new(),
             counts: BTreeMap::new(),
             fired: BTreeMap::new(),
@@ -238,6 +243,7 @@ impl Chaos {
             if self.deck.is_empty() {
                 self.deck = deck();
                 self.deck.shuffle(&mut self.rng);
+                self.decks += 1;
             }
             if let Some(card) = self.deck.pop()
                 && !self.play(card, stage).await?
@@ -246,6 +252,11 @@ impl Chaos {
                     .insert(self.deck.len().saturating_sub(LATER), card);
             }
         }
+    }
+
+    /// Whether a whole deck was dealt, and every kind of fault came.
+    pub fn dealt_a_deck(&self) -> bool {
+        self.decks > 1 || (self.decks == 1 && self.deck.is_empty())
     }
 
     /// Undoes every fault that lasts.
@@ -308,26 +319,32 @@ impl Chaos {
     fn kill(&mut self, target: Target, n: u16, stage: &Stage) -> anyhow::Result<bool> {
         // One that is just being started again is spared, and the next one is taken.
         for n in from(n) {
-            if self.kill_this(target, n, stage)? {
+            if self.kill_this(target, n, stage)?.is_some() {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn kill_this(&mut self, target: Target, n: u16, stage: &Stage) -> anyhow::Result<bool> {
-        let Some(process) = stage.process(&name(target, n))? else {
-            return Ok(false);
-        };
-        process.signal(Signal::SIGKILL);
-        if target == Target::Server {
-            lock(&self.server_kills).push(Instant::now());
+    /// What was killed, if it ran. It may be a moment until it has gone.
+    fn kill_this(
+        &mut self,
+        target: Target,
+        n: u16,
+        stage: &Stage,
+    ) -> anyhow::Result<Option<ProcessId>> {
+        let process = stage.process(&name(target, n))?;
+        if let Some(process) = process {
+            process.signal(Signal::SIGKILL);
+            if target == Target::Server {
+                lock(&self.server_kills).push(Instant::now());
+            }
         }
-        Ok(true)
+        Ok(process)
     }
 
     /// The last fault of a round, while all work is going well: it leaves as many branches in doubt
-    /// as it can. What lasts is over when this returns; what was killed is being started again.
+    /// as it can. When this returns what lasts is over, and what was killed has gone.
     pub async fn blow(&mut self, stage: &Stage) -> anyhow::Result<()> {
         let blow = BLOWS[self.rng.random_range(0..BLOWS.len())];
         if self.trace {
@@ -344,6 +361,7 @@ impl Chaos {
         if !held.is_empty() {
             tokio::time::sleep(MUTED).await;
         }
+        let mut killed = Vec::new();
         for target in blow.killed {
             let count = if *target == Target::Coordinator {
                 1
@@ -351,10 +369,14 @@ impl Chaos {
                 SERVERS
             };
             for n in 1..=count {
-                if self.kill_this(*target, n, stage)? {
+                if let Some(process) = self.kill_this(*target, n, stage)? {
+                    killed.push(process);
                     *self.counts.entry(Card::Kill(*target).name()).or_default() += 1;
                 }
             }
+        }
+        for process in killed {
+            ensure!(process.ended(KILLED_IN).await, "it outlives SIGKILL");
         }
         *self.counts.entry(BLOW.to_owned()).or_default() += 1;
         Ok(())
