@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use concord_client::{CallError, Outcome, Statement, Transaction};
-use concord_tests::cluster::servers;
+use concord_tests::cluster::{eventually, servers};
 use concord_tests::rig::{Rig, START};
 
 /// Longest wait for a row lock, in seconds.
@@ -62,8 +62,13 @@ fn a_deadlock_across_servers_ends_with_the_lock_timeout() -> anyhow::Result<()> 
             ensure!(!(one && other), "{name}: both committed");
             ensure!(began.elapsed() < BOUND, "{name}: {:?}", began.elapsed());
             rig.settled(1, START + i64::from(one || other)).await?;
-            // The rows are free again.
-            ensure!(rig.plus(1)?.await?.is_committed(), "{name}");
+            // The rows are free again, the sooner the loser's participant hears of it.
+            eventually("the rows free", BOUND, async || {
+                let outcome = rig.plus(1)?.await?;
+                Ok(outcome.is_committed().then_some(()))
+            })
+            .await
+            .with_context(|| name.clone())?;
             Ok::<(), anyhow::Error>(())
         })?;
     }

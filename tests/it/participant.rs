@@ -7,6 +7,8 @@ mod sessions;
 mod tables;
 mod upgrade;
 
+use std::time::Duration;
+
 use concord_proto::status::reason_of;
 use concord_proto::v1;
 use concord_proto::v1::{Decision, Finish, Vote};
@@ -156,7 +158,7 @@ fn interactive_branches_run_fail_and_expire() {
         assert_eq!(world.n(1).await, 103);
 
         let forgotten = branch(1);
-        daemon.begin(&forgotten, 300).await;
+        daemon.begin(&forgotten, 3_000).await;
         daemon.execute(&forgotten, PLUS).await.expect("it runs");
         until("the branch to expire", || async {
             let vote = daemon.prepare(&branch(1), &[PLUS]).await;
@@ -289,7 +291,10 @@ fn a_superseded_coordinator_is_refused() {
 #[test]
 fn a_link_carries_many_commands_at_once() {
     on_every_server(|world| async move {
-        let daemon = world.start().await;
+        let mut options = world.options();
+        // A hundred connections that are opened at once take their time on a busy machine.
+        options.acquire_timeout = Duration::from_secs(20);
+        let daemon = world.start_on(options, |_| ()).await;
         let values: Vec<String> = (10..110).map(|id| format!("({id}, 0)")).collect();
         world
             .sql(&format!("INSERT INTO shop.t VALUES {}", values.join(",")))

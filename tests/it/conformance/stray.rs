@@ -348,6 +348,7 @@ async fn a_look_at_the_ledger(world: &World, stray: &[&[u8]]) {
         matches!(found, Ok(LedgerEntry::Absent) | Err(_)),
         "{found:?}"
     );
+    assert!(world.between.has_fired(), "nobody sent such a text");
 }
 
 async fn a_tombstone(world: &World, stray: &[&[u8]]) {
