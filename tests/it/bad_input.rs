@@ -103,7 +103,9 @@ impl World {
                 initial_balance: 1_000_000,
                 request_id: String::new(),
             };
-            world.bank().open_account(open).await?;
+            // It may have to wait for the tables of the business, which are made only now.
+            let opened = world.cluster.client()?.open_account(open).await;
+            ensure!(opened.is_committed(), "{opened:?}");
         }
         Ok(world)
     }
@@ -139,13 +141,17 @@ impl World {
             let status = self.admin().get_cluster_status(request).await?.into_inner();
             let busy = (status.active, status.committing, status.stuck);
             ensure!(busy == (0, 0, 0), "active, committing, stuck are {busy:?}");
-            for participant in status.participants {
-                let state = participant.status.context("it was never asked")?;
-                ensure!(state.can_vote && state.damage.is_empty(), "{state:?}");
-            }
             Ok(Some(()))
         })
         .await?;
+        for n in 1..=2 {
+            // What the coordinator knows of it may be older than what was just sent.
+            let url = format!("http://{}", self.cluster.participant_address(n));
+            let mut participant = ParticipantClient::connect(url).await?;
+            let state = participant.get_status(v1::GetStatusRequest::default());
+            let state = state.await?.into_inner();
+            ensure!(state.can_vote && state.damage.is_empty(), "{state:?}");
+        }
         for n in 1..=2 {
             eventually("the server is idle", SETTLE_TIMEOUT, async || {
                 self.server_is_idle(n).await.map(Some)

@@ -92,6 +92,13 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
 
 impl World {
     async fn start(cluster: Cluster) -> anyhow::Result<Self> {
+        // The first account waits for the tables of the business.
+        let first = v1::OpenAccountRequest {
+            account_id: "first-account".into(),
+            currency: "EUR".into(),
+            ..Default::default()
+        };
+        committed(cluster.client()?.open_account(first).await)?;
         let client = cluster.client()?.with_retry(RetryPolicy::none());
         let mut world = Self {
             cluster,

@@ -165,8 +165,13 @@ fn interactive_branches_run_fail_and_expire() {
             vote.vote() == Vote::Commit
         })
         .await;
-        let vote = daemon.prepare(&forgotten, &[]).await;
-        assert_eq!(code(vote.reason.as_ref()), "DEADLINE_EXCEEDED");
+        until("the reason to be known", || async {
+            // While it is still being rolled back, that is all that is said.
+            let vote = daemon.prepare(&forgotten, &[]).await;
+            assert_eq!(vote.vote(), Vote::Abort);
+            code(vote.reason.as_ref()) == "DEADLINE_EXCEEDED"
+        })
+        .await;
     });
 }
 

@@ -224,10 +224,18 @@ fn sigterm_ends_every_daemon_gracefully() -> anyhow::Result<()> {
 
 /// What runs may end, what is new is refused, and then the process ends with success.
 async fn coordinator_drains(rig: &mut Rig) -> anyhow::Result<()> {
+    rig.kill9(COORDINATOR)?;
+    rig.configure(COORDINATOR, |own| {
+        own.insert("drain_timeout_s".into(), 60.into());
+    });
+    rig.up().await?;
     let half = half_prepared(rig, 1).await?;
     let client = rig.client()?;
     ensure!(client.cluster_status().await?.accepting);
-    ensure!(daemon_serves(&rig.endpoint()).await, "it does not serve");
+    eventually("it to serve", PATIENCE, async || {
+        Ok(daemon_serves(&rig.endpoint()).await.then_some(()))
+    })
+    .await?;
     rig.signal(COORDINATOR, Signal::SIGTERM)?;
     eventually("the drain", PATIENCE, async || {
         Ok((!client.cluster_status().await?.accepting).then_some(()))
@@ -286,6 +294,16 @@ fn a_backlog_of_decided_transactions_is_resolved_after_a_crash() -> anyhow::Resu
     Ok(())
 }
 
+/// Waits until p1 knows of a problem of its server.
+async fn has_problem(rig: &Rig, code: &str) -> anyhow::Result<()> {
+    eventually(&format!("p1 to say {code}"), PATIENCE, async || {
+        let problems = rig.status(1).await?.problems;
+        let found = problems.iter().any(|problem| problem.code == code);
+        Ok(found.then_some(()))
+    })
+    .await
+}
+
 /// Branches in doubt wait for it, whatever the interval at which healthy servers are looked at.
 #[test]
 fn a_server_that_is_back_is_found_at_once() -> anyhow::Result<()> {
@@ -299,10 +317,7 @@ fn a_server_that_is_back_is_found_at_once() -> anyhow::Result<()> {
         rig.servers[0].kill9();
         // The vote is what finds out that it is away.
         refused_with(&rig.plus(1)?.await?)?;
-        eventually("p1 to miss its server", PATIENCE, async || {
-            Ok((!rig.serves(1).await).then_some(()))
-        })
-        .await?;
+        has_problem(rig, "SERVER_DOWN").await?;
         rig.servers[0].restart().await?;
         eventually("p1 to find its server", DRAINED_IN, async || {
             Ok(rig.serves(1).await.then_some(()))
@@ -420,10 +435,7 @@ fn a_repeated_payment_is_recognised_while_a_server_is_away() -> anyhow::Result<(
 fn a_new_coordinator_leaves_a_read_only_server_alone_until_it_takes_writes() -> anyhow::Result<()> {
     on_every_server(2, async |rig| {
         rig.sql(1, "SET GLOBAL read_only = ON").await?;
-        eventually("p1 to see it", PATIENCE, async || {
-            Ok((!rig.serves(1).await).then_some(()))
-        })
-        .await?;
+        has_problem(rig, "READ_ONLY_SERVER").await?;
         rig.kill9(COORDINATOR)?;
         rig.spawn(COORDINATOR)?;
         let client = rig.client()?.with_retry(RetryPolicy::none());

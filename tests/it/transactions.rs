@@ -6,6 +6,7 @@ use anyhow::{Context, bail, ensure};
 use concord_client::{CallError, Client, Outcome, RetryPolicy, Statement, v1};
 use concord_tests::cluster::{Cluster, eventually};
 use concord_tests::rig;
+use nix::sys::signal::Signal;
 use sqlx::Row;
 use tokio::time::timeout;
 use v1::transaction_service_client::TransactionServiceClient;
@@ -304,7 +305,7 @@ pub async fn one_statement_at_a_time(world: &World) -> anyhow::Result<()> {
 }
 
 pub async fn a_client_that_disappears_leaves_no_lock(world: &World) -> anyhow::Result<()> {
-    let long = Some(Duration::from_millis(1_500));
+    let long = Some(Duration::from_secs(5));
     let mut tx = world
         .client
         .begin_with(v1::Isolation::Unspecified, long)
@@ -594,21 +595,39 @@ pub async fn watchers_see_the_states_in_order(world: &World) -> anyhow::Result<(
 
 pub async fn a_decision_is_answered_before_it_is_applied(world: &World) -> anyhow::Result<()> {
     let before = (held(world, 1, 2).await?, held(world, 2, 2).await?);
-    let both = world
-        .client
-        .one_shot()
-        .on("p1", add(2))
-        .on("p2", add(2))
-        .ack(v1::Ack::Decided);
-    let outcome = both.send().await;
+    let mut lock = world.cluster.root(2).await?;
+    sqlx::raw_sql("BEGIN; UPDATE work.t SET n = n WHERE id = 2")
+        .execute(&mut lock)
+        .await?;
+    let both = world.client.one_shot().on("p1", add(2)).on("p2", add(2));
+    let running = tokio::spawn(both.ack(v1::Ack::Decided).timeout(SOON).send());
+    eventually("the vote of p1", SOON, async || {
+        let preparing = [v1::TransactionState::Preparing];
+        let found = world
+            .client
+            .list_transactions(&preparing, false, 10)
+            .await?;
+        let mut branches = found.iter().flat_map(|tx| &tx.branches);
+        let voted = |branch: &v1::Branch| branch.state() == v1::BranchState::Prepared;
+        Ok(branches.any(voted).then_some(()))
+    })
+    .await?;
+    // Nobody can tell p1 of the decision, and the client hears of it all the same.
+    ensure!(
+        world.cluster.signal("p1", Signal::SIGSTOP)?,
+        "it did not run"
+    );
+    sqlx::raw_sql("ROLLBACK").execute(&mut lock).await?;
+    let outcome = running.await?;
     let gtrid = outcome.gtrid().context("a gtrid")?.to_owned();
     committed(outcome)?;
     let known = world.client.transaction(&gtrid).await?;
-    let decided = [
-        v1::TransactionState::Committing,
-        v1::TransactionState::Committed,
-    ];
-    ensure!(decided.contains(&known.state()), "{known:?}");
+    ensure!(
+        known.state() == v1::TransactionState::Committing,
+        "{known:?}"
+    );
+    ensure!(held(world, 1, 2).await? == before.0, "p1 was stopped");
+    world.cluster.signal("p1", Signal::SIGCONT)?;
     eventually("it is applied", SOON, async || {
         let now = (held(world, 1, 2).await?, held(world, 2, 2).await?);
         Ok((now == (before.0 + 1, before.1 + 1)).then_some(()))
