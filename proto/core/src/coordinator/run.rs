@@ -349,8 +349,11 @@ impl Coordinator {
         }
         tx.answered = true;
         let outcome = match tx.state {
-            // The decision is durable by the time this leaves, and is never taken back.
-            TransactionState::Committing => Outcome::Committed,
+            // The decision is durable by the time this leaves, and is never taken back; but an
+            // operator may have ended a branch otherwise.
+            TransactionState::Committing => {
+                tx.damage().map_or(Outcome::Committed, Outcome::Damaged)
+            }
             _ => Outcome::Unknown(gtrid),
         };
         out.release(tx.position, Effect::Reply { gtrid, outcome });

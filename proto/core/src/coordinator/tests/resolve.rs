@@ -292,6 +292,21 @@ fn a_forced_branch_is_waited_for_no_longer_but_its_siblings_are() {
     assert_eq!(machine.live(), 0);
 }
 
+/// Half of it is rolled back, on record, before the client gives up waiting for the other half.
+#[test]
+fn whoever_waits_until_the_deadline_is_told_of_a_forced_branch() {
+    let mut machine = coordinator();
+    decided(&mut machine, g(1), None, Ack::Applied);
+    let order = order(g(1), 1, false, true);
+    let steps = forced(&mut machine, &order);
+    let on_record = steps[0].after;
+    let told = reply(g(1), Outcome::Damaged(damage(&order)));
+    assert_eq!(
+        machine.step(Input::Deadline { gtrid: g(1) }).unwrap(),
+        [step(vec![], on_record, vec![told])]
+    );
+}
+
 #[test]
 fn forcing_a_commit_into_an_abort_ends_it_when_nobody_is_missing() {
     let mut machine = coordinator();
