@@ -15,9 +15,9 @@ use crate::resource::ResourceManager;
 
 /// Pause after a failure, in ms: pruning is never urgent.
 const PAUSE_MS: u64 = 30_000;
-/// How long before the horizon a row with a request id stays, in ms: 30 days. So long a retry is
-/// known for what it is, whatever the coordinator remembers.
-const REQUESTS_KEPT_MS: u64 = 30 * 24 * 3_600 * 1_000;
+/// How long a row with a request id stays: 30 days. So long a retry is known for what it is,
+/// whatever the coordinator remembers.
+const REQUESTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// Deletes up to each new horizon until the driver ends, or until `stop`.
 pub async fn run<R: ResourceManager>(
@@ -38,11 +38,10 @@ pub async fn run<R: ResourceManager>(
 }
 
 async fn prune<R: ResourceManager>(rm: &R, below: Gtrid) -> u64 {
-    let requests_below = Gtrid::lowest_at(below.unix_ms().saturating_sub(REQUESTS_KEPT_MS));
     let mut deleted = 0;
     loop {
         reach(CrashPoint::ParticipantPruneBefore);
-        let pruned = rm.prune(below, requests_below).await;
+        let pruned = rm.prune(below, REQUESTS_KEPT).await;
         reach(CrashPoint::ParticipantPruneAfter);
         match pruned {
             Ok(0) => return deleted,

@@ -286,20 +286,21 @@ pub trait ResourceManager: Send + Sync + 'static {
         records: &[ParticipantRecord],
     ) -> impl Future<Output = Result<(), Reason>> + Send;
 
-    /// The newest reports of damage, acknowledged ones too, newest first.
+    /// Reports of damage, newest first; those that are acknowledged come behind all others.
     fn damage(&self, limit: u32) -> impl Future<Output = Result<Vec<v1::Damage>, Reason>> + Send;
 
     /// Marks a report as read by an operator. False when there is no such report.
     fn acknowledge(&self, id: u64) -> impl Future<Output = Result<bool, Reason>> + Send;
 
     /// Deletes ledger rows of transactions below `below`, in small batches; tells how many. Rows
-    /// that carry a request id stay when they are not below `requests_below`: they are what keeps
-    /// a late retry from taking effect twice. `below` must have been appended as `ForgetBelow`
-    /// before, and is not the lower of the two.
+    /// that carry a request id are what keeps a late retry from taking effect twice: they stay
+    /// until they are older than `requests_kept` both by their id and by the server's own clock.
+    /// An id tells the coordinator's time, which may have been wrong when it was made, or since.
+    /// `below` must have been appended as `ForgetBelow` before.
     fn prune(
         &self,
         below: Gtrid,
-        requests_below: Gtrid,
+        requests_kept: Duration,
     ) -> impl Future<Output = Result<u64, Reason>> + Send;
 
     /// The state of the server, and each change of it.

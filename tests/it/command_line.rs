@@ -267,14 +267,15 @@ fn listed(cluster: &Cluster, args: &[&str]) -> anyhow::Result<(Value, String)> {
 }
 
 /// Each list has `entries`, of which some are cut off and then said to be there.
-fn is_cut(cluster: &Cluster, list: &[&str], entries: usize) -> anyhow::Result<()> {
+fn is_cut(cluster: &Cluster, list: &[&str], argument: &str, entries: usize) -> anyhow::Result<()> {
     for (limit, more) in [(entries - 1, true), (entries, false), (entries + 1, false)] {
         let limit = limit.to_string();
-        let args = [list, &["--limit", limit.as_str()]].concat();
+        let args = [list, &[argument, limit.as_str()]].concat();
         let (value, stderr) = listed(cluster, &args)?;
-        let shown = value.as_array().context("it is no array")?.len();
+        let shown = value.as_array().or(value["journal"].as_array());
+        let shown = shown.context("it is no array")?.len();
         ensure!(shown == entries - usize::from(more), "{args:?}: {shown}");
-        let said = format!("({shown} shown; there are more: raise --limit)\n");
+        let said = format!("({shown} shown; there are more: raise {argument})\n");
         ensure!(
             stderr == if more { &said } else { "" },
             "{args:?}: {stderr}"
@@ -295,12 +296,21 @@ fn a_list_that_is_cut_off_says_so_and_stays_a_list() -> anyhow::Result<()> {
         cluster.run(&["order", "place", id])?;
     }
     for list in ["account", "product", "order"] {
-        is_cut(&cluster, &[list, "list"], 3)?;
+        is_cut(&cluster, &[list, "list"], "--limit", 3)?;
     }
     let (all, _) = listed(&cluster, &["tx", "list", "--limit", "1000"])?;
     let transactions = all.as_array().context("it is no array")?.len();
     ensure!(transactions >= 3, "{transactions} for three orders");
-    is_cut(&cluster, &["tx", "list"], transactions)?;
+    is_cut(&cluster, &["tx", "list"], "--limit", transactions)?;
+    cluster.run(&["account", "open", "rich", "--balance", "9EUR"])?;
+    for _ in 0..3 {
+        cluster.run(&["transfer", "rich", "a", "1EUR"])?;
+    }
+    let journal = ["account", "get", "rich"];
+    let (all, _) = listed(&cluster, &[&journal[..], &["--journal", "1000"]].concat())?;
+    let entries = all["journal"].as_array().context("it is no array")?.len();
+    ensure!(entries >= 3, "{entries} for three transfers");
+    is_cut(&cluster, &journal, "--journal", entries)?;
     let (nothing, stderr) = listed(&cluster, &["indoubt", "list", "--limit", "1"])?;
     ensure!(
         nothing["more"] == Value::Bool(false) && stderr.is_empty(),

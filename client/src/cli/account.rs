@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::cli::deed::Deed;
 use crate::cli::exit::{Exit, Failure};
-use crate::cli::list::{ListArgs, cut, one_more, tell_cut};
+use crate::cli::list::{ListArgs, cut, one_more, tell_cut, tell_cut_by};
 use crate::cli::money::{self, Amount};
 use crate::cli::output::{self, Ctx};
 use crate::cli::view;
@@ -98,14 +98,15 @@ async fn get(ctx: &Ctx, args: GetArgs) -> Result<(), Failure> {
         )
     };
     let account = ctx.client.account(&args.account_id).await.map_err(failed)?;
-    let journal = if args.journal > 0 {
+    let mut journal = if args.journal > 0 {
         ctx.client
-            .list_transfers(&args.account_id, args.journal)
+            .list_transfers(&args.account_id, one_more(args.journal))
             .await
             .map_err(failed)?
     } else {
         Vec::new()
     };
+    let more = cut(&mut journal, args.journal);
     let mut value = view::account(&account);
     if args.journal > 0 {
         value["journal"] = Value::Array(journal.iter().map(view::journal_entry).collect());
@@ -137,7 +138,9 @@ async fn get(ctx: &Ctx, args: GetArgs) -> Result<(), Failure> {
             ));
         }
         text
-    })
+    })?;
+    tell_cut_by("--journal", journal.len(), more);
+    Ok(())
 }
 
 async fn list(ctx: &Ctx, limit: usize) -> Result<(), Failure> {

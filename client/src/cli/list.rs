@@ -36,8 +36,15 @@ pub(crate) fn cut<T>(list: &mut Vec<T>, limit: usize) -> bool {
 /// Says that a list was cut. It does so on stderr: a program that reads the list from stdout must
 /// not take a part for the whole either, or not without a word to who started it.
 pub(crate) fn tell_cut(shown: usize, more: bool) {
+    tell_cut_by("--limit", shown, more);
+}
+
+/// The same of a list that another argument than `--limit` cuts.
+pub(crate) fn tell_cut_by(argument: &str, shown: usize, more: bool) {
     if more {
-        output::note(&format!("({shown} shown; there are more: raise --limit)"));
+        output::note(&format!(
+            "({shown} shown; there are more: raise {argument})"
+        ));
     }
 }
 

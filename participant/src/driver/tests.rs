@@ -223,7 +223,7 @@ impl ResourceManager for Scripted {
         Ok(false)
     }
 
-    async fn prune(&self, _: Gtrid, _: Gtrid) -> Result<u64, Reason> {
+    async fn prune(&self, _: Gtrid, _: Duration) -> Result<u64, Reason> {
         Ok(0)
     }
 

@@ -26,9 +26,9 @@ mod state;
 /// The table that the cases work on: `k VARCHAR(64) PRIMARY KEY, v BIGINT NOT NULL`.
 pub const TABLE: &str = "conformance.t";
 /// How long a case waits for something that takes its time, e.g. a server's start.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// No case takes longer than this.
-const CASE_TIMEOUT: Duration = Duration::from_secs(20);
+const CASE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(20);
 /// What every request asks for, unless a case says otherwise.

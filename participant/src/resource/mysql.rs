@@ -268,8 +268,8 @@ impl ResourceManager for MySql {
         self.acknowledge_damage(id).await
     }
 
-    async fn prune(&self, below: Gtrid, requests_below: Gtrid) -> Result<u64, Reason> {
-        self.delete_forgotten(below, requests_below).await
+    async fn prune(&self, below: Gtrid, requests_kept: Duration) -> Result<u64, Reason> {
+        self.delete_forgotten(below, requests_kept).await
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Id of one global transaction: the 16 bytes of a UUIDv7.
 ///
@@ -31,6 +32,13 @@ impl Gtrid {
         self.0[..6]
             .iter()
             .fold(0, |ms, byte| (ms << 8) | u64::from(*byte))
+    }
+
+    /// The lowest id of the millisecond that is so much earlier than its own; at the earliest of 0.
+    #[must_use]
+    pub fn before(self, age: Duration) -> Self {
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        Self::lowest_at(self.unix_ms().saturating_sub(age))
     }
 }
 

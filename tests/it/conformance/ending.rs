@@ -34,8 +34,9 @@ const LOCKS: &str = "WITH RECURSIVE n (i) AS \
 /// The statements of our own account that begin so, as the server has logged them.
 async fn said(real: &Real, verb: &str) -> usize {
     let count = format!(
-        "SELECT COUNT(*) FROM mysql.general_log WHERE user_host LIKE 'concord%' \
-         AND CONVERT(argument USING utf8mb4) REGEXP '^{verb} [0-9]'"
+        "SELECT COUNT(*) FROM mysql.general_log WHERE user_host LIKE '{}[%' \
+         AND CONVERT(argument USING utf8mb4) REGEXP '^{verb} [0-9]'",
+        real.options.user
     );
     let rows = real.sql(&count).await;
     rows[0][0]
@@ -74,17 +75,20 @@ async fn a_wait_is_interrupted(real: &Real) {
     options.lock_wait_timeout = Duration::from_secs(600);
     let rm = MySql::start(options);
     until("it votes", async || rm.health().borrow().can_vote()).await;
-    real.sql("INSERT INTO conformance.t VALUES ('held', 0)")
+    real.sql("REPLACE INTO conformance.t VALUES ('held', 0)")
         .await;
+    let runs = format!(
+        "SELECT 1 FROM information_schema.processlist WHERE user = '{}' AND info LIKE '%held%'",
+        real.options.user
+    );
     real.lock("held").await;
     for given_up in GivenUp::ALL {
         let before = said(real, verb).await;
         let id = branch();
         let rm_of_it = Arc::clone(&rm);
         let waiting = tokio::spawn(async move { wait(&rm_of_it, id, given_up).await });
-        let waits = "SELECT 1 FROM information_schema.processlist WHERE user = 'concord' \
-                     AND state = 'updating' AND info LIKE 'UPDATE%held%'";
-        until("it waits", async || !real.sql(waits).await.is_empty()).await;
+        let waits = format!("{runs} AND state = 'updating' AND info LIKE 'UPDATE%'");
+        until("it waits", async || !real.sql(&waits).await.is_empty()).await;
         match given_up {
             GivenUp::OutOfTime => {}
             GivenUp::Cancelled => rm.cancel(id),
@@ -100,10 +104,9 @@ async fn a_wait_is_interrupted(real: &Real) {
             said(real, verb).await > before
         })
         .await;
-        let left = "SELECT 1 FROM information_schema.processlist WHERE user = 'concord' \
-                    AND command NOT IN ('Sleep') AND info LIKE '%held%'";
+        let left = format!("{runs} AND command NOT IN ('Sleep')");
         until("nothing of it runs", async || {
-            real.sql(left).await.is_empty()
+            real.sql(&left).await.is_empty()
         })
         .await;
     }
@@ -324,6 +327,24 @@ async fn an_answer_without_its_effect_is_not_believed(real: &Real) {
     rm.stop().await;
 }
 
+/// What ends connections and branches knows its own account by its name.
+async fn an_account_may_have_any_name(real: &mut Real) {
+    real.sql("RENAME USER 'concord'@'localhost' TO 'con@cord'@'localhost'")
+        .await;
+    "con@cord".clone_into(&mut real.options.user);
+    a_wait_is_interrupted(real).await;
+    let rm = MySql::start(real.options());
+    until("it votes", async || rm.health().borrow().can_vote()).await;
+    let id = branch();
+    let (owner, _) = leave_prepared(real, id, 2 * LEFT + 1).await;
+    drop(owner.close().await);
+    until("it is committed", async || {
+        rm.commit(id).await == Finished::Done
+    })
+    .await;
+    rm.stop().await;
+}
+
 /// Nothing was done, because the machine had no time to look whether it may be.
 fn looked_too_long(finished: &Finished) -> bool {
     matches!(finished, Finished::NotDone(reason) if &*reason.code == code::DEADLINE_EXCEEDED)
@@ -352,7 +373,7 @@ async fn on(kind: ServerKind) {
     let Some(binary) = under_test(kind) else {
         return;
     };
-    let real = Real::start(binary).await;
+    let mut real = Real::start(binary).await;
     real.sql("SET GLOBAL log_output = 'TABLE'; SET GLOBAL general_log = ON")
         .await;
     a_wait_is_interrupted(&real).await;
@@ -360,6 +381,7 @@ async fn on(kind: ServerKind) {
     a_verb_that_was_answered_has_had_its_effect(&real).await;
     no_verb_is_sent_while_a_branch_is_attached(&real).await;
     an_answer_without_its_effect_is_not_believed(&real).await;
+    an_account_may_have_any_name(&mut real).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

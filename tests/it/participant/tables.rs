@@ -10,6 +10,17 @@ use super::harness::{Daemon, World, branch, code, on_every_server, statement, wo
 
 const TAKE: &str = "UPDATE shop.till SET n = n - 1 WHERE id = 1";
 
+/// The one value of a read outside branches.
+async fn read(daemon: &Daemon, sql: &str) -> Option<Kind> {
+    let query = QueryRequest {
+        statement: Some(statement(sql)),
+        timeout_ms: 0,
+    };
+    let answer = daemon.client.clone().query(query).await.expect("a row");
+    let result = answer.into_inner().result.expect("a result");
+    result.result[0].values[0].kind.clone()
+}
+
 async fn till(world: &World) -> i64 {
     world
         .number("SELECT CAST(n AS SIGNED) FROM shop.till WHERE id = 1")
@@ -150,15 +161,28 @@ fn a_read_is_not_told_what_its_session_generated_for_others() {
             let add = "INSERT INTO shop.orders VALUES ()";
             let one = daemon.one_phase(&branch(1), &[add]).await;
             assert_eq!(one.finish(), Finish::Committed, "{one:?}");
-            let query = QueryRequest {
-                statement: Some(statement("SELECT LAST_INSERT_ID()")),
-                timeout_ms: 0,
-            };
-            let answer = daemon.client.clone().query(query).await.expect("a row");
-            let result = answer.into_inner().result.expect("a result");
-            let told = result.result[0].values[0].kind.clone();
+            let told = read(&daemon, "SELECT LAST_INSERT_ID()").await;
             let nothing = matches!(told, Some(Kind::Uint64(0) | Kind::Int64(0)));
             assert!(nothing, "{told:?}");
         }
+    });
+}
+
+/// Operators are told by such reads what became of the other branches of a transaction.
+#[test]
+fn a_read_sees_only_what_is_committed_whatever_the_servers_level() {
+    on_every_server(|world| async move {
+        world
+            .sql("SET GLOBAL TRANSACTION ISOLATION LEVEL READ UNCOMMITTED")
+            .await;
+        let daemon = world.start().await;
+        let written = branch(1);
+        let vote = daemon.prepare(&written, &[PLUS]).await;
+        assert_eq!(vote.vote(), Vote::Commit, "{vote:?}");
+        let n = "SELECT n FROM shop.t WHERE id = 1";
+        assert_eq!(read(&daemon, n).await, Some(Kind::Int64(100)));
+        let done = daemon.commit_until_final(&written).await;
+        assert_eq!(done.finish(), Finish::Committed, "{done:?}");
+        assert_eq!(read(&daemon, n).await, Some(Kind::Int64(101)));
     });
 }

@@ -344,8 +344,8 @@ impl ResourceManager for SimRm {
             .await
     }
 
-    async fn prune(&self, below: Gtrid, requests_below: Gtrid) -> Result<u64, Reason> {
-        self.asked(("prune", NOBODY), self.memory.prune(below, requests_below))
+    async fn prune(&self, below: Gtrid, requests_kept: Duration) -> Result<u64, Reason> {
+        self.asked(("prune", NOBODY), self.memory.prune(below, requests_kept))
             .await
     }
 

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use concord_core::id::{Epoch, Gtrid};
+use concord_core::id::{BranchId, Epoch, Gtrid};
 use concord_core::reason::{Reason, code};
 use concord_core::record::ParticipantRecord;
+use concord_proto::model::Work;
 use concord_proto::v1::value::Kind;
 
-use super::super::{Finished, LedgerEntry, ResourceManager as _};
+use super::super::{Finished, LedgerEntry, ResourceManager};
 use super::{Harness, Verdict, branch, ensure, insert, key, ok, prepare, seeded, select, take};
 
 pub(super) async fn records_survive<H: Harness>(h: &H) -> Verdict {
@@ -74,7 +75,7 @@ pub(super) async fn damage_is_kept_until_acknowledged<H: Harness>(h: &H) -> Verd
     );
     for _ in 0..2 {
         ensure!(
-            ok(restarted.acknowledge(open[0].id).await)?,
+            ok(restarted.acknowledge(open[1].id).await)?,
             "not acknowledged"
         );
     }
@@ -83,6 +84,7 @@ pub(super) async fn damage_is_kept_until_acknowledged<H: Harness>(h: &H) -> Verd
         "there is no such report"
     );
     ensure!(mine(ok(rm.load().await)?.damage).len() == 1, "still open");
+    // The newer one, which comes behind it now.
     let all = mine(ok(rm.damage(100).await)?);
     ensure!(
         all.len() == 2 && all[1].acknowledged && !all[0].acknowledged,
@@ -91,7 +93,20 @@ pub(super) async fn damage_is_kept_until_acknowledged<H: Harness>(h: &H) -> Verd
     Ok(())
 }
 
-/// A late retry must find what its first attempt did, long after everything else is forgotten.
+async fn committed<R: ResourceManager>(rm: &R, id: BranchId, work: &Work) -> Verdict {
+    let prepared = rm.prepare(id, Some(work)).await;
+    ensure!(
+        matches!(prepared, super::Prepared::Prepared { .. }),
+        "{prepared:?}"
+    );
+    super::certainly_committed(rm, id).await
+}
+
+/// More than a case takes.
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+/// A late retry must find what its first attempt did, long after everything else is forgotten, and
+/// also when a clock was wrong: by its id this one is half a century old.
 pub(super) async fn requests_are_forgotten_later<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
     let account = seeded(&*rm, "late retry", 100).await?;
@@ -101,26 +116,12 @@ pub(super) async fn requests_are_forgotten_later<H: Harness>(h: &H) -> Verdict {
     for (year, old) in [(0, &mut first), (1, &mut plain)] {
         old.gtrid.0[..6].fill(year);
     }
-    ensure!(
-        matches!(
-            rm.prepare(first, Some(&work(1))).await,
-            super::Prepared::Prepared { .. }
-        ),
-        "not prepared"
-    );
-    super::certainly_committed(&*rm, first).await?;
+    committed(&*rm, first, &work(1)).await?;
     let unnamed = super::work(vec![take(&account, 1)]);
-    ensure!(
-        matches!(
-            rm.prepare(plain, Some(&unnamed)).await,
-            super::Prepared::Prepared { .. }
-        ),
-        "not prepared"
-    );
-    super::certainly_committed(&*rm, plain).await?;
+    committed(&*rm, plain, &unnamed).await?;
     let mut horizon = plain.gtrid;
     horizon.0[5] = 2;
-    ok(rm.prune(horizon, first.gtrid).await)?;
+    ok(rm.prune(horizon, DAY).await)?;
     ensure!(
         ok(rm.ledger(plain).await)? == LedgerEntry::Absent,
         "the row without a request stays"
@@ -135,10 +136,17 @@ pub(super) async fn requests_are_forgotten_later<H: Harness>(h: &H) -> Verdict {
         &*reason.code == concord_core::reason::code::REQUEST_ALREADY_COMMITTED,
         "{reason}"
     );
-    ok(rm.prune(horizon, horizon).await)?;
+    let young = branch();
+    let named = super::request(unnamed, &super::key("young"));
+    committed(&*rm, young, &named).await?;
+    ok(rm.prune(horizon, Duration::ZERO).await)?;
     ensure!(
         ok(rm.ledger(first).await)? == LedgerEntry::Absent,
         "the request is never forgotten"
+    );
+    ensure!(
+        ok(rm.ledger(young).await)? == LedgerEntry::Committed,
+        "too much was forgotten"
     );
     Ok(())
 }
@@ -159,7 +167,7 @@ pub(super) async fn old_rows_are_forgotten<H: Harness>(h: &H) -> Verdict {
     let mut horizon = old.gtrid;
     horizon.0[5] = 1;
     // A row of a branch that is in doubt is not there yet, and stays.
-    ok(rm.prune(horizon, Gtrid::MIN).await)?;
+    ok(rm.prune(horizon, DAY).await)?;
     super::certainly_committed(&*rm, old).await?;
     ensure!(
         ok(rm.ledger(old).await)? == LedgerEntry::Committed,
@@ -168,7 +176,7 @@ pub(super) async fn old_rows_are_forgotten<H: Harness>(h: &H) -> Verdict {
     // Rows that come late are found by the next process.
     let rm = h.open().await;
     ensure!(
-        ok(rm.prune(horizon, Gtrid::MIN).await)? >= 1,
+        ok(rm.prune(horizon, DAY).await)? >= 1,
         "nothing was deleted"
     );
     ensure!(
@@ -177,7 +185,7 @@ pub(super) async fn old_rows_are_forgotten<H: Harness>(h: &H) -> Verdict {
     );
     let young = prepare(&*rm, vec![take(&account, 1)]).await?;
     ensure!(rm.commit(young).await == Finished::Done, "not committed");
-    ok(rm.prune(horizon, Gtrid::MIN).await)?;
+    ok(rm.prune(horizon, DAY).await)?;
     ensure!(
         ok(rm.ledger(young).await)? == LedgerEntry::Committed,
         "too much was forgotten"

@@ -259,9 +259,9 @@ impl ResourceManager for Memory {
         self.server.written(|state| Ok(state.acknowledge(id)))
     }
 
-    async fn prune(&self, below: Gtrid, requests_below: Gtrid) -> Result<u64, Reason> {
+    async fn prune(&self, below: Gtrid, requests_kept: Duration) -> Result<u64, Reason> {
         self.server
-            .written(|state| Ok(state.prune(below, requests_below)))
+            .written(|state| Ok(state.prune(below, requests_kept)))
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -123,6 +123,7 @@ enum Lock {
 struct Entry {
     tombstone: bool,
     request: Option<Request>,
+    created: Instant,
 }
 
 /// Everything.

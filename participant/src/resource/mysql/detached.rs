@@ -8,12 +8,16 @@
 //! server forgets the xid. The branch keeps its locks and is not listed any more until the server
 //! is started again. Of XA COMMITs sent right behind a KILL to `MariaDB` 10.11.19 every fifth was
 //! lost so, and all where the connection had a thousand user locks to give back; the same on MySQL
-//! 9.7.4 with `xa_detach_on_prepare=OFF`. Where branches leave their connections at XA PREPARE
-//! nothing of it was seen.
+//! 9.7.4 with `xa_detach_on_prepare=OFF`.
 //!
 //! So where they stay, no verb is sent from elsewhere before `InnoDB` itself says that the
 //! connection which prepared the branch has none; and an OK is believed when the ledger shows its
 //! effect.
+//!
+//! Where branches leave their connections at XA PREPARE, that does the same two steps in the same
+//! order (`detach_xa_transaction` in sql/xa/sql_xa_prepare.cc), but answers behind them: a commit,
+//! which follows a vote, cannot come in between. A rollback of a branch whose XA PREPARE has not
+//! answered could, though none of 1,500 did: its OK is believed as above.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -27,7 +31,7 @@ use tokio::time::{Instant as Deadline, sleep, timeout_at};
 use super::answers::{Rows, number};
 use super::error::Failure;
 use super::finish::Finish;
-use super::pool::{Class, Text, lock};
+use super::pool::{Class, OUR_USER, Text, lock};
 use super::{MySql, ledger};
 use crate::resource::Finished;
 
@@ -204,10 +208,10 @@ impl MySql {
 
     /// What an OK to a verb that was sent from elsewhere is worth.
     pub(super) async fn believe(&self, verb: Finish, branch: BranchId) -> Finished {
-        let effect = match self.branches_leave().await {
-            Ok(true) => return Finished::Done,
-            Ok(false) => self.has_effect(verb, branch).await,
-            Err(reason) => Err(reason),
+        let effect = match (verb, self.branches_leave().await) {
+            (Finish::Commit, Ok(true)) => return Finished::Done,
+            (_, Ok(_)) => self.has_effect(verb, branch).await,
+            (_, Err(reason)) => Err(reason),
         };
         match effect {
             Ok(true) => Finished::Done,
@@ -252,7 +256,7 @@ fn transactions(connection: u64, number: u64) -> Text {
              t.trx_mysql_thread_id={connection} AND INSTR(t.trx_query,'{look} ')>0 \
              FROM information_schema.innodb_trx t \
              LEFT JOIN information_schema.processlist p ON p.id=t.trx_mysql_thread_id \
-             WHERE p.id IS NULL OR p.user=SUBSTRING_INDEX(USER(),'@',1)"
+             WHERE p.id IS NULL OR p.user={OUR_USER}"
         ),
         "COMMIT",
     ])

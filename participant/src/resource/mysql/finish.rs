@@ -241,10 +241,10 @@ impl MySql {
             .await
     }
 
-    /// What a look at a branch's row proves; that it is committed only once that is durable.
+    /// What a look at a branch's row proves, once that is durable.
     async fn proven(&self, rows: &Rows) -> Result<LedgerEntry, Reason> {
         let found = entry(rows)?;
-        if found == LedgerEntry::Committed {
+        if found != LedgerEntry::Absent {
             self.flush().await?;
         }
         Ok(found)

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use concord_core::id::Gtrid;
 use concord_core::reason::{Reason, code};
 use concord_core::record::ParticipantRecord;
-use concord_proto::model::Statement;
+use concord_proto::model::{Isolation, Statement};
 use concord_proto::v1;
 use tokio::time::Instant as Deadline;
 
@@ -104,13 +104,18 @@ impl MySql {
     pub(super) async fn delete_forgotten(
         &self,
         below: Gtrid,
-        requests_below: Gtrid,
+        requests_kept: Duration,
     ) -> Result<u64, Reason> {
         let mut deleted = 0;
-        self.witnesses.forget_below(below.max(requests_below));
+        self.witnesses.forget_below(below);
+        let requests_below = below.before(requests_kept);
         for _ in 0..PRUNE_BATCHES_MAX {
             let rows = self
-                .delete_some(ledger::select_expired(requests_below, PRUNE_BATCH))
+                .delete_some(ledger::select_expired(
+                    requests_below,
+                    requests_kept,
+                    PRUNE_BATCH,
+                ))
                 .await?;
             deleted += rows.len() as u64;
             if rows.len() < PRUNE_BATCH {
@@ -155,8 +160,11 @@ impl MySql {
     ) -> Result<v1::StatementResult, Reason> {
         let deadline = Deadline::now() + timeout;
         let judged = self.judge.judge_read(&statement.sql)?;
-        self.facts().await?;
+        let facts = self.facts().await?;
         let mut script = Script::default();
+        // What is not committed is nobody's to see, whatever the server's own level is.
+        let dirty = facts.isolation.is_none();
+        script.isolation(dirty.then_some(Isolation::ReadCommitted));
         if judged.last_insert_id {
             script.no_last_insert_id();
         }

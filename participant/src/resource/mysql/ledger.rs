@@ -5,6 +5,7 @@
 //! the unique key is where a late Prepare and an Abort meet.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use concord_core::id::{BranchId, Gtrid, Request, RequestId};
 use concord_core::record::ParticipantRecord;
@@ -280,7 +281,7 @@ pub fn select_damage(open: bool, limit: u32) -> String {
     };
     format!(
         "SELECT id,gtrid,bqual,code,message,found,acknowledged IS NOT NULL FROM concord.damage \
-         {filter} ORDER BY id DESC LIMIT {limit}"
+         {filter} ORDER BY acknowledged IS NOT NULL,id DESC LIMIT {limit}"
     )
 }
 
@@ -289,12 +290,15 @@ pub fn acknowledge(id: u64, unix_ms: u64) -> String {
     format!("UPDATE concord.damage SET acknowledged=COALESCE(acknowledged,{unix_ms}) WHERE id={id}")
 }
 
-/// Keys of the oldest rows below an id, with and without a request id.
-pub fn select_expired(below: Gtrid, limit: usize) -> Text {
+/// Keys of the oldest rows below an id that are so old by the server's clock too, with and without
+/// a request id.
+pub fn select_expired(below: Gtrid, age: Duration, limit: usize) -> Text {
     let sql = format!(
         "SELECT gtrid,bqual FROM concord.ledger \
-         WHERE gtrid<x'{}' ORDER BY gtrid,bqual LIMIT {limit}",
-        hex(&below.0)
+         WHERE gtrid<x'{}' AND created<=NOW()-INTERVAL {} SECOND \
+         ORDER BY gtrid,bqual LIMIT {limit}",
+        hex(&below.0),
+        age.as_secs()
     );
     at("READ COMMITTED", &sql)
 }

@@ -37,6 +37,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for an answer that waits for no lock. A server that takes longer hangs, or nothing
 /// passes to it or from it.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The user of our own sessions, as the process list names it. A user's name may contain an `@`, a
+/// host's does not.
+pub const OUR_USER: &str = "LEFT(USER(),CHAR_LENGTH(USER())-1-\
+                            CHAR_LENGTH(SUBSTRING_INDEX(USER(),'@',-1)))";
 /// An idle connection is closed after this time.
 const IDLE_MAX: Duration = Duration::from_secs(300);
 

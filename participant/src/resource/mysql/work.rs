@@ -435,8 +435,8 @@ impl MySql {
     async fn make_sure(&self, branch: BranchId, deadline: Deadline) -> bool {
         while Deadline::now() < deadline {
             match self.finish_once(Finish::Rollback, branch, deadline).await {
-                Finished::Done => return true,
-                Finished::NoSuchBranch => {}
+                // That it stays so is what the tombstone says.
+                Finished::Done | Finished::NoSuchBranch => {}
                 Finished::NotDone(_) | Finished::Unknown(_) => return false,
             }
             match self.write_tombstone(branch).await {

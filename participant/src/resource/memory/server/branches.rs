@@ -334,6 +334,7 @@ impl State {
                 let entry = Entry {
                     tombstone: false,
                     request: ended.request,
+                    created: Instant::now(),
                 };
                 self.ledger.insert(*branch, entry);
             }

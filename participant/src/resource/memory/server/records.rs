@@ -1,9 +1,12 @@
 //! The ledger, `XA RECOVER`, and what the participant keeps.
 
+use std::time::Duration;
+
 use concord_core::id::{BranchId, Gtrid};
 use concord_core::reason::{Reason, code};
 use concord_core::record::ParticipantRecord;
 use concord_proto::v1;
+use tokio::time::Instant;
 
 use super::{Entry, State, Xid};
 use crate::resource::{Durable, LedgerEntry, Recovered};
@@ -31,6 +34,7 @@ impl State {
         self.ledger.entry(branch).or_insert(Entry {
             tombstone: true,
             request: None,
+            created: Instant::now(),
         });
         Ok(self.ledger(branch))
     }
@@ -97,12 +101,9 @@ impl State {
     }
 
     pub(in crate::resource::memory) fn damage(&self, limit: u32) -> Vec<v1::Damage> {
-        self.damage
-            .iter()
-            .rev()
-            .take(limit as usize)
-            .cloned()
-            .collect()
+        let mut newest: Vec<_> = self.damage.iter().rev().collect();
+        newest.sort_by_key(|damage| damage.acknowledged);
+        newest.into_iter().take(limit as usize).cloned().collect()
     }
 
     pub(in crate::resource::memory) fn acknowledge(&mut self, id: u64) -> bool {
@@ -116,15 +117,13 @@ impl State {
     pub(in crate::resource::memory) fn prune(
         &mut self,
         below: Gtrid,
-        requests_below: Gtrid,
+        requests_kept: Duration,
     ) -> u64 {
         let before = self.ledger.len();
-        self.ledger.retain(|branch, entry| {
-            let kept_from = match entry.request {
-                Some(_) => requests_below,
-                None => below,
-            };
-            branch.gtrid >= kept_from
+        let requests_below = below.before(requests_kept);
+        self.ledger.retain(|branch, entry| match entry.request {
+            Some(_) => branch.gtrid >= requests_below || entry.created.elapsed() < requests_kept,
+            None => branch.gtrid >= below,
         });
         (before - self.ledger.len()) as u64
     }

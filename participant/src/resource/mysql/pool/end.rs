@@ -16,7 +16,7 @@ use tokio::sync::MutexGuard;
 use tokio::time::{Instant as Deadline, sleep, timeout_at};
 
 use super::super::error::{Failure, NO_SUCH_THREAD};
-use super::{Class, Conn, Pool, lock};
+use super::{Class, Conn, OUR_USER, Pool, lock};
 
 /// Time for a thread that does nothing to find that its client has gone.
 const SLEEPER_PATIENCE: Duration = Duration::from_millis(200);
@@ -134,7 +134,7 @@ impl Pool {
         self.forget_idle(id);
         let mine = format!(
             "SELECT command FROM information_schema.processlist WHERE id = {id} \
-             AND user = SUBSTRING_INDEX(USER(), '@', 1)"
+             AND user = {OUR_USER}"
         );
         let rows = conn.ask(mine, "the process list").await.map_err(refused)?;
         let Some(row) = rows.first() else {
