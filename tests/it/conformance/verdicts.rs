@@ -57,6 +57,11 @@ async fn what_is_visible_is_made_durable(real: &Real) {
         assert_eq!(found, Ok(LedgerEntry::Committed));
         assert_ne!(real.sql(FLUSHED).await, before);
     }
+    let aborted = branch();
+    assert_eq!(rm.tombstone(aborted).await, Ok(LedgerEntry::Tombstone));
+    let before = real.sql(FLUSHED).await;
+    assert_eq!(rm.ledger(aborted).await, Ok(LedgerEntry::Tombstone));
+    assert_ne!(real.sql(FLUSHED).await, before);
     real.sql("SET GLOBAL read_only = ON").await;
     assert_eq!(rm.ledger(id).await, Ok(LedgerEntry::Committed));
     real.sql("SET GLOBAL read_only = OFF").await;
