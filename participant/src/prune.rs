@@ -15,8 +15,8 @@ use crate::resource::ResourceManager;
 
 /// Pause after a failure, in ms: pruning is never urgent.
 const PAUSE_MS: u64 = 30_000;
-/// How long a row with a request id stays: 30 days. So long a retry is known for what it is,
-/// whatever the coordinator remembers.
+/// How long a row with a request id stays behind the horizon: 30 days. So long a retry is known for
+/// what it is, whatever the coordinator remembers.
 const REQUESTS_KEPT: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// Deletes up to each new horizon until the driver ends, or until `stop`.

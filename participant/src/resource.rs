@@ -294,7 +294,7 @@ pub trait ResourceManager: Send + Sync + 'static {
 
     /// Deletes ledger rows of transactions below `below`, in small batches; tells how many. Rows
     /// that carry a request id are what keeps a late retry from taking effect twice: they stay
-    /// until they are older than `requests_kept` both by their id and by the server's own clock.
+    /// until their id is so much older than `below`, and they themselves by the server's clock.
     /// An id tells the coordinator's time, which may have been wrong when it was made, or since.
     /// `below` must have been appended as `ForgetBelow` before.
     fn prune(

@@ -147,10 +147,14 @@ impl World {
         for n in 1..=2 {
             // What the coordinator knows of it may be older than what was just sent.
             let url = format!("http://{}", self.cluster.participant_address(n));
-            let mut participant = ParticipantClient::connect(url).await?;
-            let state = participant.get_status(v1::GetStatusRequest::default());
-            let state = state.await?.into_inner();
-            ensure!(state.can_vote && state.damage.is_empty(), "{state:?}");
+            eventually("the participant votes", SETTLE_TIMEOUT, async || {
+                let mut participant = ParticipantClient::connect(url.clone()).await?;
+                let state = participant.get_status(v1::GetStatusRequest::default());
+                let state = state.await?.into_inner();
+                ensure!(state.can_vote && state.damage.is_empty(), "{state:?}");
+                Ok(Some(()))
+            })
+            .await?;
         }
         for n in 1..=2 {
             eventually("the server is idle", SETTLE_TIMEOUT, async || {

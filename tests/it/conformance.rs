@@ -60,7 +60,7 @@ impl Real {
         options.lock_wait_timeout = Duration::from_secs(1);
         options.metadata_lock_timeout = Duration::from_secs(1);
         options.check_interval = Duration::from_millis(100);
-        // On MySQL all votes of a case may be told at once and share few connections.
+        // On MySQL all branches of a case may be ended at once, and share few connections.
         options.acquire_timeout = Duration::from_secs(10);
         Self {
             server: Mutex::new(server),

@@ -72,7 +72,7 @@ fn as_run_here(command: &str) -> Option<String> {
     // A user ends it with Ctrl-C.
     if command.starts_with("concord tx watch") {
         return Some(format!(
-            "timeout --signal=INT --preserve-status 10 {command}"
+            "timeout --signal=INT --preserve-status 5 {command}"
         ));
     }
     // Right after a kill the list is not complete, and says so.

@@ -600,7 +600,7 @@ pub async fn a_decision_is_answered_before_it_is_applied(world: &World) -> anyho
         .execute(&mut lock)
         .await?;
     let both = world.client.one_shot().on("p1", add(2)).on("p2", add(2));
-    let running = tokio::spawn(both.ack(v1::Ack::Decided).timeout(SOON).send());
+    let running = tokio::spawn(both.ack(v1::Ack::Decided).timeout(3 * SOON).send());
     eventually("the vote of p1", SOON, async || {
         let preparing = [v1::TransactionState::Preparing];
         let found = world
@@ -618,7 +618,8 @@ pub async fn a_decision_is_answered_before_it_is_applied(world: &World) -> anyho
         "it did not run"
     );
     sqlx::raw_sql("ROLLBACK").execute(&mut lock).await?;
-    let outcome = running.await?;
+    // Whoever waits for p1 would be answered when the transaction's time is up.
+    let outcome = timeout(SOON, running).await??;
     let gtrid = outcome.gtrid().context("a gtrid")?.to_owned();
     committed(outcome)?;
     let known = world.client.transaction(&gtrid).await?;

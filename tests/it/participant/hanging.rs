@@ -134,8 +134,8 @@ fn a_server_that_hangs_is_noticed_and_found_again() {
         let rm = MySql::start(behind(&world, &socket));
         warm(&rm).await;
         let mut health = rm.health();
-        // A question that may have to wait for a lock is given up late, and tells no more than
-        // that; whatever the server hangs in, the next look begins with one that need not wait.
+        // A look that hangs in a question which may wait for a lock is given up late, and says no
+        // more than that; the next look begins with one that waits for nothing.
         let patience = Duration::from_secs(40);
         let held = proxy.link().hold(Fault::Stall);
         let began = Instant::now();

@@ -72,7 +72,7 @@ pub async fn watch(stage: &mut Stage) -> anyhow::Result<Drained> {
     loop {
         let working = stage.clients_work()?;
         let all_up = stage.cluster.is_up()?;
-        // All at once, so that a server that is slow to answer is no time in doubt on another.
+        // All at once: a server that is slow to answer keeps no other from being asked.
         let looks = (1..)
             .zip(&mut watches)
             .map(|(n, watch)| look(stage, n, &mut watch.root));

@@ -375,6 +375,7 @@ impl Chaos {
                 }
             }
         }
+        drop(held);
         for process in killed {
             ensure!(process.ended(KILLED_IN).await, "it outlives SIGKILL");
         }

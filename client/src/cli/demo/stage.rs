@@ -24,8 +24,8 @@ use crate::v1;
 
 /// How long a killed daemon and what it left open may take.
 pub(super) const RECOVERY: Duration = Duration::from_mins(1);
-/// How long one phase of the protocol may take while a daemon is held still. A participant that
-/// gives no sign of life for 3 to 5 s has lost its link, and its vote with it.
+/// How long one phase of the protocol may take while a daemon is held still. It takes far less: a
+/// participant that gives no sign of life for 3 to 5 s loses its link, and its vote with it.
 const PHASE: Duration = Duration::from_secs(8);
 /// The currency of the demonstration.
 pub(super) const EURO: &str = "EUR";

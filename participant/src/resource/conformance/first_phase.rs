@@ -457,6 +457,7 @@ pub(super) async fn a_dropped_call_leaves_no_lock<H: Harness>(h: &H) -> Verdict 
 
 pub(super) async fn more_branches_than_connections<H: Harness>(h: &H) -> Verdict {
     let rm = h.open().await;
+    // The first look at the server is none of their time.
     done(&*rm, vec![insert(&key("alone"), 1)]).await?;
     // Where votes keep their connections, whoever finds none is refused when its time is up.
     let patience = Duration::from_secs(if h.keeps_attached() { 2 } else { 20 });

@@ -119,7 +119,7 @@ pub(super) async fn a_living_branch_has_no_tombstone<H: Harness>(h: &H) -> Verdi
     // A wait for its row would take a second each time, and it can be rolled back meanwhile.
     let began = Instant::now();
     let mut attached = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..6 {
         attached.push(rm.tombstone(id).await);
     }
     let took = began.elapsed();

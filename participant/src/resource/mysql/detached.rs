@@ -14,10 +14,10 @@
 //! connection which prepared the branch has none; and an OK is believed when the ledger shows its
 //! effect.
 //!
-//! Where branches leave their connections at XA PREPARE, that does the same two steps in the same
-//! order (`detach_xa_transaction` in sql/xa/sql_xa_prepare.cc), but answers behind them: a commit,
-//! which follows a vote, cannot come in between. A rollback of a branch whose XA PREPARE has not
-//! answered could, though none of 1,500 did: its OK is believed as above.
+//! Where branches leave their connections at XA PREPARE, XA PREPARE does the same two steps in the
+//! same order (`detach_xa_transaction` in sql/xa/sql_xa_prepare.cc), but answers behind them: a
+//! commit, which follows a vote, cannot come in between. A rollback of a branch whose XA PREPARE
+//! has not answered could, though none of 1,500 did: its OK is believed as above.
 
 use std::collections::HashSet;
 use std::sync::Mutex;

@@ -162,12 +162,12 @@ impl MySql {
         let judged = self.judge.judge_read(&statement.sql)?;
         let facts = self.facts().await?;
         let mut script = Script::default();
-        // What is not committed is nobody's to see, whatever the server's own level is.
-        let dirty = facts.isolation.is_none();
-        script.isolation(dirty.then_some(Isolation::ReadCommitted));
         if judged.last_insert_id {
             script.no_last_insert_id();
         }
+        // What is not committed is nobody's to see, whatever the server's own level is.
+        let dirty = facts.isolation.is_none();
+        script.isolation(dirty.then_some(Isolation::ReadCommitted));
         script.verb(Step::Start, "START TRANSACTION READ ONLY");
         script.statement(&judged, statement)?;
         script.verb(Step::Finish, "COMMIT");

@@ -272,7 +272,8 @@ pub fn append(records: &[ParticipantRecord], unix_ms: u64) -> Text {
 pub const SELECT_DURABLE: &str =
     "SELECT e.epoch, f.below FROM concord.epoch e JOIN concord.forget f ON f.one = e.one";
 
-/// Reports of damage, newest first; those that nobody acknowledged when `open` is set.
+/// Reports of damage, newest first, acknowledged ones behind all others; those that nobody
+/// acknowledged when `open` is set.
 pub fn select_damage(open: bool, limit: u32) -> String {
     let filter = if open {
         "WHERE acknowledged IS NULL"
@@ -290,13 +291,14 @@ pub fn acknowledge(id: u64, unix_ms: u64) -> String {
     format!("UPDATE concord.damage SET acknowledged=COALESCE(acknowledged,{unix_ms}) WHERE id={id}")
 }
 
-/// Keys of the oldest rows below an id that are so old by the server's clock too, with and without
-/// a request id.
+/// Keys of those of the oldest rows below an id that are so old by the server's clock too, with and
+/// without a request id. Where a clock was wrong, rows that are not stand before others that are:
+/// these wait for them, so that no look is long.
 pub fn select_expired(below: Gtrid, age: Duration, limit: usize) -> Text {
     let sql = format!(
-        "SELECT gtrid,bqual FROM concord.ledger \
-         WHERE gtrid<x'{}' AND created<=NOW()-INTERVAL {} SECOND \
-         ORDER BY gtrid,bqual LIMIT {limit}",
+        "SELECT gtrid,bqual FROM (SELECT gtrid,bqual,created FROM concord.ledger \
+         WHERE gtrid<x'{}' ORDER BY gtrid,bqual LIMIT {limit}) AS oldest \
+         WHERE created<=NOW()-INTERVAL {} SECOND",
         hex(&below.0),
         age.as_secs()
     );
