@@ -46,6 +46,7 @@ fn catch(bug: Bug) -> Catch {
             "planted::models::one_phase_refused_and_doubled",
             "RefusalKept",
         ),
+        Bug::ForcedBranchUntold => ("planted::models::an_order_and_a_deadline", "is on record"),
         Bug::InquiryBeforeDurable => (
             "planted::checks::an_inquiry_is_answered_when_the_decision_is_durable",
             "before its decision is durable",

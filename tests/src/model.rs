@@ -10,6 +10,7 @@ mod action;
 pub mod configs;
 pub mod explore;
 mod facts;
+mod operator;
 pub mod reached;
 pub mod server;
 pub mod world;
@@ -98,6 +99,8 @@ pub struct Budget {
     pub forgets: u8,
     /// Somebody finishes a prepared branch by hand.
     pub interferences: u8,
+    /// An operator orders that a prepared branch be ended.
+    pub orders: u8,
 }
 
 impl Budget {
@@ -118,6 +121,7 @@ impl Budget {
         sweeps: 0,
         forgets: 0,
         interferences: 0,
+        orders: 0,
     };
 }
 

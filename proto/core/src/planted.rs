@@ -82,6 +82,8 @@ bugs! {
         "A connection goes back to the pool with the branch still open on it."
     StrayAnswerTaken "stray-answer-taken"
         "An answer to another connection is taken for the answer to the text that was sent."
+    ForcedBranchUntold "forced-branch-untold"
+        "Who waits until the deadline is told COMMITTED although a branch was forced to roll back."
     LostResultsMadeUp "lost-results-made-up"
         "Results that were lost on their way are answered as empty ones."
     UnsafeServerVotes "unsafe-server-votes"

@@ -70,6 +70,16 @@ fn a_repeated_request_and_a_killed_coordinator() {
 }
 
 #[test]
+fn an_order_and_a_deadline() {
+    let budget = Budget {
+        orders: 1,
+        deadlines: 1,
+        ..Budget::NONE
+    };
+    check(both(Flavour::MySql, budget));
+}
+
+#[test]
 fn one_phase_refused_and_doubled() {
     let budget = Budget {
         refusals: 1,

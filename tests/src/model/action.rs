@@ -4,6 +4,7 @@ use concord_core::coordinator::Input as Ask;
 use concord_core::id::{BranchId, Request, RequestId};
 use concord_core::participant::{Command, Input, Verb};
 
+use super::operator::{Order, orders};
 use super::server::How;
 use super::world::{Packet, World, for_coordinator, gtrid};
 use super::{Budget, Config, Fault};
@@ -46,6 +47,8 @@ pub enum Action {
     Keep(usize),
     /// Somebody finishes a prepared branch by hand: commits it, or rolls it back.
     Interfere(usize, BranchId, bool),
+    /// An operator orders a branch's end.
+    Order(Order),
     /// The coordinator takes a link for lost.
     LinkDown(usize),
     /// A link is there again.
@@ -97,7 +100,7 @@ pub fn possible(config: &Config, world: &World, actions: &mut Vec<Action>) {
 fn is_worth_doubling(packet: &Packet) -> bool {
     match packet {
         Packet::Order(..) | Packet::Answer(..) | Packet::Verdict(..) => true,
-        Packet::Inquiry(..) | Packet::ForgetBelow(..) => false,
+        Packet::Inquiry(..) | Packet::ForgetBelow(..) | Packet::ByHand(..) => false,
     }
 }
 
@@ -153,6 +156,9 @@ fn of_node(world: &World, index: usize, actions: &mut Vec<Action>) {
         for branch in node.server.within_reach() {
             actions.extend([true, false].map(|commit| Action::Interfere(index, branch, commit)));
         }
+    }
+    if left.orders > 0 {
+        actions.extend(orders(world, index).map(Action::Order));
     }
     match world.links[index] {
         true if left.link_losses > 0 => actions.push(Action::LinkDown(index)),
@@ -222,6 +228,7 @@ impl Action {
             Self::KillParticipant(index, lucky) => world.restart_participant(config, index, lucky),
             Self::Keep(index) => world.keep(config, index),
             Self::Interfere(index, branch, commit) => world.interfere(index, branch, commit),
+            Self::Order(order) => world.order(config, order),
             Self::LinkDown(index) => world.link(config, index, false),
             Self::LinkUp(index) => world.link(config, index, true),
             Self::Deadline(plan) => {
@@ -259,6 +266,7 @@ impl Action {
             Self::Wake(_) | Self::WakeLate(_) => &mut left.wakes,
             Self::KillParticipant(..) => &mut left.participant_kills,
             Self::Interfere(..) => &mut left.interferences,
+            Self::Order(_) => &mut left.orders,
             Self::LinkDown(_) => &mut left.link_losses,
             Self::Deadline(_) => &mut left.deadlines,
             Self::Resend => &mut left.resends,

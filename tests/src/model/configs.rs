@@ -64,6 +64,7 @@ pub fn standard() -> Vec<Named> {
     let mut all = three_participants();
     all.extend(two_participants());
     all.extend(interference());
+    all.extend(orders());
     all.extend(one_phase());
     all.extend(requests_and_forgetting());
     all
@@ -256,6 +257,56 @@ fn interference() -> Vec<Named> {
     ]
 }
 
+/// An operator ends a branch through the coordinator, and nobody may be told what is not so.
+fn orders() -> Vec<Named> {
+    let alone = Budget {
+        orders: 2,
+        deadlines: 1,
+        ..Budget::NONE
+    };
+    let killed = Budget {
+        orders: 1,
+        coordinator_kills: 1,
+        ..Budget::NONE
+    };
+    let restarted = Budget {
+        orders: 1,
+        participant_kills: 1,
+        deadlines: 1,
+        ..Budget::NONE
+    };
+    vec![
+        named(
+            "an operator's orders and a deadline",
+            Config {
+                heal_every: 16,
+                ..both(Flavour::MySql, alone)
+            },
+            131_706,
+            &[COMMITS, ABORTS, DAMAGE_FOUND, DAMAGE_TOLD],
+        ),
+        named(
+            "an operator's order, and the coordinator is killed",
+            Config {
+                heal_every: 16,
+                ..both(Flavour::MySql, killed)
+            },
+            78_635,
+            &[COMMITS, ABORTS, FENCED, DECISION_LOST, DAMAGE_TOLD],
+        ),
+        named(
+            "an operator's order, and a participant is killed",
+            Config {
+                heal_every: 16,
+                slow_records: true,
+                ..both(Flavour::MariaDb, restarted)
+            },
+            910_814,
+            &[COMMITS, ABORTS, RECORD_LOST, DAMAGE_FOUND, DAMAGE_TOLD],
+        ),
+    ]
+}
+
 fn one_phase() -> Vec<Named> {
     let killed = Budget {
         coordinator_kills: 1,
@@ -357,7 +408,10 @@ fn requests_and_forgetting() -> Vec<Named> {
         ),
         named(
             "forgetting while the coordinator is killed",
-            both(Flavour::MySql, killed),
+            Config {
+                heal_every: 2,
+                ..both(Flavour::MySql, killed)
+            },
             2_036,
             &[COMMITS, FENCED, DECISION_LOST],
         ),

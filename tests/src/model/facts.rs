@@ -201,6 +201,8 @@ fn damage_is_told(config: &Config, world: &World, plan: usize) -> Verdict {
         let committed = world.nodes[node].server.effects(branch) > 0;
         let text = match (committed == ordered, world.is_reported(branch)) {
             (true, false) | (false, true) => continue,
+            // What is forced is on record before it is tried.
+            (true, true) if world.forced.contains(&branch) => continue,
             (false, false) => "was finished by hand against the outcome, and nobody tells",
             (true, true) => "is called damaged, and ended as it was decided",
         };

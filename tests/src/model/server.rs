@@ -94,6 +94,11 @@ impl Server {
         self.ledger.get(&branch) == Some(&false)
     }
 
+    /// The ledger row: whether the branch is committed, or will never be.
+    pub fn row(&self, branch: BranchId) -> Option<bool> {
+        self.ledger.get(&branch).copied()
+    }
+
     /// Number of commands that lost connections may still carry out.
     pub fn lost(&self) -> usize {
         self.lost.len()

@@ -11,6 +11,7 @@ use concord_core::message::{Decision, Finish, FromParticipant, Outcome, ToPartic
 use concord_core::participant::{Command, Effect, Input, Participant};
 use concord_core::record::{ParticipantRecord, Record};
 
+use super::operator::{self, told_falsely};
 use super::server::Server;
 use super::{Budget, Config, Fault};
 
@@ -27,6 +28,8 @@ pub enum Packet {
     Verdict(usize, BranchId, Epoch, Decision),
     /// Ledger rows may go.
     ForgetBelow(usize, Gtrid),
+    /// From the coordinator's gateway to a participant, for an operator.
+    ByHand(usize, ToParticipant),
 }
 
 /// What was seen of a transaction that its present state no longer shows. Bit n is bqual n + 1.
@@ -111,6 +114,8 @@ pub struct World {
     pub seen: Vec<Seen>,
     /// Branches that somebody has finished by hand.
     pub interfered: BTreeSet<BranchId>,
+    /// Those among them that an operator has forced, whatever became of it.
+    pub forced: BTreeSet<BranchId>,
     /// Faults that may still happen.
     pub left: Budget,
     /// A decision was lost with the coordinator that had not yet made it durable.
@@ -200,6 +205,7 @@ impl World {
             net: Vec::new(),
             seen: vec![Seen::default(); config.plans.len()],
             interfered: BTreeSet::new(),
+            forced: BTreeSet::new(),
             left: config.budget,
             lost_decision: false,
             lost_record: false,
@@ -336,6 +342,9 @@ impl World {
             Ok(steps) => {
                 for step in steps {
                     self.log.extend(step.append);
+                    let falsely = |effect| told_falsely(&self.log, effect);
+                    let broken = step.release.iter().find_map(falsely);
+                    self.broken = self.broken.take().or(broken);
                     let effects = step.release.into_iter().filter(|effect| {
                         !matches!(
                             effect,
@@ -409,6 +418,7 @@ impl World {
                     self.send(Packet::ForgetBelow(node, horizon));
                 }
             }
+            Told::Order { resolve, .. } => self.send_order(config, epoch, &resolve),
             Told::Superseded { by } => {
                 self.broken = Some(format!("superseded by {by}, which never lived"));
             }
@@ -479,6 +489,7 @@ impl World {
             }
             Effect::Detach { branch } => node.server.detach(branch),
             Effect::Prune { below } => node.server.prune(below),
+            Effect::Reply { token, .. } if token == operator::TOKEN => {}
             Effect::Reply { message, .. } => self.answer(index, message),
             Effect::Inquire { branches } => {
                 for branch in branches {
@@ -509,7 +520,8 @@ impl World {
         self.send(Packet::Answer(index, message));
     }
 
-    fn send(&mut self, packet: Packet) {
+    /// A message begins its way.
+    pub fn send(&mut self, packet: Packet) {
         let at = self.net.partition_point(|other| *other < packet);
         // A message that is there already may be delivered twice by a fault, and a second copy
         // would add nothing but states.
@@ -535,6 +547,7 @@ impl World {
             Packet::ForgetBelow(node, gtrid) => {
                 return self.participant(config, node, Input::ForgetBelow { gtrid });
             }
+            Packet::ByHand(node, message) => return self.deliver_order(config, node, message),
             Packet::Answer(..) | Packet::Inquiry(..) => for_coordinator(config, packet),
         };
         if let Some(input) = input {
@@ -558,6 +571,8 @@ pub fn for_coordinator(config: &Config, packet: Packet) -> Option<Ask> {
                 token,
             })
         }
-        Packet::Order(..) | Packet::Verdict(..) | Packet::ForgetBelow(..) => None,
+        Packet::ByHand(..) | Packet::Order(..) | Packet::Verdict(..) | Packet::ForgetBelow(..) => {
+            None
+        }
     }
 }

@@ -351,6 +351,9 @@ impl Coordinator {
         let outcome = match tx.state {
             // The decision is durable by the time this leaves, and is never taken back; but an
             // operator may have ended a branch otherwise.
+            TransactionState::Committing if planted::is(Bug::ForcedBranchUntold) => {
+                Outcome::Committed
+            }
             TransactionState::Committing => {
                 tx.damage().map_or(Outcome::Committed, Outcome::Damaged)
             }
