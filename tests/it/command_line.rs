@@ -3,7 +3,7 @@
 mod lossy_gateway;
 
 use std::fs::File;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, ensure};
 use concord_client::local::binary::ServerKind;
@@ -213,8 +213,15 @@ pub async fn an_interruption_loses_no_request_id(world: &World) -> anyhow::Resul
 
 /// Runs a command and interrupts it once it can be.
 async fn interrupted(world: &World, args: &[&str]) -> anyhow::Result<Said> {
-    let mut command = world.cluster.concord(args);
-    let child = command
+    let command = world.cluster.concord(args);
+    let variables = command.get_envs();
+    // In the background of a script it is ignored, and stays so for whoever is started.
+    let child = Command::new("env")
+        .arg("--default-signal=INT")
+        .arg(command.get_program())
+        .args(command.get_args())
+        .envs(variables.filter_map(|(name, value)| Some((name, value?))))
+        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;

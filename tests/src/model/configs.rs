@@ -231,7 +231,7 @@ fn interference() -> Vec<Named> {
                 slow_records: true,
                 ..both(Flavour::MySql, alone)
             },
-            77_690,
+            71_234,
             &[COMMITS, ABORTS, DAMAGE_FOUND, DAMAGE_TOLD],
         ),
         named(
@@ -251,7 +251,7 @@ fn interference() -> Vec<Named> {
                 slow_records: true,
                 ..both(Flavour::MariaDb, restarted)
             },
-            148_105,
+            141_553,
             &[COMMITS, ABORTS, RECORD_LOST, DAMAGE_FOUND, DAMAGE_TOLD],
         ),
     ]
@@ -265,7 +265,7 @@ fn orders() -> Vec<Named> {
         ..Budget::NONE
     };
     let killed = Budget {
-        orders: 1,
+        orders: 2,
         coordinator_kills: 1,
         ..Budget::NONE
     };
@@ -282,17 +282,24 @@ fn orders() -> Vec<Named> {
                 heal_every: 16,
                 ..both(Flavour::MySql, alone)
             },
-            131_706,
+            99_378,
             &[COMMITS, ABORTS, DAMAGE_FOUND, DAMAGE_TOLD],
         ),
         named(
-            "an operator's order, and the coordinator is killed",
+            "an operator's orders, and the coordinator is killed",
             Config {
                 heal_every: 16,
                 ..both(Flavour::MySql, killed)
             },
-            78_635,
-            &[COMMITS, ABORTS, FENCED, DECISION_LOST, DAMAGE_TOLD],
+            1_199_180,
+            &[
+                COMMITS,
+                ABORTS,
+                FENCED,
+                DECISION_LOST,
+                DAMAGE_FOUND,
+                DAMAGE_TOLD,
+            ],
         ),
         named(
             "an operator's order, and a participant is killed",
@@ -301,7 +308,7 @@ fn orders() -> Vec<Named> {
                 slow_records: true,
                 ..both(Flavour::MariaDb, restarted)
             },
-            910_814,
+            820_320,
             &[COMMITS, ABORTS, RECORD_LOST, DAMAGE_FOUND, DAMAGE_TOLD],
         ),
     ]

@@ -104,6 +104,9 @@ impl World {
     /// The gateway sends what the machine let go.
     pub fn send_order(&mut self, config: &Config, epoch: Epoch, resolve: &Resolve) {
         let branch = resolve.branch;
+        if !self.forced.contains(&branch) {
+            self.seen[plan(branch.gtrid)].note_order(branch.bqual, resolve.commit);
+        }
         let message = if resolve.commit {
             ToParticipant::Commit {
                 branch,

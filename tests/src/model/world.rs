@@ -61,6 +61,18 @@ pub struct Seen {
     pub repeated: bool,
 }
 
+impl Seen {
+    /// A branch is told its outcome.
+    pub fn note_order(&mut self, bqual: Bqual, commit: bool) {
+        let told = if commit {
+            &mut self.told_commit
+        } else {
+            &mut self.told_abort
+        };
+        *told |= bit(bqual);
+    }
+}
+
 /// A participant's host: the daemon and its server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
@@ -388,12 +400,12 @@ impl World {
         match effect {
             Told::Send { to, message } => {
                 let seen = &mut self.seen[plan(message.branch().gtrid)];
-                let bit = bit(message.branch().bqual);
+                let bqual = message.branch().bqual;
                 match message {
                     ToParticipant::Commit {
                         one_phase: false, ..
-                    } => seen.told_commit |= bit,
-                    ToParticipant::Abort { .. } => seen.told_abort |= bit,
+                    } => seen.note_order(bqual, true),
+                    ToParticipant::Abort { .. } => seen.note_order(bqual, false),
                     _ => {}
                 }
                 let node = config.names.iter().position(|name| *name == to);

@@ -276,9 +276,10 @@ impl Coordinator {
             }
         }
         // What is decided, or delegated, tells of its damage by its end. An abort has none, and
-        // what ended before has had it.
+        // what ended before has had it. Of what is forgotten nobody knows what it contradicts.
         let contradicts = match self.ended.get(&id.gtrid) {
             Some(ended) if ended.ordered != 0 => ended.orders(id.bqual) && committed != Some(true),
+            None if id.gtrid < self.horizon => true,
             Some(_) | None => committed != Some(false),
         };
         if !has_end && contradicts {

@@ -15,6 +15,12 @@ impl Coordinator {
         let (token, after) = (resolve.token, self.position_of(&resolve));
         let known = self.known_outcome(&resolve);
         if let Some(tx) = self.transactions.get(&gtrid).filter(|tx| tx.is_undecided()) {
+            if tx.branch(resolve.branch.bqual).is_none() {
+                let text = format!("the transaction has no branch {}", resolve.branch.bqual);
+                let reason = Reason::new(code::BRANCH_NOT_FOUND, text);
+                out.release(after, Effect::OrderRefused { token, reason });
+                return Ok(());
+            }
             if tx.one_phase || resolve.commit {
                 let reason = undecided(&resolve, tx.one_phase);
                 out.release(after, Effect::OrderRefused { token, reason });
@@ -106,7 +112,8 @@ impl Coordinator {
     }
 
     /// The outcome that the branch must have: that on record for it alone, else of the decision,
-    /// else of a sibling, else by presumption; None while it is undecided or when it is forgotten.
+    /// else by presumption, or once that is forgotten that of a sibling; None while it is undecided
+    /// or when nobody knows it any more.
     fn known_outcome(&self, resolve: &Resolve) -> Option<bool> {
         let gtrid = resolve.branch.gtrid;
         if let Some(&Some(committed)) = self.heuristics.get(&resolve.branch) {
@@ -126,10 +133,11 @@ impl Coordinator {
         if let Some(ended) = ended.filter(|ended| !ended.is_damaged_abort()) {
             return Some(ended.orders(resolve.branch.bqual));
         }
-        if resolve.sibling.is_some() {
-            return resolve.sibling;
+        // Nothing is on record: it was aborted, whatever somebody did to a sibling since.
+        if gtrid >= self.horizon {
+            return Some(false);
         }
-        (gtrid >= self.horizon).then_some(false)
+        resolve.sibling
     }
 }
 

@@ -104,7 +104,9 @@ impl Coordinator {
             .ended
             .get(&id.gtrid)
             .is_some_and(|ended| ended.ordered != 0);
-        if *vote == Vote::Commit && !forgotten && !committed {
+        // What an operator has forced is told to the branch when it asks.
+        let forced = self.heuristics.contains_key(&id);
+        if *vote == Vote::Commit && !forgotten && !committed && !forced {
             let message = ToParticipant::Abort {
                 branch: id,
                 epoch: self.epoch,

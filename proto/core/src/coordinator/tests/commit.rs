@@ -252,6 +252,13 @@ fn a_late_vote_commit_for_what_is_not_running_is_told_to_abort() {
         [],
         "it was committed"
     );
+    let forced = heuristic(g(7), 2, Some(true), &transient());
+    machine.apply(&forced).unwrap();
+    assert_eq!(
+        machine.step(voted(g(7), 2, Vote::Commit)).unwrap(),
+        [],
+        "an operator has forced it to commit"
+    );
     machine.step(Input::Forget { below: g(9) }).unwrap();
     assert_eq!(
         machine.step(voted(g(7), 1, Vote::Commit)).unwrap(),

@@ -215,7 +215,7 @@ fn an_inquiry_about_a_forced_branch_is_answered_with_the_order() {
 
 #[test]
 fn a_sibling_tells_what_nothing_else_does() {
-    let mut machine = coordinator();
+    let mut machine = recovered(&[Record::Horizon(g(5))]);
     for sibling in [true, false] {
         let mut agrees = order(g(1), 1, sibling, false);
         agrees.sibling = Some(sibling);
@@ -228,6 +228,65 @@ fn a_sibling_tells_what_nothing_else_does() {
         let steps = machine.step(Input::Resolve(contradicts)).unwrap();
         refused_with(&steps, 0, code::CONTRADICTS_OUTCOME);
     }
+}
+
+/// What is on no record was aborted, as the branch itself is told when it asks: one that somebody
+/// has committed by hand is damage, and no reason to commit another.
+#[test]
+fn a_sibling_is_no_proof_against_what_is_presumed() {
+    let mut machine = coordinator();
+    let mut contradicts = order(g(1), 1, true, false);
+    contradicts.sibling = Some(true);
+    let steps = machine.step(Input::Resolve(contradicts)).unwrap();
+    refused_with(&steps, 0, code::CONTRADICTS_OUTCOME);
+    let mut agrees = order(g(1), 1, false, false);
+    agrees.sibling = Some(true);
+    assert_eq!(
+        machine.step(Input::Resolve(agrees.clone())).unwrap(),
+        [goes(0, &agrees)]
+    );
+}
+
+/// Nobody knows how it was decided; a client that repeats it finds that out by its other branch,
+/// and must not take it for whole.
+#[test]
+fn what_is_forced_of_the_forgotten_is_damage() {
+    for commit in [true, false] {
+        let horizon = Record::Horizon(g(5));
+        let mut live = recovered(std::slice::from_ref(&horizon));
+        let mut order = order(g(1), 2, commit, true);
+        order.sibling = Some(!commit);
+        forced(&mut live, &order);
+        let why = damage(&order);
+        let record = heuristic(g(1), 2, Some(commit), &why);
+        let restarted = recovered(&[horizon, record]);
+        for mut machine in [live, restarted] {
+            let look = Input::Look {
+                gtrid: g(1),
+                token: 4,
+            };
+            let steps = machine.step(look).unwrap();
+            let [Effect::Seen { seen, .. }] = &steps[0].release[..] else {
+                panic!("{steps:?}");
+            };
+            let outcome = Outcome::Damaged(why.clone());
+            let gtrid = g(1);
+            assert_eq!(*seen, Seen::Ended { gtrid, outcome });
+        }
+    }
+}
+
+#[test]
+fn a_branch_that_an_undecided_transaction_does_not_have_ends_nothing() {
+    let mut machine = coordinator();
+    one_vote_missing(&mut machine, g(1), None, Ack::Applied);
+    for (commit, force) in [(true, false), (false, false), (false, true)] {
+        let steps = machine
+            .step(Input::Resolve(order(g(1), 7, commit, force)))
+            .unwrap();
+        refused_with(&steps, 0, code::BRANCH_NOT_FOUND);
+    }
+    assert_eq!(machine.live(), 1);
 }
 
 #[test]
