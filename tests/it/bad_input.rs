@@ -145,12 +145,8 @@ impl World {
         })
         .await?;
         for n in 1..=2 {
-            // What the coordinator knows of it may be older than what was just sent.
-            let url = format!("http://{}", self.cluster.participant_address(n));
             eventually("the participant votes", SETTLE_TIMEOUT, async || {
-                let mut participant = ParticipantClient::connect(url.clone()).await?;
-                let state = participant.get_status(v1::GetStatusRequest::default());
-                let state = state.await?.into_inner();
+                let state = self.cluster.status(n).await?;
                 ensure!(state.can_vote && state.damage.is_empty(), "{state:?}");
                 Ok(Some(()))
             })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use concord_client::{CallError, Client, Outcome, RetryPolicy, Statement, v1};
-use concord_tests::cluster::{Cluster, eventually};
+use concord_tests::cluster::{Cluster, eventually, voted};
 use concord_tests::rig;
 use nix::sys::signal::Signal;
 use sqlx::Row;
@@ -601,17 +601,7 @@ pub async fn a_decision_is_answered_before_it_is_applied(world: &World) -> anyho
         .await?;
     let both = world.client.one_shot().on("p1", add(2)).on("p2", add(2));
     let running = tokio::spawn(both.ack(v1::Ack::Decided).timeout(3 * SOON).send());
-    eventually("the vote of p1", SOON, async || {
-        let preparing = [v1::TransactionState::Preparing];
-        let found = world
-            .client
-            .list_transactions(&preparing, false, 10)
-            .await?;
-        let mut branches = found.iter().flat_map(|tx| &tx.branches);
-        let voted = |branch: &v1::Branch| branch.state() == v1::BranchState::Prepared;
-        Ok(branches.any(voted).then_some(()))
-    })
-    .await?;
+    voted(&world.client, "p1").await?;
     // Nobody can tell p1 of the decision, and the client hears of it all the same.
     ensure!(
         world.cluster.signal("p1", Signal::SIGSTOP)?,

@@ -9,16 +9,19 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use concord_client::Client;
 use concord_client::local::binary::ServerBinary;
 use concord_client::local::process::ProcessId;
 use concord_client::local::state::{ClusterState, ProcessState, Readiness};
+use concord_client::v1::participant_client::ParticipantClient;
+use concord_client::{Client, v1};
 use nix::sys::signal::Signal;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
 use sqlx::{ConnectOptions, Connection};
 
 /// Time for a cluster to be ready: two servers initialise their data on two slow cores.
 const UP_TIMEOUT: Duration = Duration::from_secs(180);
+/// Longest wait for a vote.
+const VOTE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between two looks at a condition that is waited for.
 const LOOK: Duration = Duration::from_millis(25);
 
@@ -179,6 +182,15 @@ impl Cluster {
     /// Where the gateway listens.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.first)
+    }
+
+    /// What the n-th participant says of itself, from 1. What the coordinator knows of it may be
+    /// older.
+    pub async fn status(&self, n: u16) -> anyhow::Result<v1::GetStatusResponse> {
+        let url = format!("http://{}", self.participant_address(n));
+        let mut participant = ParticipantClient::connect(url).await?;
+        let status = participant.get_status(v1::GetStatusRequest::default());
+        Ok(status.await?.into_inner())
     }
 
     /// A client.
@@ -342,6 +354,20 @@ where
         Some(error) => Err(error.context(format!("{what}: not in {bound:?}"))),
         None => bail!("{what}: not in {bound:?}"),
     }
+}
+
+/// Waits for the transaction that is running now until the coordinator has this participant's vote.
+pub async fn voted(client: &Client, participant: &str) -> anyhow::Result<v1::Transaction> {
+    let what = format!("the vote of {participant}");
+    eventually(&what, VOTE_TIMEOUT, async || {
+        let preparing = [v1::TransactionState::Preparing];
+        let found = client.list_transactions(&preparing, false, 10).await?;
+        let voted = |branch: &v1::Branch| {
+            branch.participant == participant && branch.state() == v1::BranchState::Prepared
+        };
+        Ok(found.into_iter().find(|tx| tx.branches.iter().any(voted)))
+    })
+    .await
 }
 
 /// The servers under test; which ones is said by the command that runs the tests.

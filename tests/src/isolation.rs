@@ -406,13 +406,11 @@ impl Killer {
             };
             names.shuffle(&mut rng);
             // More than is asked for would only make a slow machine slower.
-            let spares = made >= self.least && !self.cluster.is_up()?;
+            if made >= self.least && !self.cluster.is_up()? {
+                continue;
+            }
             // One that is not up is not killed: another, when a kill cannot wait.
-            let tried = match (is_due, spares) {
-                (true, _) => names.len(),
-                (false, true) => 0,
-                (false, false) => 1,
-            };
+            let tried = if is_due { names.len() } else { 1 };
             for name in &names[..tried] {
                 if self.cluster.kill9(name)? {
                     *kills.entry((*name).to_owned()).or_default() += 1;

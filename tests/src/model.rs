@@ -163,6 +163,11 @@ impl Config {
         }
     }
 
+    fn node(&self, name: &ParticipantName) -> usize {
+        let found = self.names.iter().position(|known| known == name);
+        found.unwrap_or_default()
+    }
+
     fn bquals(&self, plan: usize) -> impl Iterator<Item = (Bqual, usize)> + '_ {
         (1..)
             .map(Bqual)

@@ -27,7 +27,7 @@ use tonic::transport::{Channel, Endpoint};
 use v1::TransactionState as State;
 use v1::participant_client::ParticipantClient;
 
-use crate::cluster::{Ports, binaries, eventually};
+use crate::cluster::{self, Ports, binaries, eventually};
 
 mod crash;
 
@@ -430,20 +430,9 @@ impl Rig {
         Ok(tokio::spawn(tx.timeout(PATIENCE).send()))
     }
 
-    /// Waits for the transaction that is running now until the coordinator has this participant's
-    /// vote.
+    /// See [`cluster::voted`].
     pub async fn voted(&self, participant: &str) -> anyhow::Result<v1::Transaction> {
-        let client = self.client()?;
-        let what = format!("the vote of {participant}");
-        eventually(&what, PATIENCE, async || {
-            let preparing = [v1::TransactionState::Preparing];
-            let found = client.list_transactions(&preparing, false, 10).await?;
-            let voted = |branch: &v1::Branch| {
-                branch.participant == participant && branch.state() == v1::BranchState::Prepared
-            };
-            Ok(found.into_iter().find(|tx| tx.branches.iter().any(voted)))
-        })
-        .await
+        cluster::voted(&self.client()?, participant).await
     }
 
     /// Waits until a transaction is in a state.

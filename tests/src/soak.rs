@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use concord_client::Outcome;
 use concord_client::local::binary::ServerBinary;
-use concord_client::{Outcome, v1};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio_util::sync::CancellationToken;
@@ -298,12 +298,7 @@ async fn contradicted(
 async fn damage(stage: &Stage) -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
     for n in 1..=SERVERS {
-        let url = format!("http://{}", stage.cluster.participant_address(n));
-        let mut participant = v1::participant_client::ParticipantClient::connect(url).await?;
-        let status = participant
-            .get_status(v1::GetStatusRequest::default())
-            .await?
-            .into_inner();
+        let status = stage.cluster.status(n).await?;
         let damage = status.damage.iter();
         found.extend(damage.map(|damage| format!("p{n} reports damage: {damage:?}")));
     }

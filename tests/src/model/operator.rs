@@ -11,7 +11,7 @@ use concord_core::reason::{Reason, code};
 use concord_core::record::Record;
 
 use super::Config;
-use super::world::{Packet, World, plan};
+use super::world::{Packet, World, is_damage_of, plan};
 
 /// The token of what a participant is told for an operator, who is answered then, and not the
 /// coordinator's machine.
@@ -80,11 +80,10 @@ impl World {
         };
         let before = self.log.len();
         self.coordinator(config, Ask::Resolve(resolve));
-        let is_forced = |record: &Record| {
-            matches!(record, Record::Heuristic { gtrid, bqual, .. }
-                if *gtrid == branch.gtrid && *bqual == branch.bqual)
-        };
-        if self.log[before..].iter().any(is_forced) {
+        if self.log[before..]
+            .iter()
+            .any(|record| is_damage_of(branch, record))
+        {
             self.interfered.insert(branch);
             self.forced.insert(branch);
         }
@@ -117,9 +116,7 @@ impl World {
         } else {
             ToParticipant::Abort { branch, epoch }
         };
-        let names = &mut config.names.iter();
-        let node = names.position(|name| *name == resolve.participant);
-        let node = node.unwrap_or_default();
+        let node = config.node(&resolve.participant);
         self.send(Packet::ByHand(node, message));
     }
 

@@ -154,6 +154,12 @@ fn bit(bqual: Bqual) -> u8 {
     1 << (bqual.0 - 1)
 }
 
+/// Whether a record is about the damage of this branch.
+pub fn is_damage_of(branch: BranchId, record: &Record) -> bool {
+    matches!(record, Record::Heuristic { gtrid, bqual, .. }
+        if *gtrid == branch.gtrid && *bqual == branch.bqual)
+}
+
 fn token(node: usize, branch: BranchId) -> u64 {
     let parts = [
         node as u64,
@@ -317,10 +323,7 @@ impl World {
 
     /// Whether the damage of a branch is on record, at its participant or at the coordinator.
     pub fn is_reported(&self, branch: BranchId) -> bool {
-        let by_coordinator = self.log.iter().any(|record| {
-            matches!(record, Record::Heuristic { gtrid, bqual, .. }
-                if *gtrid == branch.gtrid && *bqual == branch.bqual)
-        });
+        let by_coordinator = self.log.iter().any(|record| is_damage_of(branch, record));
         by_coordinator || self.nodes.iter().any(|node| node.damage.contains(&branch))
     }
 
@@ -408,8 +411,7 @@ impl World {
                     ToParticipant::Abort { .. } => seen.note_order(bqual, false),
                     _ => {}
                 }
-                let node = config.names.iter().position(|name| *name == to);
-                self.send(Packet::Order(node.unwrap_or_default(), message));
+                self.send(Packet::Order(config.node(&to), message));
             }
             Told::Reply { gtrid, outcome } => self.hear(gtrid, &outcome),
             Told::Replay {
