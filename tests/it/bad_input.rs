@@ -159,11 +159,7 @@ impl World {
             .await
             .with_context(|| format!("server {n}"))?;
         }
-        let status = self
-            .participant()
-            .get_status(v1::GetStatusRequest::default())
-            .await?
-            .into_inner();
+        let status = self.cluster.status(1).await?;
         let (open, max) = (status.connections, status.max_connections);
         ensure!(open <= max, "{open} connections of at most {max}");
         ensure!(status.in_doubt == 0, "{} in doubt", status.in_doubt);

@@ -363,7 +363,8 @@ pub async fn voted(client: &Client, participant: &str) -> anyhow::Result<v1::Tra
         let preparing = [v1::TransactionState::Preparing];
         let found = client.list_transactions(&preparing, false, 10).await?;
         let voted = |branch: &v1::Branch| {
-            branch.participant == participant && branch.state() == v1::BranchState::Prepared
+            let votes = [v1::BranchState::Prepared, v1::BranchState::ReadOnly];
+            branch.participant == participant && votes.contains(&branch.state())
         };
         Ok(found.into_iter().find(|tx| tx.branches.iter().any(voted)))
     })

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{CONNECT_TIMEOUT, Peer, reason_of, standstill};
+use super::{CONNECT_TIMEOUT, Health, Peer, reason_of, standstill};
 use crate::driver::{Call, Data, Outbound};
 use crate::surroundings::Surroundings;
 
@@ -32,8 +32,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// Time between two looks at a participant's own status.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
-/// The same while no branch can end there: so long after it is back, work is still refused.
-const STANDSTILL_INTERVAL: Duration = Duration::from_millis(250);
+/// The same while it cannot vote: so long after it can again, it is still said that it cannot, and
+/// where no branch could end, work is still refused.
+const NO_VOTE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What a coordinator expects of a participant.
 #[derive(Clone, Debug)]
@@ -280,7 +281,7 @@ impl Pump {
         mut inbound: tonic::Streaming<v1::LinkResponse>,
     ) -> Reason {
         let mut batch = Vec::with_capacity(LINK_BATCH_MAX);
-        let mut look = tokio::time::interval(STANDSTILL_INTERVAL);
+        let mut look = tokio::time::interval(NO_VOTE_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut looked: Option<Instant> = None;
         let (found, mut lost) = mpsc::channel(1);
@@ -288,8 +289,8 @@ impl Pump {
             tokio::select! {
                 biased;
                 _ = look.tick() => {
-                    let due = looked.is_none_or(|at| at.elapsed() >= STATUS_INTERVAL);
-                    if due || self.peer.stands_still().is_some() {
+                    let interval = look_interval(&self.peer.health());
+                    if looked.is_none_or(|at| at.elapsed() >= interval) {
                         looked = Some(Instant::now());
                         self.look(found.clone());
                     }
@@ -453,6 +454,14 @@ impl Pump {
     }
 }
 
+/// Time between two looks at a participant of this health.
+fn look_interval(health: &Health) -> Duration {
+    match &health.status {
+        Some(status) if status.can_vote => STATUS_INTERVAL,
+        _ => NO_VOTE_INTERVAL,
+    }
+}
+
 /// Commands in order, in frames that a participant takes.
 fn in_frames(commands: Vec<v1::LinkCommand>) -> Vec<v1::LinkRequest> {
     let mut frames = Vec::new();
@@ -474,109 +483,4 @@ fn in_frames(commands: Vec<v1::LinkCommand>) -> Vec<v1::LinkRequest> {
 }
 
 #[cfg(test)]
-mod tests {
-    use concord_core::id::{Bqual, Gtrid, ParticipantName};
-    use concord_proto::convert::link::{Finished, abort_request, commit_request, prepare_request};
-    use tonic::transport::Endpoint;
-
-    use super::*;
-    use crate::participants::Participants;
-
-    const BRANCH: BranchId = BranchId {
-        gtrid: Gtrid([7; 16]),
-        bqual: Bqual(1),
-    };
-    const EPOCH: Epoch = Epoch(1);
-
-    fn pump() -> (Pump, mpsc::Receiver<Call>) {
-        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
-        let name = ParticipantName::new("p1");
-        let peers = Participants::from_channels([(name, String::new(), channel)]);
-        let (driver, calls) = mpsc::channel(8);
-        let pump = Pump {
-            peer: Arc::clone(&peers.all()[0]),
-            generation: 1,
-            epoch: EPOCH,
-            driver,
-            sent: HashMap::new(),
-            told: HashSet::new(),
-            next_seq: 1,
-        };
-        (pump, calls)
-    }
-
-    fn outbound(command: Command) -> Outbound {
-        Outbound::Command {
-            branch: BRANCH,
-            command,
-        }
-    }
-
-    #[tokio::test]
-    async fn an_outcome_is_not_sent_again_before_its_answer() {
-        let (mut pump, _calls) = pump();
-        let commit = || outbound(Command::Commit(commit_request(BRANCH, EPOCH, true, None)));
-        let abort = || outbound(Command::Abort(abort_request(BRANCH, EPOCH)));
-        let first = pump.number(commit()).map(|command| command.seq);
-        assert_eq!(first, Some(1));
-        assert_eq!(pump.number(commit()), None);
-        let asked = pump.number(abort()).map(|command| command.seq);
-        assert_eq!(asked, Some(2), "how it ended is another question");
-        assert_eq!(pump.number(abort()), None);
-        let busy = Reason::new(code::SERVER_DOWN, "not now");
-        let answer = Reply::Aborted(Finished {
-            finish: Finish::Retry(busy),
-            results: Vec::new(),
-            failed_statement: None,
-        });
-        pump.answered(2, Ok(answer)).await.unwrap();
-        assert!(pump.number(abort()).is_some());
-        assert_eq!(pump.number(commit()), None);
-        assert_eq!(pump.sent.len(), 2);
-    }
-
-    #[tokio::test]
-    async fn the_answer_to_an_abort_brings_what_a_commit_returned() {
-        let (mut pump, mut calls) = pump();
-        pump.number(outbound(Command::Abort(abort_request(BRANCH, EPOCH))));
-        let committed = Finished {
-            finish: Finish::Committed,
-            results: vec![v1::StatementResult::default()],
-            failed_statement: None,
-        };
-        pump.answered(1, Ok(Reply::Aborted(committed)))
-            .await
-            .unwrap();
-        let call = calls.recv().await;
-        assert!(
-            matches!(&call, Some(Call::Received { results, .. }) if results.len() == 1),
-            "{call:?}"
-        );
-    }
-
-    #[test]
-    fn a_frame_takes_what_a_participant_takes() {
-        let large = |seq| {
-            let statement = v1::Statement {
-                sql: "x".repeat(LINK_FRAME_BYTES / 2),
-                ..v1::Statement::default()
-            };
-            let mut prepare = prepare_request(BRANCH, EPOCH, None);
-            prepare.work = Some(v1::Work {
-                statements: vec![statement],
-                ..v1::Work::default()
-            });
-            v1::LinkCommand {
-                seq,
-                command: Some(Command::Prepare(prepare)),
-            }
-        };
-        assert_eq!(in_frames(Vec::new()), []);
-        let frames = in_frames((1..=3).map(large).collect());
-        let seqs: Vec<Vec<u64>> = frames
-            .iter()
-            .map(|frame| frame.commands.iter().map(|command| command.seq).collect())
-            .collect();
-        assert_eq!(seqs, [vec![1], vec![2], vec![3]]);
-    }
-}
+mod tests;

@@ -310,20 +310,7 @@ async fn reader(rig: &Rig) -> anyhow::Result<()> {
         .on("p1", "SELECT n FROM shop.t WHERE id = 1")
         .on("p2", "UPDATE shop.t SET n = n + 1 WHERE id = 1");
     let running = tokio::spawn(tx.send());
-    let client = rig.client()?;
-    concord_tests::cluster::eventually("the reader's vote", Duration::from_secs(10), async || {
-        let preparing = [v1::TransactionState::Preparing];
-        let found = client.list_transactions(&preparing, false, 10).await?;
-        let voted = |branch: &v1::Branch| {
-            let has = [v1::BranchState::Prepared, v1::BranchState::ReadOnly];
-            branch.participant == "p1" && has.contains(&branch.state())
-        };
-        Ok(found
-            .iter()
-            .any(|tx| tx.branches.iter().any(voted))
-            .then_some(()))
-    })
-    .await?;
+    rig.voted("p1").await?;
     let mut other = rig.root(1).await?;
     run(&mut other, "SET SESSION innodb_lock_wait_timeout = 1").await?;
     let change = run(&mut other, "UPDATE shop.t SET n = 0 WHERE id = 1").await;

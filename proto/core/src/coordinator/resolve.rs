@@ -15,14 +15,7 @@ impl Coordinator {
         let (token, after) = (resolve.token, self.position_of(&resolve));
         let known = self.known_outcome(&resolve);
         if let Some(tx) = self.transactions.get(&gtrid).filter(|tx| tx.is_undecided()) {
-            if tx.branch(resolve.branch.bqual).is_none() {
-                let text = format!("the transaction has no branch {}", resolve.branch.bqual);
-                let reason = Reason::new(code::BRANCH_NOT_FOUND, text);
-                out.release(after, Effect::OrderRefused { token, reason });
-                return Ok(());
-            }
-            if tx.one_phase || resolve.commit {
-                let reason = undecided(&resolve, tx.one_phase);
+            if let Some(reason) = undecided(&resolve, tx) {
                 out.release(after, Effect::OrderRefused { token, reason });
                 return Ok(());
             }
@@ -170,13 +163,24 @@ fn refusal(resolve: &Resolve, known: Option<bool>) -> Reason {
     )
 }
 
-/// Even force does not help here: the machine is about to decide, and would decide otherwise.
-fn undecided(resolve: &Resolve, one_phase: bool) -> Reason {
-    let gtrid = resolve.branch.gtrid;
-    let text = if one_phase {
-        format!("transaction {gtrid} has one branch, whose participant decides and is being asked")
+/// Why an order about a branch of an undecided transaction is refused. Even force does not help
+/// here: the machine is about to decide, and would decide otherwise.
+fn undecided(resolve: &Resolve, tx: &Transaction) -> Option<Reason> {
+    let (gtrid, bqual) = (resolve.branch.gtrid, resolve.branch.bqual);
+    let (code, text) = if tx.branch(bqual).is_none() {
+        let text = format!("the transaction has no branch {bqual}");
+        (code::BRANCH_NOT_FOUND, text)
+    } else if tx.one_phase {
+        let text = format!(
+            "transaction {gtrid} has one branch, whose participant decides and is being asked"
+        );
+        (code::WRONG_STATE, text)
+    } else if resolve.commit {
+        let text =
+            format!("transaction {gtrid} is undecided: roll it back, or wait for its time-out");
+        (code::WRONG_STATE, text)
     } else {
-        format!("transaction {gtrid} is undecided: roll it back, or wait for its time-out")
+        return None;
     };
-    Reason::new(code::WRONG_STATE, text)
+    Some(Reason::new(code, text))
 }
