@@ -11,7 +11,7 @@ use concord_tests::rig::{Rig, START};
 /// Longest wait for a row lock, in seconds.
 const LOCK_WAIT_S: u64 = 2;
 /// The lock time-out, and what comes after it.
-const BOUND: Duration = Duration::from_secs(5 * LOCK_WAIT_S);
+const BOUND: Duration = Duration::from_secs(15 * LOCK_WAIT_S);
 
 fn plus(id: i32) -> Statement {
     Statement::new(format!("UPDATE shop.t SET n = n + 1 WHERE id = {id}"))

@@ -110,6 +110,8 @@ async fn rolled_back_by_hand(rig: &mut Rig) -> anyhow::Result<()> {
     rig.spawn("p1")?;
     told_of_damage(&running.await?, &gtrid)?;
     never_called_done(rig, &gtrid).await?;
+    // The client is told of damage before the other branch has ended.
+    rig.drained().await?;
     ensure!(rig.n(1, 1).await? == START && rig.n(2, 1).await? == START + 1);
 
     let report = damage(rig, branch).await?;

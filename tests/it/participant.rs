@@ -12,6 +12,7 @@ use std::time::Duration;
 use concord_proto::status::reason_of;
 use concord_proto::v1;
 use concord_proto::v1::{Decision, Finish, Vote};
+use futures::future::join_all;
 use harness::{Daemon, World, branch, code, on_every_server, prepare, until};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -158,7 +159,7 @@ fn interactive_branches_run_fail_and_expire() {
         assert_eq!(world.n(1).await, 103);
 
         let forgotten = branch(1);
-        daemon.begin(&forgotten, 3_000).await;
+        daemon.begin(&forgotten, 8_000).await;
         daemon.execute(&forgotten, PLUS).await.expect("it runs");
         until("the branch to expire", || async {
             let vote = daemon.prepare(&branch(1), &[PLUS]).await;
@@ -293,13 +294,26 @@ fn a_superseded_coordinator_is_refused() {
     });
 }
 
+/// Lets a participant open so many connections, a few at a time: a server that is asked for all of
+/// them at once may be late with one.
+async fn open_connections(daemon: &Daemon, count: usize) {
+    let branches: Vec<v1::BranchRef> = (0..count).map(|_| branch(1)).collect();
+    for few in branches.chunks(10) {
+        join_all(few.iter().map(|branch| daemon.begin(branch, 60_000))).await;
+    }
+    for branch in &branches {
+        assert_eq!(daemon.abort(branch).await.finish(), Finish::Aborted);
+    }
+}
+
 #[test]
 fn a_link_carries_many_commands_at_once() {
     on_every_server(|world| async move {
         let mut options = world.options();
-        // A hundred connections that are opened at once take their time on a busy machine.
+        // A hundred statements that come at once take their time on a busy machine.
         options.acquire_timeout = Duration::from_secs(20);
         let daemon = world.start_on(options, |_| ()).await;
+        open_connections(&daemon, 100).await;
         let values: Vec<String> = (10..110).map(|id| format!("({id}, 0)")).collect();
         world
             .sql(&format!("INSERT INTO shop.t VALUES {}", values.join(",")))

@@ -236,9 +236,13 @@ fn an_unsafe_setting_at_start_stops_votes_and_lets_prepared_branches_end() -> an
         })
         .await?;
         ensure!(!status.can_vote, "{status:?}");
+        // Not to the one before, whose end the coordinator may not have noticed.
+        let pid = rig.pid("p1")?;
         eventually("the link to it", PATIENCE, async || {
             let all = rig.client()?.list_participants().await?;
-            Ok(all.iter().all(|p| p.connected).then_some(()))
+            let linked = all.iter().all(|p| p.connected);
+            let seen = |p: &v1::ParticipantInfo| p.status.as_ref().is_some_and(|s| s.pid == pid);
+            Ok((linked && all.iter().any(seen)).then_some(()))
         })
         .await?;
         refused(rig, &traps(rig.servers[0].kind())[0]).await?;
