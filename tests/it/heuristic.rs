@@ -457,6 +457,15 @@ async fn forgotten_branches(rig: &mut Rig) -> anyhow::Result<()> {
     );
     rig.drained().await?;
     ensure!(rig.n(1, 4).await? == START && rig.n(1, 5).await? == START + 1);
+
+    // A branch that nobody has: whoever forced it is told that it is on record all the same.
+    let told = client.resolve_branch(resolve(old(3), true, true)).await;
+    match told {
+        Err(CallError::Refused { reason, .. }) if &*reason.code == "BRANCH_NOT_FOUND" => {
+            ensure!(reason.message.contains("is on record"), "{reason}");
+        }
+        other => anyhow::bail!("not refused as unknown: {other:?}"),
+    }
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use concord_proto::v1;
 use concord_proto::v1::admin_service_server::AdminService;
 use futures::Stream;
 use futures::future::join_all;
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::{Request, Response, Status};
 
 use super::placement::Placement;
@@ -308,12 +308,17 @@ impl AdminService for AdminGateway {
             .order(branch, &participant, order.resolution, order.reason)
             .await
             .map_err(|reason| {
-                if !heuristic || reason.kind() == ReasonKind::NotFound {
+                if !heuristic {
                     return refuse(reason);
                 }
                 // It stays on record: a participant that has the branch acts on it when it asks.
                 let text = format!("the order is on record as a heuristic outcome: {reason}");
-                refuse(Reason::new(code::OUTCOME_UNKNOWN, text))
+                let code = if reason.kind() == ReasonKind::NotFound {
+                    reason.code
+                } else {
+                    code::OUTCOME_UNKNOWN.into()
+                };
+                refuse(Reason::new(code, text))
             })?;
         let (finish, _) = link::finish_parts(finish);
         Ok(Response::new(v1::ResolveBranchResponse {
@@ -360,20 +365,20 @@ impl AdminService for AdminGateway {
         request: Request<v1::WatchMetricsRequest>,
     ) -> Result<Response<Self::WatchMetricsStream>, Status> {
         let every = door::watch_metrics(request.into_inner())?;
-        let stream = futures::stream::unfold(
-            (interval(every), self.clone()),
-            |(mut tick, this)| async move {
-                tick.tick().await;
-                let numbers = this.handle.numbers().await.ok()?;
-                let shown = v1::WatchMetricsResponse {
-                    time: Some(timestamp(this.facts.surroundings.unix_ms())),
-                    counters: Some(this.counters.snapshot()),
-                    active: numbers.active,
-                    committing: numbers.committing,
-                };
-                Some((Ok(shown), (tick, this)))
-            },
-        );
+        let mut tick = interval(every);
+        // What was missed is not told twice at once.
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stream = futures::stream::unfold((tick, self.clone()), |(mut tick, this)| async move {
+            tick.tick().await;
+            let numbers = this.handle.numbers().await.ok()?;
+            let shown = v1::WatchMetricsResponse {
+                time: Some(timestamp(this.facts.surroundings.unix_ms())),
+                counters: Some(this.counters.snapshot()),
+                active: numbers.active,
+                committing: numbers.committing,
+            };
+            Some((Ok(shown), (tick, this)))
+        });
         Ok(Response::new(Box::pin(stream)))
     }
 }

@@ -498,7 +498,7 @@ mod tests {
         }
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_transaction_that_waits_for_a_server_does_not_keep_its_turn() {
         let engine = Away(Arc::default());
         let slots = Placement::initial(&engine.participants());

@@ -29,7 +29,7 @@ use crate::surroundings::Surroundings;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest wait, without the jitter, which doubles it at most: what a participant that is back, and
 /// its branches in doubt, wait for.
-const BACKOFF_MAX: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_millis(250);
 /// Time between two looks at a participant's own status.
 const STATUS_INTERVAL: Duration = Duration::from_secs(2);
 /// The same while it cannot vote: so long after it can again, it is still said that it cannot, and

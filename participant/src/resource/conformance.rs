@@ -33,6 +33,8 @@ const CASE_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 /// What every request asks for, unless a case says otherwise.
 const FINGERPRINT: u64 = 0xfeed_face_cafe_f00d;
+/// The time-out of lock waits that each resource manager under test has.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// Time-out of works that should succeed.
 const WORK_TIMEOUT: Duration = Duration::from_secs(20);
 

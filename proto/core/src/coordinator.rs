@@ -547,11 +547,10 @@ impl Coordinator {
         if horizon <= self.horizon {
             return Ok(());
         }
-        let settled = self.ended.range(..horizon);
-        let settled = settled.filter(|(_, ended)| !ended.is_damaged());
-        let settled = settled.map(|(gtrid, _)| *gtrid);
+        let settled = self.ended.range(..horizon).map(|(gtrid, _)| *gtrid);
         let gtrids = settled
             .chain(self.aborted.range(..horizon).copied())
+            .filter(|gtrid| !self.ended.get(gtrid).is_some_and(Ended::is_damaged))
             .collect();
         let after = self.record(Record::Horizon(horizon), out)?;
         out.release(after, Effect::Forgotten { gtrids, horizon });

@@ -295,7 +295,7 @@ const BEFORE_PARENTHESIS: &[&str] = &[
     // Types in a CAST or a CONVERT, and of JSON_TABLE.
     "CHAR", "CHARACTER", "NCHAR", "VARCHAR", "VARBINARY", "DECIMAL", "NUMERIC", "FLOAT", "DOUBLE",
     "REAL", "TIME", "DATETIME", "TIMESTAMP", "YEAR", "BIT", "INT", "INTEGER", "BIGINT", "SMALLINT",
-    "TINYINT", "MEDIUMINT", "SIGNED", "UNSIGNED", "ENUM", "BLOB", "TEXT",
+    "TINYINT", "MEDIUMINT", "SIGNED", "UNSIGNED", "ENUM", "BLOB", "TEXT", "INET4", "INET6",
 ];
 
 /// Nothing that the server may take for a call of a function that is not on the list, no second

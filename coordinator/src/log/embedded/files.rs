@@ -24,7 +24,7 @@ pub const LOCK_FILE: &str = "LOCK";
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 fn failed<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> LogError + 'a {
@@ -32,6 +32,15 @@ fn failed<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> 
         doing,
         path: path.to_owned(),
         source,
+    }
+}
+
+impl Drop for Directory {
+    /// A child that another thread is starting just now has the same open file until its exec; a
+    /// lock that is only closed here would be held by it.
+    fn drop(&mut self) {
+        // Closing it, which comes next, lets go of it as well.
+        let _ = self.lock.unlock();
     }
 }
 
@@ -83,7 +92,7 @@ impl Directory {
         reach(CrashPoint::LogLockTaken);
         Ok(Self {
             path: path.to_owned(),
-            _lock: lock,
+            lock,
         })
     }
 

@@ -6,8 +6,8 @@ use concord_core::reason::code;
 
 use super::super::{Finished, LedgerEntry, Prepared, ResourceManager as _};
 use super::{
-    Harness, Verdict, add, branch, certainly_aborted, certainly_committed, ensure, ok, prepare,
-    prepare_after_kills, refusal, seeded, take, work,
+    Harness, LOCK_WAIT, Verdict, add, branch, certainly_aborted, certainly_committed, ensure, ok,
+    prepare, prepare_after_kills, refusal, seeded, take, work,
 };
 
 pub(super) async fn a_branch_that_is_over_is_no_such_branch<H: Harness>(h: &H) -> Verdict {
@@ -117,18 +117,18 @@ pub(super) async fn a_living_branch_has_no_tombstone<H: Harness>(h: &H) -> Verdi
     let account = seeded(&*rm, "living", 100).await?;
     let id = prepare(&*rm, vec![take(&account, 1)]).await?;
     // A wait for its row would take a second each time, and it can be rolled back meanwhile.
-    let began = Instant::now();
-    let mut attached = Vec::new();
+    let (mut attached, mut quick) = (Vec::new(), 0);
     for _ in 0..6 {
+        let began = Instant::now();
         attached.push(rm.tombstone(id).await);
+        quick += usize::from(began.elapsed() < LOCK_WAIT);
     }
-    let took = began.elapsed();
     certainly_committed(&*rm, id).await?;
     for tried in attached {
         let reason = tried.err().ok_or("a tombstone of a living branch")?;
         ensure!(&*reason.code == code::BRANCH_ATTACHED, "{reason}");
     }
-    ensure!(took < Duration::from_secs(4), "it waited: {took:?}");
+    ensure!(quick >= 3, "it waited: {quick} of 6 were quick");
     ensure!(h.value(&account).await == Some(99), "not committed");
     Ok(())
 }
@@ -141,7 +141,11 @@ pub(super) async fn a_branch_attached_elsewhere_is_not_taken_for_committed<H: Ha
     for commit in [true, false] {
         let before = h.value(&account).await;
         let id = prepare(&*rm, vec![take(&account, 10)]).await?;
-        let finished = restarted.commit(id).await;
+        let mut finished = restarted.commit(id).await;
+        // The look whether the server has the branch came too late.
+        while matches!(&finished, Finished::NotDone(why) if &*why.code == code::DEADLINE_EXCEEDED) {
+            finished = restarted.commit(id).await;
+        }
         if h.keeps_attached() {
             ensure!(finished == Finished::NoSuchBranch, "{finished:?}");
             ensure!(

@@ -267,10 +267,16 @@ impl Coordinator {
         let mut has_end = false;
         if let Some(tx) = self.transactions.get_mut(&id.gtrid) {
             has_end = tx.one_phase || tx.state == TransactionState::Committing;
-            tx.reason = Some(reason.clone());
+            // The first damage is what is told, as it is of what has ended: a later order that
+            // takes it back does not undo it.
+            if tx.damage().is_none() {
+                tx.reason = Some(reason.clone());
+            }
             // One that left has no outcome that it could contradict.
-            let waits = |branch: &&mut Branch| branch.state != BranchState::ReadOnly;
-            if let Some(branch) = tx.branch_mut(id.bqual).filter(waits) {
+            let open = |b: &&mut Branch| {
+                !matches!(b.state, BranchState::ReadOnly | BranchState::Heuristic)
+            };
+            if let Some(branch) = tx.branch_mut(id.bqual).filter(open) {
                 branch.state = BranchState::Heuristic;
                 branch.reason = Some(reason.clone());
             }

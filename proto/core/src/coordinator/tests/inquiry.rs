@@ -209,6 +209,24 @@ fn what_a_participant_has_aborted_is_on_record_and_forgotten_too() {
     assert_eq!(machine.remembered(), 1);
 }
 
+/// What its participant has rolled back is committed after all: that is never forgotten, nor what
+/// its request was.
+#[test]
+fn an_abort_that_turns_out_damaged_keeps_its_records() {
+    let mut machine = coordinator();
+    let delegated = run_of(g(1), 1, Some(request("r", 1)), Ack::Applied);
+    machine.step(delegated).unwrap();
+    let aborted = finished(g(1), 1, Finish::Aborted(Some(transient())));
+    machine.step(aborted).unwrap();
+    machine.step(finished(g(1), 1, Finish::Committed)).unwrap();
+    let forgotten = Effect::Forgotten {
+        gtrids: vec![],
+        horizon: g(3),
+    };
+    let steps = machine.step(Input::Forget { below: g(3) }).unwrap();
+    assert_eq!(steps[0].release, [forgotten]);
+}
+
 #[test]
 fn what_is_not_over_holds_the_horizon_back() {
     let mut machine = coordinator();

@@ -351,6 +351,48 @@ fn a_forced_branch_is_waited_for_no_longer_but_its_siblings_are() {
     assert_eq!(machine.live(), 0);
 }
 
+/// Its reason says how the transaction was decided: what a later order says does not.
+#[test]
+fn an_order_that_takes_a_forced_one_back_is_told_the_same_after_a_restart() {
+    let roll_back = order(g(1), 1, false, true);
+    let look = |machine: &mut Coordinator| {
+        let steps = machine.step(Input::Look {
+            gtrid: g(1),
+            token: 4,
+        });
+        let steps = steps.unwrap();
+        let [Effect::Seen { seen, .. }] = &steps[0].release[..] else {
+            panic!("{steps:?}");
+        };
+        seen.clone()
+    };
+    for ends_between in [false, true] {
+        let mut live = coordinator();
+        one_vote_missing(&mut live, g(1), None, Ack::Applied);
+        let mut log = Vec::new();
+        let mut keep = |steps: Vec<CoordinatorStep>| {
+            log.extend(steps.into_iter().flat_map(|step| step.append));
+        };
+        keep(live.step(voted(g(1), 2, Vote::Commit)).unwrap());
+        keep(forced(&mut live, &roll_back));
+        if ends_between {
+            keep(live.step(finished(g(1), 2, Finish::Committed)).unwrap());
+        }
+        keep(forced(&mut live, &order(g(1), 1, true, true)));
+        if !ends_between {
+            keep(live.step(finished(g(1), 2, Finish::Committed)).unwrap());
+        }
+        // A log gives the heuristic outcomes of a transaction before its end.
+        log.sort_by_key(|record| matches!(record, Record::End { .. }));
+        let seen = Seen::Ended {
+            gtrid: g(1),
+            outcome: Outcome::Damaged(damage(&roll_back)),
+        };
+        assert_eq!(look(&mut live), seen);
+        assert_eq!(look(&mut recovered(&log)), seen);
+    }
+}
+
 /// Half of it is rolled back, on record, before the client gives up waiting for the other half.
 #[test]
 fn whoever_waits_until_the_deadline_is_told_of_a_forced_branch() {
