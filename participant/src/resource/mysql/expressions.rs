@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    BinaryOperator, DataType, Expr, Function, FunctionArguments, TimezoneInfo, TypedString,
-    UnaryOperator,
+    BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgumentClause,
+    FunctionArguments, JsonTableColumn, TimezoneInfo, TypedString, UnaryOperator,
 };
 
 use super::functions::is_allowed;
@@ -187,6 +187,7 @@ fn check_function(function: &Function) -> ControlFlow<String> {
     if !is_allowed(&name.value) || function.uses_odbc_syntax {
         return stop(format!("the function {} is not allowed", name.value));
     }
+    check_form(function)?;
     // With an argument it changes the session, which serves other transactions later.
     let has_arguments =
         matches!(&function.args, FunctionArguments::List(list) if !list.args.is_empty());
@@ -194,4 +195,45 @@ fn check_function(function: &Function) -> ControlFlow<String> {
         return stop("LAST_INSERT_ID with an argument is not allowed");
     }
     ControlFlow::Continue(())
+}
+
+/// Calls as both servers write them; the parser knows those of others too.
+fn check_form(function: &Function) -> ControlFlow<String> {
+    let other = || stop(format!("the call {function} is not allowed"));
+    if function.parameters != FunctionArguments::None
+        || function.filter.is_some()
+        || !function.within_group.is_empty()
+    {
+        return other();
+    }
+    let FunctionArguments::List(list) = &function.args else {
+        return ControlFlow::Continue(());
+    };
+    if !list
+        .args
+        .iter()
+        .all(|argument| matches!(argument, FunctionArg::Unnamed(_)))
+    {
+        return other();
+    }
+    list.clauses.iter().try_for_each(|clause| match clause {
+        FunctionArgumentClause::OrderBy(_)
+        | FunctionArgumentClause::Limit(_)
+        | FunctionArgumentClause::Separator(_)
+        | FunctionArgumentClause::IgnoreOrRespectNulls(_) => ControlFlow::Continue(()),
+        FunctionArgumentClause::JsonReturningClause(returning) => check_type(&returning.data_type),
+        _ => other(),
+    })
+}
+
+/// What JSON_TABLE makes columns of, whose types are those of tables.
+pub fn check_columns(columns: &[JsonTableColumn]) -> ControlFlow<String> {
+    columns.iter().try_for_each(|column| match column {
+        JsonTableColumn::Named(named) => match &named.r#type {
+            DataType::Custom(..) => check_type(&named.r#type),
+            _ => ControlFlow::Continue(()),
+        },
+        JsonTableColumn::ForOrdinality(_) => ControlFlow::Continue(()),
+        JsonTableColumn::Nested(nested) => check_columns(&nested.columns),
+    })
 }

@@ -18,7 +18,7 @@ use sqlparser::ast::{
     TableObject, Update, Visit, Visitor,
 };
 
-use super::expressions::{check_expr, is_last_insert_id, stop};
+use super::expressions::{check_columns, check_expr, is_last_insert_id, stop};
 use super::functions::is_dangerous;
 use super::lexer::{Kind, Token, lex};
 use super::literal::push_literal;
@@ -386,7 +386,8 @@ impl Visitor for Checker {
                     && sample.is_none()
             }
             TableFactor::Derived { sample, .. } => sample.is_none(),
-            TableFactor::JsonTable { .. } | TableFactor::NestedJoin { .. } => true,
+            TableFactor::JsonTable { columns, .. } => return check_columns(columns),
+            TableFactor::NestedJoin { .. } => true,
             _ => false,
         };
         if plain {

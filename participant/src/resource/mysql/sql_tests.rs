@@ -90,6 +90,14 @@ fn plain_statements_pass() {
             READ,
         ),
         (
+            "SELECT CAST(v AS INET6), GROUP_CONCAT(v ORDER BY v DESC SEPARATOR ';') FROM t",
+            READ,
+        ),
+        (
+            "SELECT JSON_VALUE(v, '$.a' RETURNING DECIMAL(4, 2)) FROM t",
+            READ,
+        ),
+        (
             "SELECT v FROM t WHERE v > ALL (SELECT k FROM u) OR v = ANY (SELECT 1)",
             READ,
         ),
@@ -253,6 +261,12 @@ fn everything_else_is_refused() {
         "SELECT CONVERT(v, my_function()) FROM t",
         "SELECT CAST(v AS my_function()) FROM t",
         "SELECT CAST(v AS my_type) FROM t",
+        "SELECT JSON_VALUE(v, '$.a' RETURNING my_function()) FROM t",
+        "SELECT MAX(v WHERE v > 1) FROM t",
+        "SELECT MAX(v HAVING MAX k) FROM t",
+        "SELECT CONCAT(a => 'x') FROM t",
+        "SELECT j.a FROM JSON_TABLE(?, '$' COLUMNS (a my_function() PATH '$.a')) AS j",
+        "SELECT j.a FROM JSON_TABLE(?, '$' COLUMNS (NESTED PATH '$.b' COLUMNS (a f(1) PATH '$'))) AS j",
         "SELECT CAST(v AS `nchar`(3)) FROM t",
         "SELECT v OVERLAPS (k, 1) FROM t",
         "SELECT TABLE('a' W) 'a'",
