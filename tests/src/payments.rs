@@ -273,7 +273,8 @@ fn check_requests(
 }
 
 /// Kills one process after the other. A kill in four does not wait for the last one to be back; if
-/// none did, a fast machine would never see the end of the file.
+/// none did, a fast machine would never see the end of the file. The pauses grow, so that a slow one
+/// sees it too.
 async fn kill_at_random(
     cluster: Arc<Cluster>,
     plan: Plan,
@@ -297,7 +298,8 @@ async fn kill_at_random(
                 tokio::time::sleep(LOOK).await;
             }
         }
-        let pause = rng.random_range(plan.pause / 4..plan.pause);
+        let slow = u32::try_from(1 + kills.values().sum::<usize>() / 40).unwrap_or(1);
+        let pause = slow * rng.random_range(plan.pause / 4..plan.pause);
         tokio::time::sleep(pause).await;
         let name = names[rng.random_range(0..names.len())];
         if !stop.load(Ordering::Relaxed) && cluster.kill9(name)? {

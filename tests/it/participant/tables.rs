@@ -56,6 +56,8 @@ fn a_table_that_cannot_roll_back_is_not_written_to() {
             "INSERT INTO shop.`tïll``'` VALUES (1)",
             "REPLACE INTO shop.till VALUES (1, 1)",
             "DELETE FROM shop.till",
+            "UPDATE IGNORE shop.till SET n = 0",
+            "UPDATE LOW_PRIORITY shop.till SET n = 0",
             "DELETE a FROM shop.till AS a JOIN shop.t AS b ON a.id = b.id",
             "UPDATE shop.t AS b JOIN shop.till AS a ON a.id = b.id SET a.n = 0",
         ] {

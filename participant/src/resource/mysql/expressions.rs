@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    BinaryOperator, DataType, Expr, Function, FunctionArg, FunctionArgumentClause,
+    BinaryOperator, CastKind, DataType, Expr, Function, FunctionArg, FunctionArgumentClause,
     FunctionArguments, JsonTableColumn, TimezoneInfo, TypedString, UnaryOperator,
 };
 
@@ -19,8 +19,15 @@ pub fn stop(message: impl Into<String>) -> ControlFlow<String> {
 pub fn check_expr(expr: &Expr) -> ControlFlow<String> {
     match expr {
         Expr::Function(function) => check_function(function),
-        Expr::Cast { data_type, .. }
+        // TRY_CAST and SAFE_CAST are names of functions here.
+        Expr::Cast {
+            kind: CastKind::Cast,
+            data_type,
+            format: None,
+            ..
+        }
         | Expr::Convert {
+            is_try: false,
             data_type: Some(data_type),
             ..
         } => check_type(data_type),
@@ -51,7 +58,11 @@ pub fn check_expr(expr: &Expr) -> ControlFlow<String> {
         | Expr::RLike { .. }
         | Expr::AnyOp { .. }
         | Expr::AllOp { .. }
-        | Expr::Convert { .. }
+        | Expr::Convert {
+            is_try: false,
+            data_type: None,
+            ..
+        }
         | Expr::Extract { .. }
         | Expr::Ceil { .. }
         | Expr::Floor { .. }

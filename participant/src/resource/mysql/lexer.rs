@@ -209,6 +209,10 @@ impl<'a> Lexer<'a> {
         if kind == Kind::Quoted && (text.is_empty() || text.ends_with(' ')) {
             return Err("a name is empty or ends with a space".into());
         }
+        // MariaDB drops `#mysql50#` before a name, which would be that of a protected schema then.
+        if kind == Kind::Quoted && text.starts_with('#') {
+            return Err("a name begins with #, which servers give a meaning of their own".into());
+        }
         if kind == Kind::Text
             && self.tokens.last().is_some_and(|t| {
                 t.kind == Kind::Text || (t.kind == Kind::Word && t.text.starts_with('_'))

@@ -34,6 +34,24 @@ const CACHED_SQL_BYTES_MAX: usize = 8 << 10;
 /// Schemas that no statement of a branch may name.
 const PROTECTED: &[&str] = &["concord", "mysql", "performance_schema", "sys"];
 
+/// Tables of `information_schema` that may be read: those that describe tables. Others show what
+/// other sessions do, or, as innodb_trx does, are a copy that frequent readers keep from being
+/// renewed: branches that wait for such a look would not end.
+const DICTIONARY: &[&str] = &[
+    "CHARACTER_SETS",
+    "CHECK_CONSTRAINTS",
+    "COLLATIONS",
+    "COLUMNS",
+    "KEY_COLUMN_USAGE",
+    "PARTITIONS",
+    "REFERENTIAL_CONSTRAINTS",
+    "SCHEMATA",
+    "STATISTICS",
+    "TABLES",
+    "TABLE_CONSTRAINTS",
+    "VIEWS",
+];
+
 /// Words that a statement may begin with; a parenthesis may come before a SELECT.
 const FIRST_WORDS: &[&str] = &["SELECT", "INSERT", "UPDATE", "DELETE", "REPLACE", "WITH"];
 
@@ -202,12 +220,7 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
     }
     check_tokens(&tokens)?;
     let share_mode = ends_in_share_mode(&tokens);
-    let parsed = if share_mode {
-        &tokens[..tokens.len() - 4]
-    } else {
-        &tokens[..]
-    };
-    let mut checker = walk(&write(parsed))?;
+    let mut checker = walk(&write(&for_parser(&tokens, share_mode)?))?;
     if share_mode {
         // `LOCK IN SHARE MODE` is MariaDB's word for FOR SHARE; the parser does not know it.
         match &mut checker.kind {
@@ -222,6 +235,7 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
     if write_to_dictionary || (internal && !names_only_concord(&tokens)) {
         return Err("it names a schema that belongs to the server or to Concord".into());
     }
+    check_dictionary(&tokens)?;
     Ok(Judged {
         kind,
         internal,
@@ -234,6 +248,13 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
 }
 
 fn check_tokens(tokens: &[Token<'_>]) -> Result<(), String> {
+    // The parser takes the parentheses for those of a number, and a server may see a call.
+    if tokens
+        .windows(3)
+        .any(|three| three[0].is_word("FETCH") && three[2].is_symbol("("))
+    {
+        return Err("FETCH FIRST takes a number without parentheses".into());
+    }
     for (token, next) in tokens
         .iter()
         .zip(tokens.iter().skip(1).map(Some).chain([None]))
@@ -256,6 +277,29 @@ fn check_tokens(tokens: &[Token<'_>]) -> Result<(), String> {
     Ok(())
 }
 
+/// The statement without words that the parser would take for names: what it thinks is written to
+/// would be another table.
+fn for_parser<'a>(tokens: &[Token<'a>], share_mode: bool) -> Result<Vec<Token<'a>>, String> {
+    let mut parsed = tokens.to_vec();
+    if share_mode {
+        parsed.truncate(tokens.len() - 4);
+    }
+    if parsed[0].is_word("UPDATE") {
+        for word in ["LOW_PRIORITY", "IGNORE"] {
+            if parsed.get(1).is_some_and(|token| token.is_word(word)) {
+                parsed.remove(1);
+            }
+        }
+    }
+    let inserts = ["INSERT", "REPLACE"]
+        .iter()
+        .any(|word| parsed[0].is_word(word));
+    if inserts && parsed.iter().take(5).any(|token| token.is_word("LOCAL")) {
+        return Err("LOCAL as a name needs backticks".into());
+    }
+    Ok(parsed)
+}
+
 fn ends_in_share_mode(tokens: &[Token<'_>]) -> bool {
     tokens.len() > 4
         && tokens[tokens.len() - 4..]
@@ -273,6 +317,22 @@ fn names_schema(tokens: &[Token<'_>], schemas: &[&str]) -> bool {
                 .iter()
                 .any(|schema| pair[0].text.eq_ignore_ascii_case(schema))
     })
+}
+
+fn check_dictionary(tokens: &[Token<'_>]) -> Result<(), String> {
+    let named = tokens
+        .windows(3)
+        .filter(|three| names_schema(three, &["information_schema"]));
+    let named = named.filter(|three| three[1].is_symbol("."));
+    for table in named.map(|three| three[2].text) {
+        if !DICTIONARY
+            .iter()
+            .any(|known| table.eq_ignore_ascii_case(known))
+        {
+            return Err(format!("information_schema.{table} is not allowed"));
+        }
+    }
+    Ok(())
 }
 
 fn names_only_concord(tokens: &[Token<'_>]) -> bool {
@@ -438,7 +498,12 @@ fn is_plain_update(update: &Update) -> bool {
 }
 
 fn is_plain_delete(delete: &Delete) -> bool {
-    delete.output.is_none()
+    // MariaDB deletes the history of a table, and not its rows.
+    let history = delete
+        .tables
+        .iter()
+        .any(|name| name.to_string().eq_ignore_ascii_case("HISTORY"));
+    delete.output.is_none() && !history
 }
 
 #[cfg(test)]

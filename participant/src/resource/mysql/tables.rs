@@ -206,6 +206,8 @@ mod tests {
                 "UPDATE a JOIN (b JOIN s.c ON 1) ON 1 SET a.x = 1",
                 "`a` `b` `s`.`c`",
             ),
+            ("UPDATE IGNORE a SET x = 1", "`a`"),
+            ("UPDATE LOW_PRIORITY IGNORE a.b AS c SET x = 1", "`a`.`b`"),
             ("DELETE FROM a WHERE x IN (SELECT x FROM b)", "`a`"),
             ("DELETE x FROM a.b x JOIN c ON x.i = c.i", "`a`.`b` `c`"),
             ("DELETE FROM x USING a.b AS x, c", "`x` `a`.`b` `c`"),
