@@ -273,8 +273,8 @@ fn check_requests(
 }
 
 /// Kills one process after the other. A kill in four does not wait for the last one to be back; if
-/// none did, a fast machine would never see the end of the file. The pauses grow, so that a slow one
-/// sees it too.
+/// none did, a fast machine would never see the end of the file. The pauses grow, so that a slow
+/// one sees it too.
 async fn kill_at_random(
     cluster: Arc<Cluster>,
     plan: Plan,

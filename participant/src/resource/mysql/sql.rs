@@ -248,12 +248,13 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
 }
 
 fn check_tokens(tokens: &[Token<'_>]) -> Result<(), String> {
-    // The parser takes the parentheses for those of a number, and a server may see a call.
+    // With parentheses, which a negative value has too, a server may see a call.
+    let may_open = |token: &Token<'_>| token.is_symbol("(") || token.kind == Kind::Placeholder;
     if tokens
         .windows(3)
-        .any(|three| three[0].is_word("FETCH") && three[2].is_symbol("("))
+        .any(|three| three[0].is_word("FETCH") && may_open(&three[2]))
     {
-        return Err("FETCH FIRST takes a number without parentheses".into());
+        return Err("FETCH takes a plain number: use LIMIT for a value".into());
     }
     for (token, next) in tokens
         .iter()

@@ -89,6 +89,8 @@ fn plain_statements_pass() {
             "SELECT CONVERT(v USING utf8mb4), CAST(v AS NCHAR(3)), CAST(v AS YEAR) FROM t",
             READ,
         ),
+        ("SELECT v FROM t FETCH FIRST ROW ONLY", READ),
+        ("SELECT v FROM t FETCH FIRST 3 ROWS ONLY", READ),
         (
             "SELECT CAST(v AS INET6), GROUP_CONCAT(v ORDER BY v DESC SEPARATOR ';') FROM t",
             READ,
@@ -270,6 +272,7 @@ fn everything_else_is_refused() {
         "SELECT j.a FROM JSON_TABLE(?, '$' COLUMNS (a my_function() PATH '$.a')) AS j",
         "SELECT 1 FROM JSON_TABLE(?, '$' COLUMNS (NESTED PATH '$' COLUMNS (a f(1) PATH '$'))) AS j",
         "SELECT v FROM t FETCH FIRST (1) ROW",
+        "SELECT v FROM t FETCH FIRST ? ROW",
         "SELECT 1 FROM information_schema.innodb_trx",
         "SELECT info FROM `information_schema` . PROCESSLIST",
         "SELECT * FROM `#mysql50#mysql`.global_priv",
