@@ -323,8 +323,7 @@ fn names_schema(tokens: &[Token<'_>], schemas: &[&str]) -> bool {
 fn check_dictionary(tokens: &[Token<'_>]) -> Result<(), String> {
     let named = tokens
         .windows(3)
-        .filter(|three| names_schema(three, &["information_schema"]));
-    let named = named.filter(|three| three[1].is_symbol("."));
+        .filter(|three| names_schema(&three[..2], &["information_schema"]));
     for table in named.map(|three| three[2].text) {
         if !DICTIONARY
             .iter()
