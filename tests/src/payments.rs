@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -27,7 +27,8 @@ pub struct Plan {
     pub accounts: usize,
     /// Decides lines and kills.
     pub seed: u64,
-    /// Longest pause before a kill; of four, three come only when everything is up again.
+    /// Longest pause before a kill while the file is run for the first time, and longer by as much
+    /// each time after; of four, three come only when everything is up again.
     pub pause: Duration,
     /// Kills that must have happened, or the run proves nothing.
     pub min_kills: usize,
@@ -39,7 +40,7 @@ pub struct Report {
     /// Kills by process.
     pub kills: BTreeMap<String, usize>,
     /// Runs of the file until it was through.
-    pub runs: usize,
+    pub runs: u32,
     /// Requests that took effect.
     pub committed: usize,
     /// Requests refused for good.
@@ -49,7 +50,7 @@ pub struct Report {
 /// Opening balance of every account: small enough that some lines overdraw.
 const OPENING: i64 = 10_000;
 /// Runs of the file until it must be through.
-const RUNS_MAX: usize = 40;
+const RUNS_MAX: u32 = 40;
 const SERVERS: u16 = 2;
 /// Between two looks whether everything is up.
 const LOOK: Duration = Duration::from_millis(20);
@@ -61,6 +62,15 @@ struct Line {
     from: String,
     to: String,
     amount: i64,
+}
+
+/// What those who run the file and those who kill tell each other.
+#[derive(Debug, Default)]
+struct Progress {
+    /// No more kills.
+    stop: AtomicBool,
+    /// Runs of the file that were begun.
+    runs: AtomicU32,
 }
 
 struct File {
@@ -122,15 +132,18 @@ pub async fn prove(server: &ServerBinary, plan: &Plan) -> anyhow::Result<Report>
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("payments.csv");
     std::fs::write(&path, &file.text)?;
-    let stop = Arc::new(AtomicBool::new(false));
+    let progress = Arc::new(Progress::default());
     let killer = tokio::spawn(kill_at_random(
         Arc::clone(&cluster),
         *plan,
-        Arc::clone(&stop),
+        Arc::clone(&progress),
     ));
-    let mut report = Report::default();
-    let summary = run_until_through(&cluster, &path, &mut report, &stop).await;
-    stop.store(true, Ordering::Relaxed);
+    let summary = run_until_through(&cluster, &path, &progress).await;
+    progress.stop.store(true, Ordering::Relaxed);
+    let mut report = Report {
+        runs: progress.runs.load(Ordering::Relaxed),
+        ..Report::default()
+    };
     report.kills = killer.await??;
     let summary = summary?;
     Books::drain(&cluster, SERVERS.into()).await?;
@@ -183,11 +196,11 @@ async fn open_accounts(cluster: &Cluster, accounts: usize) -> anyhow::Result<()>
 async fn run_until_through(
     cluster: &Cluster,
     path: &Path,
-    report: &mut Report,
-    stop: &AtomicBool,
+    progress: &Progress,
 ) -> anyhow::Result<Value> {
+    let mut told = Vec::new();
     for run in 1..=RUNS_MAX {
-        report.runs = run;
+        progress.runs.store(run, Ordering::Relaxed);
         let mut command = cluster.concord(&["--json", "--retry-for", "5s", "transfer", "--file"]);
         command.arg(path).args(["--concurrency", "32"]);
         let output = tokio::process::Command::from(command).output().await?;
@@ -197,12 +210,14 @@ async fn run_until_through(
         let left = ["unknown", "unavailable", "not_tried"];
         if left.iter().all(|key| summary[key].as_u64() == Some(0)) {
             // Once more in peace: everything is a replay now, and says the same.
-            if stop.swap(true, Ordering::Relaxed) {
+            if progress.stop.swap(true, Ordering::Relaxed) {
                 return Ok(summary);
             }
         }
+        told.push(summary.to_string());
     }
-    bail!("the file is not through after {RUNS_MAX} runs")
+    let told = told.join("\n");
+    bail!("the file is not through after {RUNS_MAX} runs:\n{told}")
 }
 
 /// Request ids of the lines that failed for good.
@@ -273,12 +288,12 @@ fn check_requests(
 }
 
 /// Kills one process after the other. A kill in four does not wait for the last one to be back; if
-/// none did, a fast machine would never see the end of the file. The pauses grow, so that a slow
-/// one sees it too.
+/// none did, a fast machine would never see the end of the file. The pauses grow with the runs of
+/// the file, so that a machine on which everything takes long to be back sees it too.
 async fn kill_at_random(
     cluster: Arc<Cluster>,
     plan: Plan,
-    stop: Arc<AtomicBool>,
+    progress: Arc<Progress>,
 ) -> anyhow::Result<BTreeMap<String, usize>> {
     let mut rng = StdRng::seed_from_u64(plan.seed ^ 0x6b69_6c6c);
     let mut kills = BTreeMap::new();
@@ -292,17 +307,18 @@ async fn kill_at_random(
         "p1",
         "p2",
     ];
-    while !stop.load(Ordering::Relaxed) {
+    let stopped = || progress.stop.load(Ordering::Relaxed);
+    while !stopped() {
         if rng.random_ratio(3, 4) {
-            while !stop.load(Ordering::Relaxed) && !cluster.is_up()? {
+            while !stopped() && !cluster.is_up()? {
                 tokio::time::sleep(LOOK).await;
             }
         }
-        let slow = u32::try_from(1 + kills.values().sum::<usize>() / 40).unwrap_or(1);
+        let slow = progress.runs.load(Ordering::Relaxed).max(1);
         let pause = slow * rng.random_range(plan.pause / 4..plan.pause);
         tokio::time::sleep(pause).await;
         let name = names[rng.random_range(0..names.len())];
-        if !stop.load(Ordering::Relaxed) && cluster.kill9(name)? {
+        if !stopped() && cluster.kill9(name)? {
             *kills.entry(name.to_owned()).or_default() += 1;
         }
     }

@@ -90,6 +90,7 @@ pub struct Tally {
     audits: u64,
     starts: u64,
     events: u64,
+    digest: u64,
     messages: (u64, u64, u64),
     simulated_us: u64,
     faults: BTreeMap<&'static str, u64>,
@@ -114,6 +115,7 @@ impl Tally {
             audits: 0,
             starts: 0,
             events: 0,
+            digest: 0,
             messages: (0, 0, 0),
             simulated_us: 0,
             faults: BTreeMap::new(),
@@ -135,6 +137,7 @@ impl Tally {
         self.audits += report.audits;
         self.starts += report.starts;
         self.events += report.events;
+        self.digest ^= report.hash;
         self.simulated_us += report.simulated_us;
         let (doubled, delayed, old) = report.messages;
         let before = self.messages;
@@ -266,6 +269,8 @@ impl Tally {
             "audits": self.audits,
             "coordinator_starts": self.starts,
             "events": self.events,
+            // Of all events of all seeds, in whatever order the seeds came to an end.
+            "digest": format!("{:016x}", self.digest),
             "simulated_s": self.simulated_us / 1_000_000,
             "seconds": self.took.as_secs_f64(),
             "messages": {"doubled": doubled, "delayed": delayed, "old": old},
