@@ -5,6 +5,7 @@
 //! `tests/foreign/bad_bytes.py`.
 
 mod business;
+mod functions;
 mod protocol;
 mod sql;
 mod transactions;
@@ -35,6 +36,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A cluster and plain clients of it: those of the library check too much themselves.
 struct World {
+    kind: ServerKind,
     cluster: Cluster,
     gateway: Channel,
     participant: Channel,
@@ -54,7 +56,7 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
     let Some(server) = server_of(kind)? else {
         return Ok(());
     };
-    let world = World::start(Cluster::start_with(&server, 2, &["--no-seed"])?).await?;
+    let world = World::start(kind, Cluster::start_with(&server, 2, &["--no-seed"])?).await?;
     cases!(
         &world,
         business::fields_of_the_bank,
@@ -70,6 +72,8 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
         protocol::fields_of_administration,
         protocol::fields_of_a_participant,
         protocol::migrations,
+        functions::only_functions_are_called,
+        functions::functions_that_a_server_lacks,
         sql::hostile_sql_never_reaches_a_server,
         sql::hostile_sql_ends_an_interactive_transaction,
         sql::values_are_never_sql,
@@ -81,11 +85,12 @@ async fn on(kind: ServerKind) -> anyhow::Result<()> {
 }
 
 impl World {
-    async fn start(cluster: Cluster) -> anyhow::Result<Self> {
+    async fn start(kind: ServerKind, cluster: Cluster) -> anyhow::Result<Self> {
         let gateway = Endpoint::from_shared(cluster.endpoint())?.connect_lazy();
         let participant = format!("http://{}", cluster.process("p1")?.address);
         let participant = Endpoint::from_shared(participant)?.connect_lazy();
         let world = Self {
+            kind,
             cluster,
             gateway,
             participant,

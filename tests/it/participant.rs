@@ -1,5 +1,6 @@
 //! The participant end to end: shipped daemon code, real servers, gRPC.
 
+mod functions;
 mod hanging;
 mod harness;
 mod returning;

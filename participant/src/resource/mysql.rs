@@ -18,6 +18,7 @@ use tokio::time::Instant as Deadline;
 
 use self::branches::Branches;
 use self::detached::Detached;
+use self::natives::Natives;
 use self::pool::{CONTROL_CONNECTIONS, Class, Pool};
 use self::preflight::Facts;
 use self::sql::Judge;
@@ -32,6 +33,7 @@ use crate::migrate::Plan;
 
 pub mod answers;
 mod branches;
+pub mod calls;
 mod check;
 mod detached;
 pub mod error;
@@ -45,6 +47,7 @@ pub mod ledger;
 pub mod lexer;
 pub mod literal;
 mod migrate;
+mod natives;
 pub mod options;
 pub(crate) mod parse;
 mod pool;
@@ -72,6 +75,7 @@ pub struct MySql {
     pool: Arc<Pool>,
     judge: Judge,
     tables: Tables,
+    natives: Natives,
     xids: Xids,
     branches: Arc<Branches>,
     detached: Detached,
@@ -96,6 +100,7 @@ impl MySql {
             xids: Xids::new(&pool.options().cluster),
             judge: Judge::default(),
             tables: Tables::default(),
+            natives: Natives::default(),
             branches: Arc::default(),
             detached: Detached::default(),
             facts: Mutex::default(),

@@ -67,16 +67,31 @@ impl Token {
 
 /// Cuts a text. What no statement of ours may hold, a comment for one, is an error.
 pub fn cut(text: &str, mode: Mode) -> Result<Vec<Token>, String> {
+    Ok(lex(text, mode)?.tokens)
+}
+
+/// The tokens after which something follows at once, by their numbers: to a server `count(1)` is
+/// not `count (1)`.
+pub fn joined(text: &str, mode: Mode) -> Result<Vec<usize>, String> {
+    Ok(lex(text, mode)?.joined)
+}
+
+fn lex(text: &str, mode: Mode) -> Result<Lexer<'_>, String> {
     let mut lexer = Lexer {
         text: text.as_bytes(),
         at: 0,
         mode,
         tokens: Vec::new(),
+        joined: Vec::new(),
     };
     while lexer.at < lexer.text.len() {
+        let before = lexer.tokens.len();
         lexer.step()?;
+        if lexer.tokens.len() > before && lexer.peek(0) > b' ' {
+            lexer.joined.push(before);
+        }
     }
-    Ok(lexer.tokens)
+    Ok(lexer)
 }
 
 struct Lexer<'a> {
@@ -84,6 +99,7 @@ struct Lexer<'a> {
     at: usize,
     mode: Mode,
     tokens: Vec<Token>,
+    joined: Vec<usize>,
 }
 
 fn is_name_byte(byte: u8) -> bool {
@@ -267,6 +283,7 @@ mod tests {
         for text in ["a -- b", "a#", "/*! b */", "a;b", "@a", "'a"] {
             assert!(cut(text, plain(true)).is_err(), "{text}");
         }
+        assert_eq!(joined("a (b) c('d')", plain(true)), Ok(vec![1, 2, 4, 5, 6]));
         assert_eq!(
             cut("5--3 t.5 1.5e3", plain(true)).map(|tokens| tokens.len()),
             Ok(8)

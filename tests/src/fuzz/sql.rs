@@ -14,7 +14,7 @@ use sqlparser::dialect::MySqlDialect;
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer::{Token as Parsed, Tokenizer};
 
-use super::server_lexer::{MODES, Token, cut};
+use super::server_lexer::{MODES, Token, cut, joined};
 use super::values;
 use super::vocabulary;
 
@@ -168,6 +168,7 @@ fn admitted(sql: &str, judged: &Judged) {
         assert_meant(&tokens, &params, &server, &bound);
         if turn == 0 {
             assert_allowed(&bound, &server, judged);
+            assert_written(&bound, &server, judged);
             assert_one(&canonical, judged.kind);
         }
     }
@@ -306,6 +307,7 @@ fn assert_allowed(bound: &str, tokens: &[Token], judged: &Judged) {
     } else {
         &["mysql", "performance_schema", "sys", "concord"]
     };
+    let joined = joined(bound, MODES[0]).unwrap_or_else(|why| panic!("{bound:?} has {why}"));
     for (index, token) in tokens.iter().enumerate() {
         let Some(name) = token.name() else { continue };
         match tokens.get(index + 1) {
@@ -320,7 +322,9 @@ fn assert_allowed(bound: &str, tokens: &[Token], judged: &Judged) {
                 // After a period even a reserved word is a name.
                 let after_period = index > 0 && tokens[index - 1] == Token::Symbol('.');
                 let plain = matches!(token, Token::Word(_));
-                let fine = is_allowed(name)
+                // In backticks, or apart from its parenthesis, no server has it of its own.
+                let own = plain && !after_period && joined.contains(&index);
+                let fine = (own && is_allowed(name))
                     || (plain && is_one_of(name, BEFORE_PARENTHESIS))
                     || (token.is("RETURNING") && judged.returning && !after_period)
                     || is_named_there(tokens, index);
@@ -332,6 +336,64 @@ fn assert_allowed(bound: &str, tokens: &[Token], judged: &Judged) {
     for word in ["OUTFILE", "DUMPFILE", "XA", "CALL", "PROCEDURE", "HANDLER"] {
         assert!(!tokens.iter().any(|token| token.is(word)), "{bound:?}");
     }
+}
+
+/// The tables that a write names, as the server cuts it, are those whose engine is looked at.
+fn assert_written(bound: &str, tokens: &[Token], judged: &Judged) {
+    if judged.kind != StatementKind::Write {
+        assert!(judged.written.is_empty(), "{bound:?} writes");
+        return;
+    }
+    let written: Vec<String> = judged.written.iter().map(ToString::to_string).collect();
+    let insert = tokens[0].is("INSERT") || tokens[0].is("REPLACE");
+    let mut depth = 0_usize;
+    // A table's name may come now.
+    let mut awaited = insert || tokens[0].is("UPDATE");
+    let mut listed = awaited;
+    let mut found = 0;
+    for (index, token) in tokens.iter().enumerate().skip(1) {
+        match token {
+            Token::Symbol('(') => depth += 1,
+            Token::Symbol(')') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        let modifiers = ["LOW_PRIORITY", "HIGH_PRIORITY", "IGNORE", "INTO"];
+        if depth > 0 || modifiers.iter().any(|word| token.is(word) && found == 0) {
+            continue;
+        }
+        if ["SET", "WHERE", "ORDER", "LIMIT", "RETURNING"]
+            .iter()
+            .any(|word| token.is(word))
+        {
+            break;
+        }
+        if let Some(name) = token.name().filter(|_| awaited) {
+            let next = |ahead: usize| tokens.get(index + ahead);
+            let mut table = format!("`{name}`");
+            if next(1) == Some(&Token::Symbol('.')) {
+                let second = next(2).and_then(Token::name).unwrap_or_default();
+                table = format!("`{name}`.`{second}`");
+            }
+            // A derived table.
+            if insert || next(1) != Some(&Token::Symbol('(')) {
+                assert!(
+                    written.contains(&table),
+                    "{bound:?} writes to {table}, not {written:?}"
+                );
+            }
+            found += 1;
+            if insert {
+                return;
+            }
+        }
+        listed |= token.is("FROM") || token.is("USING");
+        awaited = listed
+            && (*token == Token::Symbol(',')
+                || ["FROM", "USING", "JOIN", "STRAIGHT_JOIN"]
+                    .iter()
+                    .any(|word| token.is(word)));
+    }
+    assert!(found > 0, "{bound:?} writes to nothing");
 }
 
 fn is_one_of(name: &str, words: &[&str]) -> bool {

@@ -141,6 +141,7 @@ impl MySql {
         let deadline = self.answer_by();
         let mut conn = self.pool.acquire_by(Class::Control, deadline).await?;
         let mut facts = preflight::examine(&mut conn).await.map_err(refused)?;
+        facts.lacking = self.lacking(&facts.version).await?;
         if thorough {
             facts.problems.extend(self.try_out(&facts).await?);
         }

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use sqlparser::ast::{
     BinaryOperator, CastKind, DataType, Expr, Function, FunctionArg, FunctionArgumentClause,
     FunctionArguments, JsonTableColumn, TimezoneInfo, TypedString, UnaryOperator,
+    Value as AstValue,
 };
 
 use super::functions::is_allowed;
@@ -94,7 +95,8 @@ fn check_typed_literal(literal: &TypedString) -> ControlFlow<String> {
             | DataType::Time(None, TimezoneInfo::None)
             | DataType::Timestamp(None, TimezoneInfo::None)
     );
-    if plain && !literal.uses_odbc_syntax {
+    let text = matches!(literal.value.value, AstValue::SingleQuotedString(_));
+    if plain && text && !literal.uses_odbc_syntax {
         ControlFlow::Continue(())
     } else {
         stop(format!("the literal {literal} is not allowed"))

@@ -277,11 +277,15 @@ pub fn allowed() -> &'static [&'static str] {
     ALLOWED
 }
 
+/// The function of that name, if a statement may call it.
+pub fn listed(name: &str) -> Option<&'static str> {
+    let at = ALLOWED.binary_search(&name.to_ascii_lowercase().as_str());
+    at.ok().map(|at| ALLOWED[at])
+}
+
 /// Whether a statement may call it.
 pub fn is_allowed(name: &str) -> bool {
-    ALLOWED
-        .binary_search(&name.to_ascii_lowercase().as_str())
-        .is_ok()
+    listed(name).is_some()
 }
 
 /// Whether its name must not stand before a parenthesis.

@@ -15,6 +15,7 @@ use super::error::Failure;
 
 use super::pool::{Class, Text};
 use super::script::{End, Script, Step};
+use super::sql::check_server;
 use super::{MySql, ledger};
 use crate::resource::Durable;
 
@@ -161,6 +162,8 @@ impl MySql {
         let deadline = Deadline::now() + timeout;
         let judged = self.judge.judge_read(&statement.sql)?;
         let facts = self.facts().await?;
+        let one = std::slice::from_ref(&judged);
+        check_server(one, &facts).map_err(|(_, reason)| reason)?;
         let mut script = Script::default();
         if judged.last_insert_id {
             script.no_last_insert_id();

@@ -13,7 +13,7 @@ use super::MySql;
 use super::branches::{Held, State};
 use super::pool::{Class, Conn};
 use super::script::{End, Script, Step, judge_all};
-use super::sql::check_flavor;
+use super::sql::check_server;
 use super::unfinished::Unfinished;
 use crate::resource::{OnePhase, Prepared};
 
@@ -67,7 +67,7 @@ impl MySql {
             Err((_, reason)) => return Err(self.fail(branch, held, conn, reason).await),
         };
         let fit = match self.facts().await {
-            Ok(facts) => match check_flavor(&judged, facts.flavor) {
+            Ok(facts) => match check_server(&judged, &facts) {
                 Ok(()) => self.check_tables(&judged, deadline).await,
                 refused => refused,
             }

@@ -6,7 +6,7 @@
 //! judges it, and to the server. Comments are dropped.
 
 /// One token of a statement.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token<'a> {
     /// What it is.
     pub kind: Kind,
@@ -120,6 +120,9 @@ impl<'a> Lexer<'a> {
             }
             b'?' => {
                 check_after(&self.rest[1..])?;
+                self.check_before_literal()?;
+                // `x?` would become `x'41'`.
+                self.spaced |= self.tokens.last().is_some_and(Token::is_name);
                 self.take(Kind::Placeholder, 1);
             }
             b'0'..=b'9' => self.number()?,
@@ -213,12 +216,8 @@ impl<'a> Lexer<'a> {
         if kind == Kind::Quoted && text.starts_with('#') {
             return Err("a name begins with #, which servers give a meaning of their own".into());
         }
-        if kind == Kind::Text
-            && self.tokens.last().is_some_and(|t| {
-                t.kind == Kind::Text || (t.kind == Kind::Word && t.text.starts_with('_'))
-            })
-        {
-            return Err("write text in one piece and without a character set before it".into());
+        if kind == Kind::Text {
+            self.check_before_literal()?;
         }
         // `0x4F'a'` is written back as `x'4F'`, whose quote must not meet the next one: two quotes
         // in a row are one within a literal to the parser that judges, and two to the server.
@@ -227,6 +226,23 @@ impl<'a> Lexer<'a> {
             .last()
             .is_some_and(|token| matches!(token.kind, Kind::Hex | Kind::Bit));
         self.push(kind, text, &body[end + 1..]);
+        Ok(())
+    }
+
+    /// Servers join texts that follow each other, and read `_latin1 'a'` in another character set.
+    fn check_before_literal(&self) -> Result<(), String> {
+        let joins = self.tokens.last().is_some_and(|last| {
+            matches!(last.kind, Kind::Text | Kind::Placeholder)
+                || last.is_symbol(".")
+                || (last.kind == Kind::Word && last.text.starts_with('_'))
+        });
+        if joins {
+            return Err(
+                "write text, or a `?`, in one piece and without a character set or a period before \
+                 it"
+                .into(),
+            );
+        }
         Ok(())
     }
 

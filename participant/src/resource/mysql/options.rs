@@ -140,13 +140,15 @@ impl Options {
     }
 
     /// What a new session is told, in one text, and whose it is. Unique checks that are off, a
-    /// setting for imports, let `InnoDB` take the same request id twice. `USE` comes last so that a
+    /// setting for imports, let `InnoDB` take the same request id twice. In MariaDB's mode ORACLE
+    /// `s.NEXTVAL` draws from a sequence. `USE` comes last so that a
     /// schema that does not exist yet (error 1049) is told apart.
     pub(super) fn session(&self) -> [String; 4] {
         let seconds = |duration: Duration| duration.as_secs().clamp(1, 3_600);
         let settings = format!(
-            "SET SESSION sql_mode = @@GLOBAL.sql_mode, autocommit = 1, completion_type = 0, \
-             unique_checks = 1, foreign_key_checks = 1, \
+            "SET SESSION sql_mode = REPLACE(@@GLOBAL.sql_mode, 'ORACLE', ''), autocommit = 1, \
+             completion_type = 0, unique_checks = 1, foreign_key_checks = 1, \
+             sql_auto_is_null = 0, \
              innodb_lock_wait_timeout = {}, lock_wait_timeout = {}, wait_timeout = {}, \
              sql_select_limit = {}",
             seconds(self.lock_wait_timeout),

@@ -12,6 +12,7 @@ use concord_core::reason::{Reason, code};
 use concord_proto::model::Isolation;
 
 use super::error::Failure;
+use super::natives::Lacking;
 use super::pool::Conn;
 use super::xa::hex;
 
@@ -48,6 +49,8 @@ pub struct Facts {
     pub detaches: bool,
     /// The isolation level of a branch that names none.
     pub isolation: Option<Isolation>,
+    /// Functions on the list that the server does not have of its own.
+    pub lacking: Lacking,
     /// Statement that pins that level in a new session.
     pub session: String,
     /// What the guard looks at.
@@ -133,7 +136,7 @@ impl Facts {
         &self.guard_text
     }
 
-    fn new(variables: &BTreeMap<String, String>) -> Self {
+    pub(super) fn new(variables: &BTreeMap<String, String>) -> Self {
         let get = |name: &str| variables.get(name).map(String::as_str);
         let version = get("version").unwrap_or_default();
         let flavor = if version.to_ascii_lowercase().contains("mariadb") {
@@ -153,6 +156,7 @@ impl Facts {
             server_id: server_id(variables).to_owned(),
             detaches: get("xa_detach_on_prepare").is_some_and(is_on),
             isolation: level.and_then(isolation),
+            lacking: Lacking::default(),
             session: session(level),
             guard: checks(flavor, variables),
             guard_text: String::new(),

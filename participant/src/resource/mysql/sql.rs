@@ -14,16 +14,17 @@ use concord_core::reason::{Reason, code};
 use concord_proto::model::Value;
 use lru::LruCache;
 use sqlparser::ast::{
-    Delete, Expr, Insert, OnInsert, Query, Select, SetExpr, Statement as Ast, TableFactor,
-    TableObject, Update, Visit, Visitor,
+    Delete, Distinct, Expr, Insert, OnInsert, Query, Select, SelectFlavor, SetExpr,
+    Statement as Ast, TableFactor, TableObject, Update, Visit, Visitor,
 };
 
+use super::calls;
 use super::expressions::{check_columns, check_expr, is_last_insert_id, stop};
 use super::functions::is_dangerous;
 use super::lexer::{Kind, Token, lex};
 use super::literal::push_literal;
 use super::parse::parse_whole;
-use super::preflight::Flavor;
+use super::preflight::{Facts, Flavor};
 use super::tables::{Table, written};
 
 /// Statements whose judgement is remembered: an application has some hundreds of texts.
@@ -93,8 +94,10 @@ pub struct Judged {
     pub written: Vec<Table>,
     /// Whether it is a write with the word RETURNING, without backticks. What follows the word is
     /// never a call on MariaDB, which reserves it; MySQL would take it for one, and has no such
-    /// clause: [`check_flavor`] refuses it there.
+    /// clause: [`check_server`] refuses it there.
     pub returning: bool,
+    /// The functions that it calls, all of them on the list.
+    pub calls: Vec<&'static str>,
     /// Whether it reads LAST_INSERT_ID(), which the session keeps from whoever had it before.
     pub last_insert_id: bool,
     /// Its text between the placeholders: one piece more than there are values.
@@ -194,18 +197,23 @@ fn refused(message: &str) -> Reason {
     )
 }
 
-/// Refuses statements that this family of servers does not know; the index is the statement's.
-pub fn check_flavor(judged: &[Arc<Judged>], flavor: Flavor) -> Result<(), (usize, Reason)> {
-    match judged.iter().position(|judged| judged.returning) {
-        Some(index) if flavor == Flavor::MySql => Err((
-            index,
-            refused(
-                "MySQL has no RETURNING: SELECT the rows in the same transaction; a column of \
-                 that name needs backticks",
-            ),
-        )),
-        _ => Ok(()),
+/// Refuses what this server does not know and would take for something else; the index is the
+/// statement's.
+pub fn check_server(judged: &[Arc<Judged>], facts: &Facts) -> Result<(), (usize, Reason)> {
+    for (index, judged) in judged.iter().enumerate() {
+        if judged.returning && facts.flavor == Flavor::MySql {
+            let why = "MySQL has no RETURNING: SELECT the rows in the same transaction; a column \
+                       of that name needs backticks";
+            return Err((index, refused(why)));
+        }
+        let lacking = |name: &&&str| facts.lacking.contains(name);
+        if let Some(name) = judged.calls.iter().find(lacking) {
+            let version = &facts.version;
+            let why = format!("{version} has no function {name} of its own");
+            return Err((index, refused(&why)));
+        }
     }
+    Ok(())
 }
 
 /// Judges a statement. The error is a sentence for the client.
@@ -213,12 +221,13 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
     if sql.len() > SQL_BYTES_MAX {
         return Err(format!("it has more than {SQL_BYTES_MAX} bytes"));
     }
-    let tokens = lex(sql)?;
+    let mut tokens = lex(sql)?;
     let first = tokens.first().ok_or("it is empty")?;
     if !FIRST_WORDS.iter().any(|word| first.is_word(word)) && !first.is_symbol("(") {
         return Err("only SELECT, INSERT, UPDATE, DELETE and REPLACE are allowed".into());
     }
     check_tokens(&tokens)?;
+    let calls = calls::check(&mut tokens)?;
     let share_mode = ends_in_share_mode(&tokens);
     let mut checker = walk(&write(&for_parser(&tokens, share_mode)?))?;
     if share_mode {
@@ -242,6 +251,7 @@ pub fn judge(sql: &str) -> Result<Judged, String> {
         written: checker.written,
         returning: kind == StatementKind::Write
             && tokens.iter().any(|token| token.is_word("RETURNING")),
+        calls,
         last_insert_id: checker.last_insert_id,
         pieces: pieces(&tokens),
     })
@@ -255,6 +265,14 @@ fn check_tokens(tokens: &[Token<'_>]) -> Result<(), String> {
         .any(|three| three[0].is_word("FETCH") && may_open(&three[2]))
     {
         return Err("FETCH takes a plain number: use LIMIT for a value".into());
+    }
+    let sequence = |three: &[Token<'_>]| {
+        (three[0].is_word("NEXT") || three[0].is_word("PREVIOUS"))
+            && three[1].is_word("VALUE")
+            && three[2].is_word("FOR")
+    };
+    if tokens.windows(3).any(sequence) {
+        return Err("a sequence cannot roll back what it gave".into());
     }
     for (token, next) in tokens
         .iter()
@@ -416,10 +434,14 @@ impl Visitor for Checker {
     }
 
     fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<String> {
-        if select.into.is_some() || select.top.is_some() || !select.lateral_views.is_empty() {
+        if select.into.is_some() {
             return stop("SELECT … INTO is not allowed");
         }
-        ControlFlow::Continue(())
+        if is_plain_select(select) {
+            ControlFlow::Continue(())
+        } else {
+            stop("it has a clause that is not allowed")
+        }
     }
 
     fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<String> {
@@ -463,6 +485,23 @@ impl Visitor for Checker {
         }
         check_expr(expr)
     }
+}
+
+/// No clause of other servers, whose words are names here.
+fn is_plain_select(select: &Select) -> bool {
+    select.optimizer_hints.is_empty()
+        && !matches!(select.distinct, Some(Distinct::On(_)))
+        && select.top.is_none()
+        && select.exclude.is_none()
+        && select.lateral_views.is_empty()
+        && select.prewhere.is_none()
+        && select.connect_by.is_empty()
+        && select.cluster_by.is_empty()
+        && select.distribute_by.is_empty()
+        && select.sort_by.is_empty()
+        && select.qualify.is_none()
+        && select.value_table_mode.is_none()
+        && select.flavor == SelectFlavor::Standard
 }
 
 fn is_plain_body(body: &SetExpr) -> bool {

@@ -293,6 +293,21 @@ fn everything_else_is_refused() {
         "SELECT OVERLAY(v PLACING 'x' FROM 1) FROM t",
         "SELECT STRUCT(v) FROM t",
         "SELECT v IS DISTINCT FROM (k) FROM t",
+        "SELECT `count`(*) FROM t",
+        "SELECT NEXT VALUE FOR SHARE",
+        "SELECT NEXT VALUE FOR s FROM t FOR UPDATE",
+        "SELECT t.? FROM t",
+        "SELECT 'a' ?",
+        "SELECT ? 'a'",
+        "SELECT ? ?",
+        "SELECT _latin1 ?",
+        "SELECT DATE ?",
+        "SELECT DATE x'41'",
+        "SELECT DISTINCT ON (v) v FROM t",
+        "SELECT v FROM t QUALIFY v > 1",
+        "SELECT v FROM t SORT BY v",
+        "SELECT * EXCLUDE (v) FROM t",
+        "FROM t SELECT v",
         "SELECT 1 END",
         "SELECT 1 END, my_function(1) FROM t",
         "SELECT v END FROM t FOR UPDATE",
@@ -307,8 +322,36 @@ fn everything_else_is_refused() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+fn facts(version: &str) -> Facts {
+    Facts::new(&[("version".to_owned(), version.to_owned())].into())
+}
+
+#[test]
+fn a_function_that_the_server_lacks_is_refused() {
+    let judged = |sql| vec![Arc::new(judge(sql).expect("it is allowed"))];
+    let mut facts = facts("9.7.4");
+    let plain = judged("SELECT SHA2('md5', 256), md5 FROM t");
+    let lacking = judged("UPDATE t SET v = LOWER(MD5 ('a')) WHERE w = MD5('b')");
+    assert_eq!(lacking[0].calls, ["lower", "md5"]);
+    assert_eq!(check_server(&lacking, &facts), Ok(()));
+    facts.lacking = Arc::new(["md5", "sha"]);
+    assert_eq!(check_server(&plain, &facts), Ok(()));
+    let (index, reason) = check_server(&[plain, lacking].concat(), &facts).expect_err("refused");
+    assert_eq!((index, &*reason.code), (1, code::STATEMENT_NOT_ALLOWED));
+    assert!(reason.message.contains("MySQL 9.7.4"), "{reason:?}");
+}
+
+#[test]
+fn a_call_is_written_in_one_piece() {
+    let mut sql = String::new();
+    let judged = judge("SELECT count ( * ), max/* */(v) FROM t WHERE v IN (1)").expect("allowed");
+    judged.push_to(&mut sql, &[]).expect("no values");
+    assert_eq!(sql, "SELECT count( * ), max(v) FROM t WHERE v IN (1)");
+}
+
 #[test]
 fn returning_is_for_mariadb() {
+    let (mysql, mariadb) = (facts("8.4.0"), facts("10.11.2-MariaDB"));
     let judged = |sql| vec![Arc::new(judge(sql).expect("it is allowed"))];
     for sql in [
         "DELETE FROM t RETURNING (v)",
@@ -318,8 +361,8 @@ fn returning_is_for_mariadb() {
         let [plain, returning] = ["UPDATE t SET v = 1", sql].map(judged);
         let judged = [plain, returning].concat();
         assert!(judged[1].returns_rows(), "{sql}");
-        assert_eq!(check_flavor(&judged, Flavor::MariaDb), Ok(()), "{sql}");
-        let (index, reason) = check_flavor(&judged, Flavor::MySql).expect_err(sql);
+        assert_eq!(check_server(&judged, &mariadb), Ok(()), "{sql}");
+        let (index, reason) = check_server(&judged, &mysql).expect_err(sql);
         let told = (index, &*reason.code);
         assert_eq!(told, (1, code::STATEMENT_NOT_ALLOWED), "{sql}");
     }
@@ -328,7 +371,7 @@ fn returning_is_for_mariadb() {
         "SELECT returning FROM t FOR UPDATE",
     ] {
         let judged = judged(sql);
-        assert_eq!(check_flavor(&judged, Flavor::MySql), Ok(()), "{sql}");
+        assert_eq!(check_server(&judged, &mysql), Ok(()), "{sql}");
     }
 }
 

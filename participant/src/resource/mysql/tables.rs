@@ -30,6 +30,8 @@ const KNOWN_MAX: usize = 4_096;
 const LOOK: &str = "the table's engine";
 /// The engine that can prepare and roll back, in capitals.
 const ENGINE: &str = "INNODB";
+/// What MariaDB calls the type of a sequence, whose engine is one with transactions.
+const SEQUENCE: &str = "SEQUENCE";
 
 /// A table as a statement names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -56,7 +58,7 @@ impl Table {
             None => "DATABASE()".to_owned(),
         };
         format!(
-            "SELECT ENGINE FROM information_schema.TABLES WHERE TABLE_SCHEMA={schema} \
+            "SELECT IF(TABLE_TYPE='{SEQUENCE}',TABLE_TYPE,ENGINE) FROM information_schema.TABLES WHERE TABLE_SCHEMA={schema} \
              AND TABLE_NAME=_utf8mb3 x'{}'",
             hex(self.name.as_bytes())
         )
@@ -176,13 +178,16 @@ impl MySql {
             None => return Ok(()),
         };
         if !engine.eq_ignore_ascii_case(ENGINE.as_bytes()) {
-            let engine = String::from_utf8_lossy(engine);
+            let refused = match &*String::from_utf8_lossy(engine) {
+                SEQUENCE => format!("{table} is a sequence, which cannot roll back"),
+                engine => format!(
+                    "{table} is a table of {engine}, which cannot roll back what is written to \
+                     it; run ALTER TABLE {table} ENGINE=InnoDB"
+                ),
+            };
             return Err(Reason::new(
                 code::STATEMENT_NOT_ALLOWED,
-                format!(
-                    "the statement is refused: {table} is a table of {engine}, which cannot roll \
-                     back what is written to it; run ALTER TABLE {table} ENGINE=InnoDB"
-                ),
+                format!("the statement is refused: {refused}"),
             ));
         }
         self.tables.note(table);

@@ -17,7 +17,7 @@ use super::finish::Finish;
 use super::pool::{Class, Conn};
 use super::preflight::{Facts, Flavor};
 use super::script::{End, Outcome, Script, Step, judge_all};
-use super::sql::{Judged, StatementKind, check_flavor};
+use super::sql::{Judged, StatementKind, check_server};
 use super::unfinished::Unfinished;
 use super::{MySql, ledger};
 use crate::resource::{Finished, LedgerEntry, OnePhase, Prepared};
@@ -201,7 +201,7 @@ impl MySql {
             .voting_facts()
             .await
             .map_err(|reason| Unfinished::never_began(reason, None))?;
-        check_flavor(&judged, facts.flavor).map_err(refused)?;
+        check_server(&judged, &facts).map_err(refused)?;
         self.check_tables(&judged, deadline)
             .await
             .map_err(refused)?;
