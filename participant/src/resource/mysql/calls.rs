@@ -91,7 +91,7 @@ pub fn keywords() -> &'static [&'static str] {
 
 /// Looks at every name before a parenthesis and returns the functions that are called. Their
 /// parentheses follow at once from here on: `count (1)` is a stored function to a server.
-pub fn check<'a>(tokens: &mut [Token<'a>]) -> Result<Vec<&'static str>, String> {
+pub fn check(tokens: &mut [Token<'_>]) -> Result<Vec<&'static str>, String> {
     let target = insert_target(tokens);
     let mut called = Vec::new();
     for at in 0..tokens.len().saturating_sub(1) {
