@@ -43,6 +43,7 @@ const NAMED: &[&str] = &[
     "SELECT MATCH (v) AGAINST ('x' f(1)) FROM canary",
     "SELECT member of(1) FROM canary",
     "SELECT lateral(SELECT 1)",
+    "SELECT 1, lateral(WITH c AS (SELECT 1) SELECT 1 FROM c)",
     "SELECT 1, lateral(SELECT 1)",
     "SELECT json_table('[1]', '$[*]' COLUMNS (a INT PATH '$'))",
     "SELECT 1, json_table('[1]', '$[*]' COLUMNS (a INT PATH '$'))",

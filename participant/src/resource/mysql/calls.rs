@@ -20,11 +20,13 @@ const KEYWORDS: &[&str] = &[
     "BIGINT",
     "BINARY",
     "BIT",
+    "BOTH",
     "BY",
     "CASE",
     "CHARACTER",
     "CROSS",
     "DATETIME",
+    "DEC",
     "DECIMAL",
     "DISTINCT",
     "DISTINCTROW",
@@ -35,6 +37,7 @@ const KEYWORDS: &[&str] = &[
     "EXCEPT",
     "EXISTS",
     "FLOAT",
+    "FOR",
     "FROM",
     "HAVING",
     "HIGH_PRIORITY",
@@ -45,6 +48,7 @@ const KEYWORDS: &[&str] = &[
     "INTERSECT",
     "JOIN",
     "KEY",
+    "LEADING",
     "LIKE",
     "MATCH",
     "MEDIUMINT",
@@ -66,6 +70,7 @@ const KEYWORDS: &[&str] = &[
     "STRAIGHT_JOIN",
     "THEN",
     "TINYINT",
+    "TRAILING",
     "UNION",
     "USING",
     "VARBINARY",
@@ -119,7 +124,7 @@ fn refused(name: &Token<'_>) -> String {
     if name.kind == Kind::Quoted && listed(name.text).is_some() {
         format!("a function's name stands without backticks, unlike {text}")
     } else {
-        format!("the function {text} is not allowed")
+        format!("{text} before a parenthesis is not allowed: no such function is on the list")
     }
 }
 
@@ -141,7 +146,8 @@ fn names(tokens: &[Token<'_>], at: usize) -> bool {
         || (before.is_symbol(",") && is_next_common_table(&tokens[at + 1..]))
         || (follows(&["SELECT"]) && AFTER_SELECT.iter().any(|word| name.is_word(word)))
         || (follows(&["MEMBER"]) && name.is_word("OF"))
-        || (follows(&["FROM", "JOIN"]) || before.is_symbol(",")) && is_table_form(tokens, at)
+        || ((follows(&["FROM", "JOIN", "STRAIGHT_JOIN"]) || before.is_symbol(","))
+            && is_table_form(tokens, at))
 }
 
 /// After an operand there is an operator, a word of the server's own, or an alias, and after an
@@ -156,19 +162,31 @@ fn ends_operand(token: &Token<'_>) -> bool {
     }
 }
 
-/// `LATERAL (SELECT` and `JSON_TABLE(… COLUMNS (`: no call has a SELECT of its own right after its
-/// parenthesis, or a list of columns between its arguments.
+/// `LATERAL (SELECT` and `JSON_TABLE(… COLUMNS (`: no call has a SELECT right after its
+/// parenthesis, or a list of columns among its own arguments.
 fn is_table_form(tokens: &[Token<'_>], at: usize) -> bool {
     let name = tokens[at];
+    let query = |token: &Token<'_>| token.is_word("SELECT") || token.is_word("WITH");
     if name.is_word("LATERAL") {
-        return tokens
-            .get(at + 2)
-            .is_some_and(|next| next.is_word("SELECT"));
+        return tokens.get(at + 2).is_some_and(query);
     }
-    name.is_word("JSON_TABLE")
-        && inside(&tokens[at + 1..]).windows(3).any(|three| {
-            is_literal(&three[0]) && three[1].is_word("COLUMNS") && three[2].is_symbol("(")
-        })
+    name.is_word("JSON_TABLE") && lists_columns(&tokens[at + 1..])
+}
+
+/// Whether a literal and COLUMNS stand in the first parenthesis, and not in one within it.
+fn lists_columns(tokens: &[Token<'_>]) -> bool {
+    let mut depth = 0_usize;
+    inside(tokens).windows(3).any(|three| {
+        if three[0].is_symbol("(") {
+            depth += 1;
+        } else if three[0].is_symbol(")") {
+            depth = depth.saturating_sub(1);
+        }
+        depth == 1
+            && is_literal(&three[0])
+            && three[1].is_word("COLUMNS")
+            && three[2].is_symbol("(")
+    })
 }
 
 fn is_literal(token: &Token<'_>) -> bool {
@@ -250,6 +268,15 @@ mod tests {
                 "SELECT 1 FROM JSON_TABLE(?, '$[*]' COLUMNS (a INT PATH '$')) j",
                 vec![],
             ),
+            (
+                "SELECT 1 FROM t STRAIGHT_JOIN LATERAL (WITH c AS (SELECT 1) SELECT 1 FROM c) l",
+                vec![],
+            ),
+            (
+                "SELECT TRIM(BOTH (s) FROM s), SUBSTRING(s FROM 1 FOR (2))",
+                vec!["trim", "substring"],
+            ),
+            ("SELECT CONVERT(v, DEC(5, 2))", vec!["convert"]),
             ("SELECT SQL_NO_CACHE (1)", vec![]),
             (
                 "SELECT v LIKE 'a' ESCAPE ('|') AND v MEMBER OF ('[1]')",
@@ -275,6 +302,7 @@ mod tests {
             "SELECT lateral((SELECT 1))",
             "SELECT 1, lateral(1)",
             "SELECT 1, json_table(1)",
+            "SELECT 1, json_table((SELECT a FROM JSON_TABLE('1', '$' COLUMNS (a INT PATH '$')) j))",
             "SELECT columns(1)",
             "SELECT v = sql_no_cache (1)",
             "SELECT of(1)",

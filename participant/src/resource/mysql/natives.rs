@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use concord_core::reason::Reason;
+use concord_core::reason::{Reason, code};
 use tokio::time::Instant as Deadline;
 
 use super::MySql;
@@ -17,6 +17,8 @@ use super::pool::{ANSWER_TIMEOUT, Class, lock};
 /// It was looked for among stored functions, so the server has none of its own. There is no such
 /// function, or the account may not know that.
 const LOOKED_FOR: &[u16] = &[1044, 1305, 1370];
+/// The arguments are missing: it is the server's own, by its name or in its grammar.
+const OWN: &[u16] = &[1064, 1582];
 const QUESTION: &str = "the server's functions";
 
 /// Functions on the list that a server lacks.
@@ -50,11 +52,15 @@ impl MySql {
         let mut lacking = Vec::new();
         for name in functions::allowed() {
             match conn.ask(format!("SELECT {name}()"), QUESTION).await {
-                Err(Failure::Refused { number, .. }) if LOOKED_FOR.contains(&number) => {
+                Ok(_) => {}
+                Err(Failure::Refused { number, .. }) if OWN.contains(&number) => {}
+                // What is said of the function itself and is not known here is not trusted.
+                Err(Failure::Refused { number, reason })
+                    if LOOKED_FOR.contains(&number) || &*reason.code == code::STATEMENT_FAILED =>
+                {
                     lacking.push(*name);
                 }
-                // It says that arguments are missing, in one of many ways.
-                Ok(_) | Err(Failure::Refused { .. }) => {}
+                // It says nothing of the function: the next look asks again.
                 Err(failure) => return Err(failure),
             }
         }

@@ -58,7 +58,8 @@ impl Table {
             None => "DATABASE()".to_owned(),
         };
         format!(
-            "SELECT IF(TABLE_TYPE='{SEQUENCE}',TABLE_TYPE,ENGINE) FROM information_schema.TABLES WHERE TABLE_SCHEMA={schema} \
+            "SELECT IF(TABLE_TYPE='{SEQUENCE}',TABLE_TYPE,ENGINE) \
+             FROM information_schema.TABLES WHERE TABLE_SCHEMA={schema} \
              AND TABLE_NAME=_utf8mb3 x'{}'",
             hex(self.name.as_bytes())
         )
