@@ -5,12 +5,12 @@
 //! it, is one of these, or refused: a word that no server takes for a call; a function that is on
 //! the list; a name that stands where only a table, an alias or a type can be named.
 
-use super::functions::listed;
+use super::functions::{is_dangerous, listed};
 use super::lexer::{Kind, Token};
 
 /// Words that both servers take for themselves before a parenthesis, wherever an operand may begin;
-/// `functions_on_*` asks the servers. RETURNING is one on MariaDB only, and in no statement that
-/// goes to MySQL.
+/// the test `only_functions_are_called` asks the servers. RETURNING is one on MariaDB only, and in
+/// no statement that goes to MySQL.
 const KEYWORDS: &[&str] = &[
     "ALL",
     "AND",
@@ -101,7 +101,13 @@ pub fn check(tokens: &mut [Token<'_>]) -> Result<Vec<&'static str>, String> {
     let mut called = Vec::new();
     for at in 0..tokens.len().saturating_sub(1) {
         let name = tokens[at];
-        if !name.is_name() || !tokens[at + 1].is_symbol("(") || target == Some(at) {
+        if !name.is_name() || !tokens[at + 1].is_symbol("(") {
+            continue;
+        }
+        if is_dangerous(name.text) {
+            return Err(format!("the function {} is not allowed", name.text));
+        }
+        if target == Some(at) {
             continue;
         }
         let qualified = at > 0 && tokens[at - 1].is_symbol(".");
@@ -175,13 +181,8 @@ fn is_table_form(tokens: &[Token<'_>], at: usize) -> bool {
 
 /// Whether a literal and COLUMNS stand in the first parenthesis, and not in one within it.
 fn lists_columns(tokens: &[Token<'_>]) -> bool {
-    let mut depth = 0_usize;
-    inside(tokens).windows(3).any(|three| {
-        if three[0].is_symbol("(") {
-            depth += 1;
-        } else if three[0].is_symbol(")") {
-            depth = depth.saturating_sub(1);
-        }
+    let held = inside(tokens);
+    held.windows(3).zip(depths(held)).any(|(three, depth)| {
         depth == 1
             && is_literal(&three[0])
             && three[1].is_word("COLUMNS")
@@ -193,20 +194,22 @@ fn is_literal(token: &Token<'_>) -> bool {
     matches!(token.kind, Kind::Text | Kind::Placeholder)
 }
 
+/// How many parentheses are open after each token.
+fn depths(tokens: &[Token<'_>]) -> impl Iterator<Item = usize> {
+    tokens.iter().scan(0_usize, |depth, token| {
+        if token.is_symbol("(") {
+            *depth += 1;
+        } else if token.is_symbol(")") {
+            *depth = depth.saturating_sub(1);
+        }
+        Some(*depth)
+    })
+}
+
 /// What the first parenthesis holds, with what stands in parentheses there, and itself.
 fn inside<'t, 'a>(tokens: &'t [Token<'a>]) -> &'t [Token<'a>] {
-    let mut depth = 0_usize;
-    for (at, token) in tokens.iter().enumerate() {
-        if token.is_symbol("(") {
-            depth += 1;
-        } else if token.is_symbol(")") {
-            depth = depth.saturating_sub(1);
-        }
-        if depth == 0 {
-            return &tokens[..=at];
-        }
-    }
-    tokens
+    let closing = depths(tokens).position(|depth| depth == 0);
+    closing.map_or(tokens, |at| &tokens[..=at])
 }
 
 /// `, name (columns) AS (`: the second common table expression of some.

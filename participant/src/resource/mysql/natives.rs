@@ -42,7 +42,7 @@ impl MySql {
     }
 
     /// Calls each without arguments. Stored functions are looked for in a schema that cannot have
-    /// any, so that none is run.
+    /// any, so that none is run; one of a plug-in may be, and counts as the server's own.
     async fn ask_for_functions(&self) -> Result<Vec<&'static str>, Failure> {
         let deadline = Deadline::now() + ANSWER_TIMEOUT;
         let conn = self.pool.acquire_by(Class::Control, deadline).await;

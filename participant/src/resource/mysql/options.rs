@@ -141,8 +141,8 @@ impl Options {
 
     /// What a new session is told, in one text, and whose it is. Unique checks that are off, a
     /// setting for imports, let `InnoDB` take the same request id twice. In MariaDB's mode ORACLE
-    /// `s.NEXTVAL` draws from a sequence. `USE` comes last so that a
-    /// schema that does not exist yet (error 1049) is told apart.
+    /// `s.NEXTVAL` draws from a sequence. `USE` comes last so that a schema that does not exist yet
+    /// (error 1049) is told apart.
     pub(super) fn session(&self) -> [String; 4] {
         let seconds = |duration: Duration| duration.as_secs().clamp(1, 3_600);
         let settings = format!(

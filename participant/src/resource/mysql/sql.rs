@@ -20,7 +20,6 @@ use sqlparser::ast::{
 
 use super::calls;
 use super::expressions::{check_columns, check_expr, is_last_insert_id, stop};
-use super::functions::is_dangerous;
 use super::lexer::{Kind, Token, lex};
 use super::literal::push_literal;
 use super::parse::parse_whole;
@@ -93,8 +92,8 @@ pub struct Judged {
     /// Tables that it may write to.
     pub written: Vec<Table>,
     /// Whether it is a write with the word RETURNING, without backticks. What follows the word is
-    /// never a call on MariaDB, which reserves it; MySQL would take it for one, and has no such
-    /// clause: [`check_server`] refuses it there.
+    /// never a call on MariaDB, which reserves it. MySQL has no such clause, and [`check_server`]
+    /// refuses it there.
     pub returning: bool,
     /// The functions that it calls, all of them on the list.
     pub calls: Vec<&'static str>,
@@ -274,10 +273,7 @@ fn check_tokens(tokens: &[Token<'_>]) -> Result<(), String> {
     if tokens.windows(3).any(sequence) {
         return Err("a sequence cannot roll back what it gave".into());
     }
-    for (token, next) in tokens
-        .iter()
-        .zip(tokens.iter().skip(1).map(Some).chain([None]))
-    {
+    for token in tokens {
         if token.kind == Kind::Word
             && REFUSED_WORDS
                 .iter()
@@ -287,10 +283,6 @@ fn check_tokens(tokens: &[Token<'_>]) -> Result<(), String> {
             return Err(format!(
                 "{word} is not allowed; a column of that name needs backticks"
             ));
-        }
-        let called = next.is_some_and(|next| next.is_symbol("("));
-        if called && token.is_name() && is_dangerous(token.text) {
-            return Err(format!("the function {} is not allowed", token.text));
         }
     }
     Ok(())
